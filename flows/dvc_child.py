@@ -1,0 +1,53 @@
+"""Child process that has DVC bring one stage up to date: `python -m flows.dvc_child FILE STAGE`.
+
+Writes "unchanged", "restored" (from DVC's run cache) or "ran" to FILE, as JSON. Why not
+`dvc repro -s`: it cannot tell these apart.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from stages.core.parent import kill_me_with_parent
+
+
+class _SeenRestore(logging.Filter):
+    """Notices DVC's word that it took a stage's outputs from the run cache."""
+
+    restored = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "is cached - skipping run" in record.getMessage():
+            self.restored = True
+        return True
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("outcome", type=Path)
+    parser.add_argument("stage")
+    parser.add_argument("--force", action="store_true")
+    arguments = parser.parse_args()
+    kill_me_with_parent()
+
+    seen = _SeenRestore()
+    logger = logging.getLogger("dvc.stage.cache")
+    logger.setLevel(logging.INFO)
+    logger.addFilter(seen)
+    try:
+        with Repo(_wait_for_lock=True) as repo:
+            done = repo.reproduce(arguments.stage, single_item=True, force=arguments.force)
+    except DvcException as error:
+        sys.exit(f"dvc: {error}")
+    outcome = "restored" if seen.restored else "ran" if done else "unchanged"
+    arguments.outcome.write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main()

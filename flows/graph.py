@@ -1,0 +1,125 @@
+"""The pipeline as DVC sees it, and running one stage of it in a process tree that can be ended."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import networkx as nx
+from dvc.repo import Repo
+from dvc.stage import Stage
+
+from stages.core.errors import AtelierError
+from stages.core.lock import HOLDER
+
+Outcome = Literal["unchanged", "restored", "ran"]
+
+
+class StageFailed(AtelierError):
+    """A stage ended with an error; the text is the end of its output."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of dvc.yaml, or one `.dvc` file of tracked data.
+
+    Attributes:
+        name: how DVC addresses it.
+        needs: names of the nodes whose outputs it reads.
+        metrics, pictures: files that it writes for people.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    metrics: tuple[Path, ...] = ()
+    pictures: tuple[Path, ...] = field(default=())
+
+
+def _node(stage: Stage, graph: "nx.DiGraph[Stage]") -> Node:
+    outs = [Path(out.fs_path) for out in stage.outs]
+    return Node(
+        name=stage.addressing,
+        needs=tuple(sorted(s.addressing for s in graph.successors(stage))),
+        metrics=tuple(Path(o.fs_path) for o in stage.outs if o.metric),
+        pictures=tuple(p for p in outs if p.suffix == ".png"),
+    )
+
+
+class Graph:
+    """The graph of one workspace, up to one target."""
+
+    def __init__(self, root: Path, target: str) -> None:
+        self.root = root
+        self._repo = Repo(str(root))
+        graph = self._repo.index.graph
+        wanted = self._repo.stage.collect(target)
+        upstream = set(wanted).union(*(nx.descendants(graph, stage) for stage in wanted))
+        place = {stage: (i, stage.addressing) for i, stage in enumerate(self._repo.index.stages)}
+        ordered = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
+        self.nodes = [_node(stage, graph) for stage in ordered if stage in upstream]
+
+    def is_unchanged(self, name: str) -> bool:
+        """Whether DVC would do nothing for this stage: a tenth of a second, no child process."""
+        self._repo._reset()
+        with self._repo.lock:
+            return not any(stage.changed() for stage in self._repo.stage.collect(name))
+
+    def reproduce(self, name: str, on_line: Callable[[str], None], *, force: bool) -> Outcome:
+        """Have DVC bring one stage up to date, in a child process.
+
+        Whatever ends this call early (Ctrl-C, a cancelled run, a timeout) ends the whole process
+        tree of the stage; so does the death of this process.
+
+        Raises: StageFailed.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = Path(folder) / "outcome.json"
+            command = [sys.executable, "-m", "flows.dvc_child", str(outcome), name]
+            child = subprocess.Popen(
+                command + ["--force"] * force,
+                cwd=self.root,
+                env=_child_environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            lines: list[str] = []
+            try:
+                assert child.stdout is not None
+                for line in child.stdout:
+                    if line := line.rstrip():
+                        lines.append(line)
+                        on_line(line)
+                child.wait()
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+                raise
+            if child.returncode:
+                raise StageFailed(_last_words(lines, child.returncode))
+            result: Outcome = json.loads(outcome.read_text())
+            return result
+
+
+def _child_environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment[HOLDER] = str(os.getpid())
+    return environment
+
+
+def _last_words(lines: list[str], returncode: int) -> str:
+    """Our own error line where there is one, else the end of the output."""
+    ours = [line for line in lines if line.startswith("error: ")]
+    return ours[-1] if ours else "\n".join([*lines[-10:], f"exit status {returncode}"])

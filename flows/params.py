@@ -1,0 +1,32 @@
+"""Refuses a bad params.yaml before the first stage runs; only here do flows look at stages."""
+
+import importlib
+from pathlib import Path
+
+from stages.core.data import Data
+from stages.core.errors import ParamsError
+from stages.core.params import Section, load_yaml, parse_section
+from stages.core.runtime import Resources
+
+SHARED: dict[str, type[Section]] = {"data": Data, "resources": Resources}
+
+
+def section_class(name: str) -> type[Section]:
+    """The class that a section of params.yaml must fit. Raises: ParamsError if there is none."""
+    if name in SHARED:
+        return SHARED[name]
+    try:
+        module = importlib.import_module(f"stages.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"stages.{name}":
+            raise
+        raise ParamsError(f"params.yaml: {name}: no stage has this name") from None
+    params: type[Section] = module.Params
+    return params
+
+
+def check(path: Path) -> None:
+    """Hold every section of a params file against its class. Raises: ParamsError."""
+    content = load_yaml(path)
+    for section in {**dict.fromkeys(SHARED), **content}:
+        parse_section(content, section, section_class(section), source=path.name)

@@ -1,0 +1,90 @@
+"""What a person sees in the terminal while a run goes on, and at its end."""
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from stages.core import progress
+
+MARKS = {
+    "Cached": "[cyan]cached[/]",
+    "Completed": "[green]done[/]",
+    "Failed": "[red]failed[/]",
+    "NotReady": "[dim]not run[/]",
+}
+
+
+@dataclass
+class _Row:
+    task: TaskID
+    started: float
+
+
+class Display:
+    """One line a stage: live bars in a terminal, plain lines anywhere else."""
+
+    def __init__(self, stages: list[str], console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.seconds: dict[str, float] = {}
+        self._live = self.console.is_terminal
+        self._width = max(map(len, stages), default=0)
+        self._bars = Progress(
+            TextColumn("{task.fields[mark]:>8}"),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+        )
+        self._rows: dict[str, _Row] = {}
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, stage: str) -> None:
+        """The stage has begun."""
+        task = self._bars.add_task(stage.ljust(self._width), total=100, mark="", text="")
+        self._rows[stage] = _Row(task, time.monotonic())
+
+    def line(self, stage: str, line: str) -> None:
+        """A line that the stage has printed."""
+        parsed = progress.parse(line)
+        if self._live and parsed:
+            self._bars.update(self._rows[stage].task, completed=parsed[0], text=parsed[1])
+        elif not self._live:
+            self.console.print(f"{stage.ljust(self._width)}  {line}", markup=False, soft_wrap=True)
+
+    def end(self, stage: str, state: str, message: str = "") -> None:
+        """The stage has ended in the given state (Prefect's name for it)."""
+        row = self._rows[stage]
+        self.seconds[stage] = time.monotonic() - row.started
+        mark = MARKS.get(state, state)
+        if self._live:
+            done = 100 if state in ("Completed", "Cached") else None
+            self._bars.update(row.task, completed=done, mark=mark, text=message.splitlines()[-1:])
+            self._bars.stop_task(row.task)
+        else:
+            self.console.print(
+                f"{stage.ljust(self._width)}  {mark}, {self.seconds[stage]:.1f} s", soft_wrap=True
+            )
+        if state == "Failed":
+            self.console.print(message, style="red", markup=False, soft_wrap=True)
+
+    def skip(self, stage: str, state: str) -> None:
+        """The stage has not been run, because one that it needs has failed."""
+        self.start(stage)
+        self.end(stage, state)

@@ -1,0 +1,128 @@
+"""The training pipeline as a Prefect flow: `python -m flows.train --help`."""
+
+import argparse
+import os
+import signal
+import sys
+from contextlib import chdir
+from typing import Any
+
+from flows import ROOT, params, server, summary, ui, workspace
+from flows.graph import Graph, Node, StageFailed
+from flows.terminal import Display
+from stages.core import lock, progress
+from stages.core.errors import AtelierError
+
+# Only our own lines go to the terminal; Prefect's records go to its server, for the UI.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+server.use_running()
+
+from prefect import flow, get_run_logger, task  # noqa: E402 (both lines above come first)
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.client.schemas.objects import State  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+from pydantic import BaseModel, ConfigDict, Field  # noqa: E402
+
+
+class Options(BaseModel):
+    """How to run; what is computed stands in params.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: str = Field(default="check", description="The last stage to bring up to date.")
+    force: list[str] = Field(default=[], description="Stages to run even if nothing has changed.")
+    overlay: str | None = Field(
+        default=None,
+        description="A params overlay, such as overlays/full.yaml: runs in a workspace of its own.",
+    )
+    stage_timeout_minutes: float = Field(
+        default=600, gt=0, description="A stage that takes longer is ended and has failed."
+    )
+
+
+@task(cache_policy=NO_CACHE)
+def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> State[Any]:
+    """Bring one stage up to date; its lines go to Prefect and to the terminal."""
+    logger = get_run_logger()
+    bar = ui.StageProgress(node.name)
+
+    def on_line(line: str) -> None:
+        display.line(node.name, line)
+        logger.info(line)
+        if parsed := progress.parse(line):
+            bar.show(*parsed)
+
+    display.start(node.name)
+    unchanged = not force and graph.is_unchanged(node.name)
+    try:
+        outcome = "unchanged" if unchanged else graph.reproduce(node.name, on_line, force=force)
+    except StageFailed as error:
+        display.end(node.name, "Failed", str(error))
+        return Failed(message=str(error))
+    ui.publish(node)
+    if outcome == "ran":
+        display.end(node.name, "Completed")
+        return Completed()
+    display.end(node.name, "Cached", outcome)
+    return Completed(name="Cached", message=outcome)
+
+
+@flow(name="train", validate_parameters=True)
+def train(options: Options = Options()) -> State[Any]:  # noqa: B008 (gives the UI its form)
+    """Bring every stage up to `target` up to date, in the order of dvc.yaml's graph."""
+    root = workspace.prepare(ROOT, options.overlay) if options.overlay else ROOT
+    with chdir(root), lock.held(root, "a flow run"):
+        params.check(root / "params.yaml")
+        graph = Graph(root, options.target)
+        states: dict[str, State[Any]] = {}
+        with Display([node.name for node in graph.nodes]) as display:
+            for node in graph.nodes:
+                states[node.name] = run_stage.with_options(
+                    name=node.name,
+                    task_run_name=node.name,
+                    timeout_seconds=options.stage_timeout_minutes * 60,
+                )(
+                    graph,
+                    node,
+                    display,
+                    force=node.name in options.force,
+                    wait_for=[states[name] for name in node.needs],
+                    return_state=True,
+                )
+                if states[node.name].name not in ("Completed", "Cached", "Failed"):
+                    display.skip(node.name, states[node.name].name or "?")
+    bad = {name: s for name, s in states.items() if not s.is_completed()}
+    if bad:
+        failed = [f"{name}: {s.message}" for name, s in bad.items() if not s.is_pending()]
+        return Failed(message="\n".join(failed))
+    cached = sum(s.name == "Cached" for s in states.values())
+    return Completed(message=f"{len(states) - cached} stages ran, {cached} were up to date")
+
+
+def main() -> None:
+    """Command line of the flow."""
+    parser = argparse.ArgumentParser(prog="python -m flows.train", description=train.description)
+    for name, field in Options.model_fields.items():
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            default=field.default,
+            type=float if field.annotation is float else str,
+            nargs="*" if field.annotation == list[str] else None,
+            help=f"{field.description} (default: {field.default})",
+        )
+    options = Options(**vars(parser.parse_args()))
+    # As Ctrl-C: Prefect records the end, and the stage's process tree is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    root = workspace.path(ROOT, options.overlay) if options.overlay else ROOT
+    try:
+        state = train(options, return_state=True)
+    except KeyboardInterrupt:
+        sys.exit("ended; what was trained so far is kept, the next run goes on from there")
+    if not state.is_completed():
+        text = str(state.message)
+        sys.exit(text if isinstance(state.data, AtelierError) else f"failed\n{text}")
+    summary.show(root, str(state.message))
+
+
+if __name__ == "__main__":
+    main()

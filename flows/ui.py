@@ -1,0 +1,67 @@
+"""What a run leaves on its page in the Prefect UI."""
+
+import base64
+import json
+import re
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from flows.graph import Node
+
+
+def _key(*parts: str) -> str:
+    """Artifact keys hold lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested metrics as `a.b.c` -> value."""
+    flat: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+class StageProgress:
+    """A progress bar of one stage, updated at most once a whole percent."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._id: UUID | None = None
+        self._percent = -1
+
+    def show(self, percent: int, text: str) -> None:
+        """Move the bar to `percent` (0 to 100)."""
+        if percent == self._percent:
+            return
+        self._percent = percent
+        if self._id is None:
+            key = _key(self._name, "progress")
+            created = create_progress_artifact(progress=percent, key=key, description=text)
+            assert isinstance(created, UUID)
+            self._id = created
+        else:
+            update_progress_artifact(self._id, progress=percent, description=text)
+
+
+def publish(node: Node) -> None:
+    """A stage's metrics as a table and its pictures, as artifacts of the running task."""
+    for path in node.metrics:
+        rows = flatten(json.loads(path.read_text()))
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+        create_markdown_artifact(
+            f"| metric | value |\n|---|---|\n{table}", key=_key(node.name, path.stem)
+        )
+    for path in node.pictures:
+        encoded = base64.b64encode(path.read_bytes()).decode()
+        create_image_artifact(f"data:image/png;base64,{encoded}", key=_key(node.name, path.stem))

@@ -1,0 +1,208 @@
+"""How fast teacher and student are, by engine, provider and batch size, side by side.
+
+The rounds are interleaved, so that a busy moment of the machine hits every row alike. A provider
+that is not on this machine is a row that says so.
+
+Reads:  data/models/onnx/, data/models/refined/, data/models/teacher/, data/validated/
+Writes: metrics, a picture
+Params: benchmark
+Run:    dvc repro benchmark
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from stages.core import pictures, report, runtime, stage
+from stages.core.data import Dataset, load_dataset
+from stages.core.errors import Unavailable
+from stages.core.nets import load_net
+from stages.core.onnx_export import INPUT, Calibrated, export
+from stages.core.onnx_run import Provider, session
+from stages.core.params import Section
+from stages.core.progress import Progress
+from stages.core.runtime import Resources
+
+
+class Params(Section):
+    """Section `benchmark`."""
+
+    batches: list[int] = Field(min_length=1)
+    rounds: int = Field(ge=1, le=100)
+    seconds_per_round: float = Field(gt=0, le=60)
+    warm_up: int = Field(ge=0, le=1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths(stage.Paths):
+    """What dvc.yaml hands to the command line."""
+
+    validated: Path = stage.reads()
+    teacher: Path = stage.reads()
+    refined: Path = stage.reads()
+    onnx: Path = stage.reads()
+    metrics: Path = stage.writes()
+    latency: Path = stage.writes()
+
+
+Run = Callable[[np.ndarray[Any, Any]], object]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine with one model on one provider; `start` makes it ready to take uint8 batches."""
+
+    model: str
+    engine: str
+    provider: Provider
+    start: Callable[[], Run]
+
+
+def torch_engine(folder: Path, provider: Provider) -> Run:
+    """PyTorch, eager. Raises: Unavailable."""
+    if provider == "cuda" and not torch.cuda.is_available():
+        raise Unavailable("PyTorch finds no CUDA device")
+    device = torch.device(provider)
+    net = Calibrated(load_net(folder), 1.0).to(device).eval()
+
+    def run(images: np.ndarray[Any, Any]) -> object:
+        with torch.inference_mode():
+            # Back to the CPU, as the other engine's answer: the copy waits for the device.
+            return net(torch.from_numpy(images).to(device)).cpu()
+
+    return run
+
+
+def ort_engine(model: Path, provider: Provider, threads: int) -> Run:
+    """ONNX Runtime. Raises: Unavailable."""
+    running = session(model, provider, threads=threads)
+    return lambda images: running.run(None, {INPUT: images})
+
+
+def time_round(run: Run, images: np.ndarray[Any, Any], seconds: float) -> list[float]:
+    """Latencies in milliseconds of at least 5 calls, for about `seconds`."""
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        run(images)
+        found.append((time.perf_counter() - start) * 1e3)
+    return found
+
+
+def measure(
+    contenders: list[Contender], data: Dataset, params: Params
+) -> dict[str, dict[str, Any]]:
+    """One row for each contender and batch size; see `row` for its keys."""
+    test = data.rows("test")
+    images = {b: np.ascontiguousarray(data.pixels[np.resize(test, b)]) for b in params.batches}
+    times: dict[tuple[Contender, int], list[float]] = {}
+    missing: dict[Contender, str] = {}
+    progress = Progress("timing", params.rounds * len(contenders))
+    for _ in range(params.rounds):
+        for contender in contenders:
+            progress.step(where=f"{contender.model} {contender.engine} {contender.provider}")
+            if contender in missing:
+                continue
+            try:
+                run = contender.start()
+            except Unavailable as error:
+                missing[contender] = str(error)
+                continue
+            for batch, shown in images.items():
+                for _ in range(params.warm_up):
+                    run(shown)
+                found = time_round(run, shown, params.seconds_per_round)
+                times.setdefault((contender, batch), []).extend(found)
+    rows = {}
+    for contender in contenders:
+        for batch in params.batches:
+            name = f"{contender.model}_{contender.engine}_{contender.provider}_b{batch}"
+            rows[name] = {
+                "model": contender.model,
+                "engine": contender.engine,
+                "provider": contender.provider,
+                "precision": "fp32",
+                "batch": batch,
+            } | (
+                {"unavailable": missing[contender]}
+                if contender in missing
+                else figures(times[contender, batch], batch)
+            )
+    return rows
+
+
+def figures(latencies_ms: list[float], batch: int) -> dict[str, float]:
+    """Percentiles over all calls, none left out; throughput from the median."""
+    p50, p90, p99 = np.percentile(latencies_ms, [50, 90, 99])
+    return {
+        "calls": len(latencies_ms),
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "p99_ms": float(p99),
+        "images_per_s": float(batch / p50 * 1e3),
+    }
+
+
+def run(params: Params, *, paths: Paths, resources: Resources) -> None:
+    """Time everything, write the rows and the ratios that the check stage looks at."""
+    data = load_dataset(paths.validated)
+    threads = runtime.threads(resources)
+    folders = {"teacher": paths.teacher, "student": paths.refined}
+    files = {"student": paths.onnx / "fp32.onnx"}
+    paths.scratch.mkdir(parents=True, exist_ok=True)
+    files["teacher"] = paths.scratch / "teacher.onnx"
+    export(load_net(paths.teacher), files["teacher"], temperature=1.0, metadata={})
+
+    providers: tuple[Provider, ...] = ("cpu", "cuda")
+    contenders = [
+        Contender(model, engine, provider, start)
+        for provider in providers
+        for model in ("teacher", "student")
+        for engine, start in (
+            ("torch", partial(torch_engine, folders[model], provider)),
+            ("ort", partial(ort_engine, files[model], provider, threads)),
+        )
+    ]
+    rows = measure(contenders, data, params)
+
+    def ratio(slow: str, fast: str) -> float:
+        return float(rows[slow]["p50_ms"] / rows[fast]["p50_ms"])
+
+    speed_up = {}
+    for batch in params.batches:
+        fast = f"student_ort_cpu_b{batch}"
+        speed_up[f"student_ort_over_teacher_torch_b{batch}"] = ratio(
+            f"teacher_torch_cpu_b{batch}", fast
+        )
+        speed_up[f"student_ort_over_teacher_ort_b{batch}"] = ratio(
+            f"teacher_ort_cpu_b{batch}", fast
+        )
+    shown = {
+        f"{r['model']}, {r['engine']}, {r['provider']}, batch {r['batch']}": r["p50_ms"]
+        / r["batch"]
+        for r in rows.values()
+        if "p50_ms" in r
+    }
+    pictures.bars(paths.latency, shown, label="median ms an image (log)", logarithmic=True)
+    report.write_metrics(
+        paths.metrics,
+        {
+            "threads": threads,
+            "device": runtime.device_name(),
+            "speed_up": speed_up,
+            "bytes": {name: file.stat().st_size for name, file in files.items()},
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    stage.main("benchmark")

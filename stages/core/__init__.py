@@ -1,0 +1,1 @@
+"""What stages share. Nothing in here imports a stage."""

@@ -1,0 +1,111 @@
+"""Labelled images: the user's folder (imagefolder), and the validated, packed form of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages.core.errors import DataError
+from stages.core.params import Section
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+METADATA = "metadata.csv"
+
+
+class Data(Section):
+    """Section `data`: the images that dvc.yaml hands to the validate stage."""
+
+    dir: str = Field(min_length=1)
+
+
+def read_metadata(folder: Path) -> pd.DataFrame:
+    """The folder's metadata.csv, all cells as text, `""` where empty.
+
+    Columns: file_name, label; optional group, domain, split; any others are kept.
+
+    Raises: DataError when the file is missing, unreadable, or lacks a column.
+    """
+    path = folder / METADATA
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; expected the imagefolder layout: images and a {METADATA} "
+            "with the columns file_name and label"
+        )
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from None
+    for column in ("file_name", "label"):
+        if column not in table:
+            found = ", ".join(map(str, table.columns)) or "none"
+            raise DataError(f"{path}: no column {column!r}; found {found}")
+    if table.empty:
+        raise DataError(f"{path}: no rows; expected one a labelled image")
+    return table
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Validated images, decoded once. All arrays have one entry an image, in manifest order.
+
+    Attributes:
+        pixels: uint8 (N, P, P, C), C = 1 (grey) or 3 (RGB), memory-mapped.
+        labels: int64 (N,), index into `classes`.
+        groups: int64 (N,); images of one group are never in two splits.
+        domains: object (N,), text, `""` where the data names none.
+        splits: object (N,), one of `SPLITS`.
+        files: object (N,), names relative to the user's folder.
+        classes: the classes in the order of the logits; of two, the last is the positive one.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    domains: NDArray[np.object_]
+    splits: NDArray[np.object_]
+    files: NDArray[np.object_]
+    classes: list[str]
+
+    @property
+    def image_px(self) -> int:
+        """Side of the square images, in pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return int(self.pixels.shape[3])
+
+    def rows(self, split: Split) -> NDArray[np.int64]:
+        """Indices of a split's images."""
+        return np.flatnonzero(self.splits == split).astype(np.int64)
+
+
+def save_dataset(folder: Path, manifest: pd.DataFrame, classes: list[str]) -> None:
+    """Write what belongs beside `pixels.npy`, which the caller has written into `folder`."""
+    manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
+    (folder / "classes.json").write_text(json.dumps(classes, indent=1) + "\n")
+
+
+def load_dataset(folder: Path) -> Dataset:
+    """What the validate stage wrote."""
+    manifest = pd.read_csv(
+        folder / "manifest.csv", dtype={"group": str, "domain": str}, keep_default_na=False
+    )
+    classes = json.loads((folder / "classes.json").read_text())
+    groups, _ = pd.factorize(manifest["group"])
+    return Dataset(
+        pixels=np.load(folder / "pixels.npy", mmap_mode="r"),
+        labels=manifest["label"].map({c: i for i, c in enumerate(classes)}).to_numpy(np.int64),
+        groups=groups.astype(np.int64),
+        domains=manifest["domain"].to_numpy(object),
+        splits=manifest["split"].to_numpy(object),
+        files=manifest["file_name"].to_numpy(object),
+        classes=classes,
+    )

@@ -1,0 +1,39 @@
+"""Running a network over many images, in evaluation mode and without gradients."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.core.nets import Net, batched
+from stages.core.progress import Progress
+
+BATCH = 64
+
+
+def run_batched(
+    compute: Callable[[Tensor], Tensor],
+    images: Callable[[NDArray[np.int64]], Tensor],
+    rows: NDArray[np.int64],
+    device: torch.device,
+    *,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """`compute` on `images(rows)`, a batch at a time: float32 (len(rows), ...)."""
+    out = []
+    with torch.inference_mode():
+        for batch in batched(rows, BATCH):
+            out.append(compute(images(batch).to(device)).float().cpu().numpy())
+            if progress:
+                progress.step(len(batch))
+    return np.concatenate(out)
+
+
+def logits_of(
+    net: Net, images: Callable[[NDArray[np.int64]], Tensor], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Logits (len(rows), K) of the given images."""
+    net.eval()
+    return run_batched(net, images, rows, next(net.parameters()).device)

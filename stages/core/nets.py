@@ -1,0 +1,195 @@
+"""Networks: a backbone cut where the task wants it, statistics of its stages, a linear head.
+
+The head reads mean, standard deviation and maximum of several backbone stages: early stages hold
+the texture that defects are made of, late ones the shape, and small data favours reading both.
+Every network takes raw images, uint8 (B, P, P, C), so what is trained is what is exported.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from stages.core.weights import load_pretrained
+
+
+class NetSpec(BaseModel):
+    """All that is needed to build a network again; `config.json` of a model folder.
+
+    Attributes:
+        backbone: name in timm.
+        stages: indices of the feature stages that the head reads; the deepest one ends the network.
+        classes: names, in the order of the logits.
+        image_px, channels: the images that go in.
+        reduce: the image is averaged over reduce x reduce pixels at the door.
+        mean, std: of RGB values in 0 to 1, as the backbone was pretrained with.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: str
+    stages: list[int]
+    classes: list[str]
+    image_px: int
+    channels: int
+    reduce: int
+    mean: list[float]
+    std: list[float]
+
+
+class Net(nn.Module):
+    """uint8 (B, P, P, C) images to float (B, K) logits."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: NetSpec, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = timm.create_model(
+            spec.backbone, features_only=True, feature_cls="getter", out_indices=spec.stages
+        )
+        self.head = Head(3 * sum(self.backbone.feature_info.channels()), len(spec.classes), dropout)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (B, P, P, C) to normalised float (B, 3, P / reduce, P / reduce)."""
+        x = images.permute(0, 3, 1, 2).float() / 255
+        if self.spec.reduce > 1:
+            x = nn.functional.avg_pool2d(x, self.spec.reduce)
+        return (x - self.mean) / self.std
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, P, P, C) to float (B, F): mean, deviation and maximum of every stage."""
+        x = self.prepare(images).contiguous(memory_format=torch.channels_last)
+        pooled = []
+        for stage in self.backbone(x):
+            mean = stage.mean((2, 3))
+            variance = (stage - mean[:, :, None, None]).square().mean((2, 3))
+            # The square root's slope at 0 is infinite: a dead channel must not become NaN.
+            pooled += [mean, (variance + 1e-5).sqrt(), stage.amax((2, 3))]
+        return torch.cat(pooled, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def train(self, mode: bool = True) -> "Net":
+        """As always, but BatchNorm keeps its running statistics.
+
+        The pretrained ones are far from these images' (cosine 0.19 on ELPV), and training with
+        batch statistics loses what the weights know.
+        """
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """The backbone's parameters from the image upwards, in timm's groups (stem, stages ...)."""
+        model = self.backbone.model
+        named = dict(model.named_parameters())
+        groups = group_parameters(model, model.group_matcher(coarse=True))
+        kept = [[named[n] for n in names if n in named] for _, names in sorted(groups.items())]
+        return [group for group in kept if group]
+
+    def freeze_lowest(self, groups: int) -> None:
+        """Stop the lowest layer groups from learning."""
+        for group in self.layer_groups()[:groups]:
+            for parameter in group:
+                parameter.requires_grad_(False)
+
+
+class Head(nn.Module):
+    """Standardise with fixed statistics, then a linear layer that starts at zero."""
+
+    def __init__(self, features: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(features, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    mean: Tensor
+    std: Tensor
+
+    def standardize(self, features: Tensor) -> Tensor:
+        """(B, F) to (B, F) with mean 0 and deviation 1 on the images that `fit` has seen."""
+        return (features - self.mean) / self.std
+
+    def fit_statistics(self, features: Tensor) -> None:
+        """Take mean and deviation from (N, F) features of the training images."""
+        self.mean.copy_(features.mean(0))
+        # A channel that hardly varies in training must not be blown up on other images.
+        self.std.copy_(features.std(0).clamp_min(1e-3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.dropout(self.standardize(features)))
+        return logits
+
+
+def build_pretrained(
+    backbone: str,
+    *,
+    stages: list[int],
+    classes: list[str],
+    image_px: int,
+    channels: int,
+    reduce: int = 1,
+    dropout: float = 0.0,
+) -> Net:
+    """A network whose backbone knows ImageNet. Raises: Unavailable (see weights.py)."""
+    state, mean, std = load_pretrained(backbone)
+    spec = NetSpec(
+        backbone=backbone,
+        stages=stages,
+        classes=classes,
+        image_px=image_px,
+        channels=channels,
+        reduce=reduce,
+        mean=mean,
+        std=std,
+    )
+    net = Net(spec, dropout=dropout)
+    wanted = net.backbone.model.state_dict()
+    net.backbone.model.load_state_dict({name: state[name] for name in wanted})
+    return net.to(memory_format=torch.channels_last)
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Number of weights, frozen ones included."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def save_net(folder: Path, net: Net) -> None:
+    """Write `model.safetensors` and `config.json`."""
+    folder.mkdir()
+    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    config = json.loads(net.spec.model_dump_json())
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def load_net(folder: Path, *, dropout: float = 0.0) -> Net:
+    """The network of a model folder, in evaluation mode."""
+    spec = NetSpec.model_validate_json((folder / "config.json").read_text())
+    net = Net(spec, dropout=dropout)
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    return net.to(memory_format=torch.channels_last).eval()
+
+
+def batched(rows: Any, size: int) -> Iterator[Any]:
+    """Consecutive pieces of an array."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

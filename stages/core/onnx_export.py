@@ -1,0 +1,93 @@
+"""A network as an ONNX file that takes raw images and gives calibrated probabilities."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from stages.core.nets import Net
+
+INPUT, OUTPUT = "images", "probabilities"
+# IR and operator set that current runtimes, on small machines too, all read.
+OPSET = 20
+
+
+class Calibrated(nn.Module):
+    """uint8 (B, P, P, C) images to probabilities (B, K): softmax(logits / temperature)."""
+
+    def __init__(self, net: Net, temperature: float) -> None:
+        super().__init__()
+        self.net = net
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.softmax(self.net(images) / self.temperature, 1)
+
+
+def _without_traces(model: onnx.ModelProto) -> None:
+    """Remove what the exporter noted about this machine's source files, in place."""
+    graphs = [model.graph]
+    for graph in graphs:
+        del graph.metadata_props[:]
+        for item in [*graph.node, *graph.value_info, *graph.input, *graph.output]:
+            item.doc_string = ""
+            del item.metadata_props[:]
+        for initializer in graph.initializer:
+            del initializer.metadata_props[:]
+        for node in graph.node:
+            graphs += [a.g for a in node.attribute if a.HasField("g")]
+    for function in model.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+
+
+def export(net: Net, path: Path, *, temperature: float, metadata: Mapping[str, str]) -> None:
+    """Write `net` with preprocessing inside, for any batch size, checked by onnx.checker.
+
+    Args:
+        net: on the CPU; left in evaluation mode.
+        temperature: divides the logits; 1 leaves them alone.
+        metadata: text by key, stored in the file beside what is needed to use it.
+    """
+    spec = net.spec
+    # With a batch of 1 the exporter would take the batch size for a constant.
+    example = torch.zeros(2, spec.image_px, spec.image_px, spec.channels, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter's own use of deprecated functions is not the user's concern.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Calibrated(net, temperature).eval(),
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _without_traces(model)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    model.producer_name, model.producer_version = "atelier", ""
+    use = {
+        "classes": json.dumps(spec.classes),
+        "image_px": str(spec.image_px),
+        "channels": str(spec.channels),
+    }
+    del model.metadata_props[:]
+    for key, value in sorted({**use, **metadata}.items()):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))

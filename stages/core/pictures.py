@@ -1,0 +1,102 @@
+"""Figures of the report, as PNG."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, told apart by colour-blind readers too.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+
+Images = NDArray[np.uint8]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # No software version in the file: the same figure has the same bytes.
+    figure.savefig(path, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def _show(axis: Axes, image: Images) -> None:
+    axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def grid(path: Path, rows: Mapping[str, Images]) -> None:
+    """Images (n, S, S, C) in rows, each row with its name."""
+    columns = max(len(images) for images in rows.values())
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(1.1 * columns, 1.15 * len(rows)), squeeze=False
+    )
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis in line[len(images) :]:
+            axis.axis("off")
+        for axis, image in zip(line, images, strict=False):
+            _show(axis, image)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    _save(figure, path)
+
+
+def beside_nearest(path: Path, made: Images, real: Images, *, count: int = 10) -> None:
+    """Synthetic images over the real images that are nearest to them, pixel by pixel (L2)."""
+    shown = made[:count]
+    flat = real.reshape(len(real), -1).astype(np.float32)
+    nearest = [
+        int(np.square(flat - image.reshape(-1).astype(np.float32)).sum(1).argmin())
+        for image in shown
+    ]
+    grid(path, {"synthetic": shown, "nearest real": real[nearest]})
+
+
+def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> None:
+    """Lines over their index."""
+    figure, axis = plt.subplots(figsize=(5.5, 3.2))
+    for (name, line), colour in zip(series.items(), COLOURS, strict=False):
+        axis.plot(line.index, line.to_numpy(), label=name, color=colour, marker="o", ms=3)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def bars(
+    path: Path,
+    values: Mapping[str, float],
+    *,
+    label: str,
+    spread: Mapping[str, tuple[float, float]] | None = None,
+    logarithmic: bool = False,
+) -> None:
+    """Horizontal bars with their value; `spread` gives low and high ends of an interval."""
+    figure, axis = plt.subplots(figsize=(6.5, 0.45 * len(values) + 0.9))
+    names = list(values)[::-1]
+    heights = [values[n] for n in names]
+    axis.barh(names, heights, color=COLOURS[0], height=0.6)
+    for place, name in enumerate(names):
+        end = values[name]
+        if spread and name in spread:
+            low, high = spread[name]
+            axis.plot([low, high], [place, place], color="black", lw=1.2)
+            end = max(end, high)
+        axis.annotate(
+            f"{values[name]:.3g}", (end, place), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=9,
+        )  # fmt: skip
+    if logarithmic:
+        axis.set_xscale("log")
+    axis.set_xlabel(label)
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)

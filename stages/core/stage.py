@@ -1,0 +1,196 @@
+"""What surrounds the work of every stage: its command line, params, inputs, outputs and end.
+
+`main` is all that a stage file calls. The stage itself is `run(params, *, paths, resources)`.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.core import digest, lock, parent
+from stages.core.errors import AtelierError, InputsChanged, ParamsError
+from stages.core.params import Section, load_section
+from stages.core.runtime import Resources
+
+SCRATCH = Path("data/scratch")
+
+
+def reads() -> Any:
+    """A path that the stage only reads; it must not change while the stage runs."""
+    return dataclasses.field(metadata={"input": True})
+
+
+def writes(*, even_on_failure: bool = False, tracked: bool = True) -> Any:
+    """A path that the stage writes, moved into place when the stage has succeeded.
+
+    With `even_on_failure`, also when it ended with one of our own errors (a report that shows why).
+    What is not `tracked` is no output to DVC, since it carries dates, say.
+    """
+    return dataclasses.field(
+        metadata={"input": False, "even_on_failure": even_on_failure, "tracked": tracked}
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Base of a stage's paths: every field becomes an option of its command line."""
+
+    scratch: Path = dataclasses.field(default=SCRATCH, metadata={"scratch": True})
+
+    @classmethod
+    def inputs(cls) -> list[str]:
+        """Names of the fields made with `reads()`."""
+        return [f.name for f in dataclasses.fields(cls) if f.metadata.get("input") is True]
+
+    @classmethod
+    def outputs(cls) -> list[str]:
+        """Names of the fields made with `writes()`."""
+        return [f.name for f in dataclasses.fields(cls) if f.metadata.get("input") is False]
+
+
+class StageModule(Protocol):
+    """What a stage file defines."""
+
+    Params: type[Section]
+    Paths: type[Paths]
+    run: Callable[..., None]
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _parse(paths_class: type[Paths], name: str) -> Paths:
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", allow_abbrev=False)
+    for field in paths_class.inputs() + paths_class.outputs():
+        parser.add_argument(_option(field), type=Path, required=True)
+    return paths_class(**vars(parser.parse_args()))
+
+
+def inputs_of(paths: Paths) -> dict[str, str]:
+    """md5 of every input, by the field's name; the same as in dvc.lock."""
+    return {name: digest.md5(getattr(paths, name)) for name in paths.inputs()}
+
+
+def code_digest(root: Path) -> str:
+    """Hash of the project's source files that this process has imported."""
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    ours = root / "stages"
+    sources = sorted(Path(file) for file in files if file and Path(file).is_relative_to(ours))
+    return hashlib.md5("".join(digest.file_md5(s) for s in sources).encode()).hexdigest()
+
+
+@contextmanager
+def _unchanged(paths: Paths, section: Callable[[], Section]) -> Iterator[dict[str, str]]:
+    """Yield the inputs' md5 by field; raise InputsChanged if any of them differs at the end.
+
+    DVC hashes dependencies and params after the command, so what changed meanwhile would be
+    recorded as if it had been used.
+    """
+    inputs = {name: getattr(paths, name) for name in paths.inputs()}
+    for name, path in inputs.items():
+        if not path.exists():
+            raise ParamsError(f"{_option(name)} {path}: no such file or folder")
+    stamps = {name: digest.stamp(path) for name, path in inputs.items()}
+    before = inputs_of(paths)
+    params = section()
+    yield before
+    for name, path in inputs.items():
+        gone = not path.exists()
+        if gone or (digest.stamp(path) != stamps[name] and digest.md5(path) != before[name]):
+            raise InputsChanged(f"{path} changed while the stage ran; run it again")
+    if section() != params:
+        raise InputsChanged(
+            "this stage's section of params.yaml changed while it ran; run it again"
+        )
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(paths: Paths) -> Iterator[Paths]:
+    """Yield `paths` with every output under a temporary name beside its place.
+
+    They are moved into place on success, so an output that exists is complete.
+    """
+    fields = {f.name: f for f in dataclasses.fields(paths)}
+    final = {name: getattr(paths, name) for name in paths.outputs()}
+    partial = {name: path.with_name(f".partial.{path.name}") for name, path in final.items()}
+
+    def place(names: list[str]) -> None:
+        for name in names:
+            if partial[name].exists():
+                remove(final[name])
+                partial[name].replace(final[name])
+
+    for path in partial.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(path)
+    try:
+        yield dataclasses.replace(paths, **partial)
+        missing = [str(final[n]) for n in final if not partial[n].exists()]
+        if missing:
+            raise RuntimeError(f"the stage did not write {', '.join(missing)}")
+        place(list(final))
+    except AtelierError:
+        place([n for n in final if fields[n].metadata["even_on_failure"]])
+        raise
+    finally:
+        for path in partial.values():
+            remove(path)
+
+
+def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
+    """Run one stage on the given paths, with all that `main` promises.
+
+    Raises: AtelierError, with a text for the user.
+    """
+    params_file = root / "params.yaml"
+
+    def section() -> Section:
+        return load_section(params_file, name, module.Params)
+
+    resources = load_section(params_file, "resources", Resources)
+    with _unchanged(paths, section) as inputs:
+        params = section()
+        resources.apply()
+        work = [params.model_dump_json(), json.dumps(inputs, sort_keys=True), code_digest(root)]
+        scratch = paths.scratch / name / hashlib.md5("".join(work).encode()).hexdigest()
+        with staged(dataclasses.replace(paths, scratch=scratch)) as partial:
+            module.run(params, paths=partial, resources=resources)
+    # Checkpoints of other params stay: whoever goes back to those params goes on from there.
+    remove(scratch)
+
+
+def main(name: str) -> None:
+    """Entry point of `python -m stages.NAME`."""
+    module = sys.modules["__main__"]
+    root = Path.cwd()
+    started = time.monotonic()
+    try:
+        parent.die_with_parent()
+        with lock.held(root, f"stage {name}"):
+            execute(name, module, _parse(module.Paths, name), root)
+    except AtelierError as error:
+        sys.exit(f"error: {name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"{name} took {time.monotonic() - started:.1f} s", flush=True)
+    # Without this, libraries' threads and atexit hooks can hold a finished stage for seconds.
+    sys.stdout.flush()
+    os._exit(0)

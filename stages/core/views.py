@@ -1,0 +1,55 @@
+"""Seeded views: view v of image i is always the same, so that it can be indexed and cached."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """Random symmetric views of packed images.
+
+    View v of image i is one of the square's eight symmetries (turns and mirror images), with
+    contrast and brightness changed by up to `jitter` (a share of one).
+
+    Attributes:
+        pixels: uint8 (N, P, P, C).
+        seed: views of different seeds are independent.
+        jitter: 0 leaves the grey values alone.
+    """
+
+    pixels: NDArray[np.uint8]
+    seed: int
+    jitter: float
+
+    def plain(self, rows: NDArray[np.int64]) -> Tensor:
+        """The images as they are: uint8 (B, P, P, C)."""
+        return torch.from_numpy(self.pixels[rows])
+
+    def batch(self, rows: NDArray[np.int64], view: int) -> Tensor:
+        """View number `view` of the given images: uint8 (B, P, P, C)."""
+        draws = np.random.default_rng([self.seed, view]).random((len(self.pixels), 3))[rows]
+        symmetry = (draws[:, 0] * 8).astype(int)
+        images = self.plain(rows)
+        if self.jitter:
+            strength = torch.from_numpy(1 + self.jitter * (2 * draws[:, 1:] - 1)).float()
+            contrast, brightness = strength.T.reshape(2, -1, 1, 1, 1)
+            x = images.float()
+            mean = x.mean((1, 2), keepdim=True)
+            x = ((x - mean) * contrast + mean) * brightness
+            images = x.round().clamp(0, 255).to(torch.uint8)
+        return turn(images, torch.from_numpy(symmetry))
+
+
+def turn(images: Tensor, symmetry: Tensor) -> Tensor:
+    """(B, P, P, C) images, each by its symmetry 0 to 7: quarter turns, mirrored from 4 on."""
+    turned = torch.empty_like(images)
+    for s in range(8):
+        chosen = (symmetry == s).nonzero()[:, 0]
+        if len(chosen):
+            x = torch.rot90(images[chosen], s % 4, (1, 2))
+            turned[chosen] = x.flip(2) if s >= 4 else x
+    return turned

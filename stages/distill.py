@@ -1,0 +1,130 @@
+"""Knowledge distillation: a small student learns the teacher's soft targets.
+
+The control is the same student, trained the same way on the same views, from the labels alone: what
+the student gains over it is what the teacher has taught.
+
+Reads:  data/validated/, data/targets/
+Writes: data/models/student/ (model.safetensors, config.json), metrics, curves
+Params: distill
+Run:    dvc repro distill
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from stages.core import metrics, pictures, report, stage
+from stages.core.checkpoint import Checkpoint
+from stages.core.data import Dataset, load_dataset
+from stages.core.fit import Recipe, fit
+from stages.core.inference import run_batched
+from stages.core.nets import Net, build_pretrained, count_parameters, save_net
+from stages.core.params import Section
+from stages.core.runtime import Resources
+from stages.core.student import distillation_loss, plain_logits, validation
+from stages.core.targets import Targets, load_targets
+
+
+class Params(Section):
+    """Section `distill`."""
+
+    backbone: str = Field(min_length=1)
+    stages: list[int] = Field(min_length=1)
+    reduce: int = Field(ge=1, le=8)
+    temperature: float = Field(gt=0, le=100)
+    alpha: float = Field(gt=0, le=1)
+    recipe: Recipe
+    seed: int = Field(ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths(stage.Paths):
+    """What dvc.yaml hands to the command line."""
+
+    validated: Path = stage.reads()
+    targets: Path = stage.reads()
+    student: Path = stage.writes()
+    metrics: Path = stage.writes()
+    curves: Path = stage.writes()
+    picture: Path = stage.writes()
+
+
+def train_student(
+    data: Dataset,
+    targets: Targets,
+    params: Params,
+    device: torch.device,
+    kept: Checkpoint,
+    *,
+    alpha: float,
+    what: str,
+) -> tuple[Net, pd.DataFrame]:
+    """A student of the given params; `alpha` is the teacher's share of the loss."""
+    # Student and control start from the same weights.
+    torch.manual_seed(params.seed)
+    net = build_pretrained(
+        params.backbone,
+        stages=params.stages,
+        classes=data.classes,
+        image_px=data.image_px,
+        channels=data.channels,
+        reduce=params.reduce,
+    ).to(device)
+    train = data.rows("train")
+    features = run_batched(net.features, targets.views.plain, train, device)
+    net.head.fit_statistics(torch.from_numpy(features).to(device))
+    curves = fit(
+        net,
+        distillation_loss(data, targets, device, temperature=params.temperature, alpha=alpha),
+        train,
+        params.recipe,
+        seed=params.seed,
+        evaluate=validation(data, targets),
+        checkpoint=kept,
+        what=what,
+    )
+    return net, curves
+
+
+def run(params: Params, *, paths: Paths, resources: Resources) -> None:
+    """Train student and control, measure both and the teacher on the test split."""
+    device = resources.torch_device()
+    data = load_dataset(paths.validated)
+    targets = load_targets(paths.targets, data)
+    test = data.rows("test")
+    labels, groups = data.labels[test], data.groups[test]
+
+    logits, curves, nets = {}, {}, {}
+    for name, alpha in (("student", params.alpha), ("control", 0.0)):
+        kept = Checkpoint(paths.scratch, name)
+        nets[name], curves[name] = train_student(
+            data, targets, params, device, kept, alpha=alpha, what=name
+        )
+        logits[name] = plain_logits(nets[name], data, targets, "test")
+    teacher = targets.plain[test]
+
+    save_net(paths.student, nets["student"])
+    pd.concat([c.assign(net=name) for name, c in curves.items()]).to_csv(paths.curves, index=False)
+    lines = {name: c.set_index("epoch")["val_auroc"] for name, c in curves.items()}
+    pictures.curves(paths.picture, lines, x="epoch", y="AUROC, validation")
+    figures = {name: metrics.classification(x, labels, data.classes) for name, x in logits.items()}
+    report.write_metrics(
+        paths.metrics,
+        {
+            "backbone": params.backbone,
+            "parameters": count_parameters(nets["student"]),
+            **figures,
+            "gain_over_control": metrics.paired_gain(
+                logits["student"], logits["control"], labels, groups
+            ),
+            "gain_over_teacher": metrics.paired_gain(logits["student"], teacher, labels, groups),
+            "retention": metrics.auroc(logits["student"], labels) / metrics.auroc(teacher, labels),
+        },
+    )
+
+
+if __name__ == "__main__":
+    stage.main("distill")

@@ -1,0 +1,102 @@
+"""The refined student as ONNX: raw images in, calibrated probabilities out.
+
+The temperature is fitted on validation (Guo et al. 2017, arXiv 1706.04599), and the file is held
+against PyTorch on the real test images.
+
+Reads:  data/validated/, data/models/refined/
+Writes: data/models/onnx/ (fp32.onnx), metrics
+Params: export
+Run:    dvc repro export
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.optimize import minimize_scalar
+
+from stages.core import metrics, report, runtime, stage
+from stages.core.data import load_dataset
+from stages.core.inference import logits_of
+from stages.core.nets import load_net
+from stages.core.onnx_export import Calibrated, export
+from stages.core.onnx_run import probabilities, session
+from stages.core.params import Section
+from stages.core.runtime import Resources
+from stages.core.views import Views
+
+
+class Params(Section):
+    """Section `export`."""
+
+    max_temperature: float = Field(gt=1, le=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths(stage.Paths):
+    """What dvc.yaml hands to the command line."""
+
+    validated: Path = stage.reads()
+    refined: Path = stage.reads()
+    onnx: Path = stage.writes()
+    metrics: Path = stage.writes()
+
+
+def fit_temperature(logits: metrics.Logits, labels: metrics.Labels, highest: float) -> float:
+    """The temperature in 1 / highest to highest with the lowest negative log-likelihood."""
+    found = minimize_scalar(
+        lambda log_t: metrics.negative_log_likelihood(logits / np.exp(log_t), labels),
+        bounds=(-np.log(highest), np.log(highest)),
+        method="bounded",
+    )
+    return float(np.exp(found.x))
+
+
+def run(params: Params, *, paths: Paths, resources: Resources) -> None:
+    """Calibrate, export, compare with PyTorch. Always on the CPU."""
+    data = load_dataset(paths.validated)
+    net = load_net(paths.refined)
+    views = Views(data.pixels, seed=0, jitter=0)
+    val, test = data.rows("val"), data.rows("test")
+    labels = data.labels[test]
+    temperature = fit_temperature(
+        logits_of(net, views.plain, val), data.labels[val], params.max_temperature
+    )
+
+    paths.onnx.mkdir()
+    file = paths.onnx / "fp32.onnx"
+    provenance = {
+        "inputs": json.dumps(stage.inputs_of(paths)),
+        "params": params.model_dump_json(),
+        "temperature": repr(temperature),
+    }
+    export(net, file, temperature=temperature, metadata=provenance)
+
+    logits = logits_of(net, views.plain, test)
+    with torch.inference_mode():
+        expected = np.concatenate(
+            [Calibrated(net, temperature)(views.plain(r)).numpy() for r in np.split(test, [1, 65])]
+        )
+    found = probabilities(session(file, "cpu", threads=runtime.threads(resources)), views, test)
+    report.write_metrics(
+        paths.metrics,
+        {
+            "temperature": temperature,
+            "bytes": file.stat().st_size,
+            "parity": {
+                "images": len(test),
+                "max_abs": float(np.abs(found - expected).max()),
+                "decisions_changed": int((found.argmax(1) != expected.argmax(1)).sum()),
+            },
+            "uncalibrated": metrics.classification(logits, labels, data.classes),
+            "calibrated": metrics.classification(logits / temperature, labels, data.classes),
+            "auroc": metrics.auroc(np.log(found + 1e-12), labels),
+        },
+    )
+
+
+if __name__ == "__main__":
+    stage.main("export")

@@ -1,0 +1,158 @@
+"""Do the synthetic images help? The student goes on learning with and without them.
+
+Both go on from the same distilled student, on the same recipe, for the same number of steps; in
+one, part of every batch is synthetic. Validation decides. If the synthetic images lose, against
+real images alone or against no refinement at all, the distilled student goes through byte for byte.
+
+Reads:  data/validated/, data/targets/, data/augmented/, data/models/student/
+Writes: data/models/refined/ (model.safetensors, config.json), metrics, curves
+Params: refine
+Run:    dvc repro refine
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages.core import metrics, report, stage
+from stages.core.checkpoint import Checkpoint
+from stages.core.data import load_dataset
+from stages.core.fit import Loss, Recipe, fit
+from stages.core.inference import logits_of
+from stages.core.losses import distillation
+from stages.core.nets import Net, load_net, save_net
+from stages.core.params import Section
+from stages.core.resize import resize
+from stages.core.runtime import Resources
+from stages.core.student import distillation_loss, validation
+from stages.core.targets import load_targets
+
+
+class Params(Section):
+    """Section `refine`."""
+
+    temperature: float = Field(gt=0, le=100)
+    alpha: float = Field(gt=0, le=1)
+    synthetic_share: float = Field(gt=0, lt=1)
+    recipe: Recipe
+    seed: int = Field(ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths(stage.Paths):
+    """What dvc.yaml hands to the command line."""
+
+    validated: Path = stage.reads()
+    targets: Path = stage.reads()
+    augmented: Path = stage.reads()
+    student: Path = stage.reads()
+    refined: Path = stage.writes()
+    metrics: Path = stage.writes()
+    curves: Path = stage.writes()
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Synthetic images: uint8 (M, P, P, C), the teacher's logits (M, K), their class (M,)."""
+
+    pixels: torch.Tensor
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+
+def load_synthetic(folder: Path, image_px: int) -> Synthetic:
+    """What the augment stage wrote, at the size of the real images."""
+    pixels, logits, labels = (
+        torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("pixels", "logits", "labels")
+    )
+    return Synthetic(resize(pixels, image_px), logits, labels)
+
+
+def with_synthetic(real: Loss, synthetic: Synthetic, params: Params, device: torch.device) -> Loss:
+    """`real`, but with a share of every batch replaced by synthetic images."""
+
+    def loss(net: Net, rows: NDArray[np.int64], epoch: int) -> torch.Tensor:
+        count = round(params.synthetic_share * len(rows))
+        if not count:
+            return real(net, rows, epoch)
+        draws = np.random.default_rng([params.seed, epoch, int(rows[0])])
+        chosen = torch.from_numpy(draws.integers(len(synthetic.labels), size=count))
+        made = distillation(
+            net(synthetic.pixels[chosen].to(device)),
+            synthetic.logits[chosen].to(device),
+            synthetic.labels[chosen].to(device),
+            temperature=params.temperature,
+            alpha=params.alpha,
+        )
+        kept = rows[count:]
+        return (real(net, kept, epoch) * len(kept) + made * count) / len(rows)
+
+    return loss
+
+
+def run(params: Params, *, paths: Paths, resources: Resources) -> None:
+    """Refine twice, decide on validation, report on test."""
+    device = resources.torch_device()
+    data = load_dataset(paths.validated)
+    targets = load_targets(paths.targets, data)
+    synthetic = load_synthetic(paths.augmented, data.image_px)
+    real = distillation_loss(
+        data, targets, device, temperature=params.temperature, alpha=params.alpha
+    )
+    losses = {"real": real, "synthetic": with_synthetic(real, synthetic, params, device)}
+
+    nets = {"distilled": load_net(paths.student).to(device)}
+    curves = []
+    for name, loss in losses.items():
+        nets[name] = load_net(paths.student).to(device)
+        history = fit(
+            nets[name],
+            loss,
+            data.rows("train"),
+            params.recipe,
+            seed=params.seed,
+            evaluate=validation(data, targets),
+            checkpoint=Checkpoint(paths.scratch, name),
+            what=f"refining, {name}",
+        )
+        curves.append(history.assign(net=name))
+
+    val, test = data.rows("val"), data.rows("test")
+    on_val = {
+        name: metrics.auroc(logits_of(net, targets.views.plain, val), data.labels[val])
+        for name, net in nets.items()
+    }
+    on_test = {name: logits_of(net, targets.views.plain, test) for name, net in nets.items()}
+    accepted = on_val["synthetic"] > max(on_val["real"], on_val["distilled"])
+    winner = "synthetic" if accepted else "distilled"
+    if accepted:
+        save_net(paths.refined, nets["synthetic"])
+    else:
+        shutil.copytree(paths.student, paths.refined)
+    pd.concat(curves).to_csv(paths.curves, index=False)
+    labels, groups = data.labels[test], data.groups[test]
+    report.write_metrics(
+        paths.metrics,
+        {
+            "accepted": accepted,
+            "winner": winner,
+            "val_auroc": on_val,
+            **{
+                name: metrics.classification(x, labels, data.classes) for name, x in on_test.items()
+            },
+            "gain_over_real": metrics.paired_gain(
+                on_test["synthetic"], on_test["real"], labels, groups
+            ),
+        },
+    )
+    print(f"synthetic images {'accepted' if accepted else 'left out'}: {on_val}", flush=True)
+
+
+if __name__ == "__main__":
+    stage.main("refine")

@@ -14,7 +14,7 @@ from stages.core import lock, progress
 from stages.core.errors import AtelierError
 
 # Only our own lines go to the terminal; Prefect's records go to its server, for the UI.
-os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 server.use_running()
 
 from prefect import flow, get_run_logger, task  # noqa: E402 (both lines above come first)

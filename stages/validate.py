@@ -15,8 +15,8 @@ import pandas as pd
 from pydantic import Field
 from sklearn.model_selection import StratifiedGroupKFold
 
-from stages.core import contract, pictures, report, stage
-from stages.core.contract import Expectation, Suite, Violation
+from stages.core import pictures, report, stage
+from stages.core.contract import Contract, Expectation, Suite, Violation
 from stages.core.data import SPLITS, read_metadata, save_dataset
 from stages.core.errors import DataError
 from stages.core.images import GREY_MODES, decode_all, inspect_all
@@ -168,16 +168,18 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     pixels.flush()
     table.loc[list(problems), "problem"] = list(problems.values())
 
-    suites = {"images": image_suite(table, params), "classes": class_suite(table, params)}
-    violations, evaluated = contract.verify(suites, paths.docs)
-    refuse(violations, paths.images)
+    contract = Contract(paths.docs)
+    refuse(
+        contract.verify(
+            {"images": image_suite(table, params), "classes": class_suite(table, params)}
+        ),
+        paths.images,
+    )
     table["split"] = split_by_group(table, params)
-    suites |= split_suites(table, params)
-    violations, evaluated = contract.verify(suites, paths.docs)
-    refuse(violations, paths.images)
+    refuse(contract.verify(split_suites(table, params)), paths.images)
 
     save_dataset(paths.validated, table.drop(columns="problem"), params.classes)
-    print(f"{len(table)} images fulfil {evaluated} expectations", flush=True)
+    print(f"{len(table)} images fulfil {contract.evaluated} expectations", flush=True)
     by_split = pd.crosstab(table["split"], table["label"]).loc[list(SPLITS)]
     groups = table.groupby("split")["group"].nunique()
     report.write_metrics(
@@ -187,7 +189,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             "channels": channels,
             "image_px": params.image_px,
             "groups": int(table["group"].nunique()),
-            "expectations": evaluated,
+            "expectations": contract.evaluated,
             "splits": {
                 split: {"groups": int(groups[split]), "images": int(by_split.loc[split].sum())}
                 | {"classes": {c: int(by_split.loc[split, c]) for c in params.classes}}

@@ -39,50 +39,56 @@ class Violation:
         return f"{shown}{more} (expected {self.expected})"
 
 
-def verify(suites: Mapping[str, Suite], docs: Path) -> tuple[list[Violation], int]:
-    """Run every suite and write Data Docs into `docs`.
+class Contract:
+    """Collects what has been verified, and documents all of it in one place."""
 
-    Returns: the violations, and the number of expectations evaluated.
+    def __init__(self, docs: Path) -> None:
+        import great_expectations as gx
 
-    Raises: RuntimeError when an expectation itself cannot be evaluated.
-    """
-    import great_expectations as gx
+        self.evaluated = 0
+        self._context = gx.get_context(mode="ephemeral")
+        self._context.variables.progress_bars = {"globally": False}
+        self._context.delete_data_docs_site("local_site")
+        store = {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(docs.absolute()),
+        }
+        index = {"class_name": "DefaultSiteIndexBuilder"}
+        self._context.add_data_docs_site(
+            "docs",
+            {"class_name": "SiteBuilder", "site_index_builder": index, "store_backend": store},
+        )
+        self._source = self._context.data_sources.add_pandas("validate")
 
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    context.delete_data_docs_site("local_site")
-    context.add_data_docs_site(
-        "docs",
-        {
-            "class_name": "SiteBuilder",
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {
-                "class_name": "TupleFilesystemStoreBackend",
-                "base_directory": str(docs.absolute()),
-            },
-        },
-    )
-    source = context.data_sources.add_pandas("validate")
-    violations, evaluated = [], 0
-    for name, suite in suites.items():
-        batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-        expectations = context.suites.add(
-            gx.ExpectationSuite(name, expectations=suite.expectations)
-        )
-        validation = context.validation_definitions.add(
-            gx.ValidationDefinition(name=name, data=batch, suite=expectations)
-        )
-        outcome = validation.run(
-            batch_parameters={"dataframe": suite.table},
-            result_format={
-                "result_format": "COMPLETE",
-                "unexpected_index_column_names": [suite.named_by],
-            },
-        )
-        evaluated += len(outcome.results)
-        violations += [_violation(r, suite.named_by) for r in outcome.results if not r.success]
-    context.build_data_docs()
-    return violations, evaluated
+    def verify(self, suites: Mapping[str, Suite]) -> list[Violation]:
+        """Hold each table against its expectations, and write Data Docs.
+
+        Raises: RuntimeError when an expectation itself cannot be evaluated.
+        """
+        import great_expectations as gx
+
+        violations = []
+        for name, suite in suites.items():
+            batch = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe(
+                "all"
+            )
+            expectations = self._context.suites.add(
+                gx.ExpectationSuite(name, expectations=suite.expectations)
+            )
+            validation = self._context.validation_definitions.add(
+                gx.ValidationDefinition(name=name, data=batch, suite=expectations)
+            )
+            outcome = validation.run(
+                batch_parameters={"dataframe": suite.table},
+                result_format={
+                    "result_format": "COMPLETE",
+                    "unexpected_index_column_names": [suite.named_by],
+                },
+            )
+            self.evaluated += len(outcome.results)
+            violations += [_violation(r, suite.named_by) for r in outcome.results if not r.success]
+        self._context.build_data_docs()
+        return violations
 
 
 def _violation(result: Any, named_by: str) -> Violation:

@@ -19,7 +19,7 @@ install: ## make .venv from the lock file, unless it is the same already
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock && \
 	  sha256sum requirements.lock > $(STAMP) )
 
-run: install ## the whole pipeline on solar cells; OVERLAY=overlays/NAME.yaml for other params
+run: install ## the whole pipeline on solar cells; OVERLAY=flows/overlays/NAME.yaml for other params
 	@$(BIN)/python -m flows.train $(if $(OVERLAY),--overlay "$(OVERLAY)")
 
 test: install lint types ## lint, types, layers and the quick tests

@@ -40,6 +40,8 @@ def main() -> None:
     logger = logging.getLogger("dvc.stage.cache")
     logger.setLevel(logging.INFO)
     logger.addFilter(seen)
+    # Its advice on what to add to git is for those who type the command.
+    logging.getLogger("dvc.repo.scm_context").setLevel(logging.WARNING)
     try:
         with Repo(_wait_for_lock=True) as repo:
             done = repo.reproduce(arguments.stage, single_item=True, force=arguments.force)

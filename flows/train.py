@@ -33,7 +33,7 @@ class Options(BaseModel):
     force: list[str] = Field(default=[], description="Stages to run even if nothing has changed.")
     overlay: str | None = Field(
         default=None,
-        description="A params overlay, such as overlays/full.yaml: runs in a workspace of its own.",
+        description="A params overlay (flows/overlays/full.yaml, say), run in its own workspace.",
     )
     stage_timeout_minutes: float = Field(
         default=600, gt=0, description="A stage that takes longer is ended and has failed."

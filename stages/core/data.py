@@ -102,7 +102,8 @@ def load_dataset(folder: Path) -> Dataset:
     groups, _ = pd.factorize(manifest["group"])
     return Dataset(
         pixels=np.load(folder / "pixels.npy", mmap_mode="r"),
-        labels=manifest["label"].map({c: i for i, c in enumerate(classes)}).to_numpy(np.int64),
+        # A copy, since torch wants arrays that it could write to.
+        labels=np.array(manifest["label"].map({c: i for i, c in enumerate(classes)}), np.int64),
         groups=groups.astype(np.int64),
         domains=manifest["domain"].to_numpy(object),
         splits=manifest["split"].to_numpy(object),

@@ -23,6 +23,7 @@ def session(model: Path, provider: Provider, *, threads: int) -> ort.InferenceSe
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # 4 = fatal: a missing CUDA library is our error below, not a line on the terminal.
+    ort.set_default_logger_severity(4)
     options.log_severity_level = 4
     if provider == "cuda":
         ort.preload_dlls()

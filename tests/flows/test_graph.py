@@ -1,0 +1,142 @@
+"""Running single stages through DVC, on a toy graph: outcomes, failures, and how they are ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from dvc.repo import Repo
+
+from flows.graph import Graph, StageFailed
+from tests.conftest import ROOT
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from stages.core.parent import die_with_parent
+
+die_with_parent(every_s=0.1)
+name, *inputs = sys.argv[1:]
+strength = Path("params.yaml").read_text().split(":")[1].strip()
+print(f"{name} at work", flush=True)
+if strength == "fail":
+    sys.exit("error: toy: strength = fail; take another one")
+if strength == "sleep":
+    Path("started").touch()
+    time.sleep(120)
+Path(f"{name}.txt").write_text(strength)
+"""
+
+GRAPH = """
+stages:
+  second:
+    cmd: python stage.py second first.txt
+    deps: [first.txt]
+    outs: [second.txt]
+  first:
+    cmd: python stage.py first
+    deps: [stage.py]
+    params: [strength]
+    outs: [first.txt]
+  aside:
+    cmd: python stage.py aside
+    outs: [aside.txt]
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "a toy"
+    root.mkdir()
+    Repo.init(str(root), no_scm=True).close()
+    (root / "stage.py").write_text(STAGE)
+    (root / "dvc.yaml").write_text(GRAPH)
+    (root / "params.yaml").write_text("strength: 1\n")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(root)
+    return root
+
+
+def reproduce(toy: Path, name: str, *, force: bool = False) -> tuple[str, list[str]]:
+    lines: list[str] = []
+    outcome = Graph(toy, "second").reproduce(name, lines.append, force=force)
+    return outcome, lines
+
+
+def test_nodes_are_what_the_target_needs_in_order(toy: Path) -> None:
+    nodes = Graph(toy, "second").nodes
+    assert [(n.name, n.needs) for n in nodes] == [("first", ()), ("second", ("first",))]
+
+
+def test_outcomes(toy: Path) -> None:
+    outcome, lines = reproduce(toy, "first")
+    assert outcome == "ran"
+    assert "first at work" in lines
+    graph = Graph(toy, "second")
+    assert graph.is_unchanged("first")
+    assert not graph.is_unchanged("second")
+    assert reproduce(toy, "first")[0] == "unchanged"
+    assert reproduce(toy, "first", force=True)[0] == "ran"
+    (toy / "params.yaml").write_text("strength: 2\n")
+    assert not graph.is_unchanged("first")
+    assert reproduce(toy, "first")[0] == "ran"
+    (toy / "params.yaml").write_text("strength: 1\n")
+    assert reproduce(toy, "first")[0] == "restored"
+    assert (toy / "first.txt").read_text() == "1"
+
+
+def test_a_failure_carries_the_stages_own_words(toy: Path) -> None:
+    (toy / "params.yaml").write_text("strength: fail\n")
+    with pytest.raises(StageFailed, match=r"^error: toy: strength = fail; take another one$"):
+        reproduce(toy, "first")
+
+
+def stage_processes(toy: Path) -> list[psutil.Process]:
+    def belongs(process: psutil.Process) -> bool:
+        command = " ".join(process.info["cmdline"] or [])
+        alive = process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid()
+        ours = "stage.py" in command or "dvc_child" in command
+        return alive and ours and process.info["cwd"] == str(toy)
+
+    return [p for p in psutil.process_iter(["cmdline", "cwd", "status"]) if belongs(p)]
+
+
+def wait_for(condition: object, seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_survives_the_end_of_the_run(toy: Path, kind: signal.Signals) -> None:
+    (toy / "params.yaml").write_text("strength: sleep\n")
+    code = (
+        "from pathlib import Path; from flows.graph import Graph\n"
+        "Graph(Path.cwd(), 'second').reproduce('first', print, force=False)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=toy, stderr=subprocess.DEVNULL)
+    assert wait_for((toy / "started").exists)
+    assert len(stage_processes(toy)) >= 2
+    driver.send_signal(kind)
+    driver.wait(20)
+    assert wait_for(lambda: not stage_processes(toy), seconds=10)
+
+
+def test_a_stage_dies_with_dvc(toy: Path) -> None:
+    (toy / "params.yaml").write_text("strength: sleep\n")
+    dvc = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "-q", "first"],
+        cwd=toy,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert wait_for((toy / "started").exists)
+    dvc.kill()
+    dvc.wait(20)
+    assert wait_for(lambda: not stage_processes(toy), seconds=10)

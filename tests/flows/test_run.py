@@ -1,0 +1,206 @@
+"""The whole chain on a few hundred real solar cells, through Prefect and through DVC alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows import workspace
+from tests.conftest import ROOT
+
+TINY = "flows/overlays/tiny.yaml"
+TRAIN = [sys.executable, "-m", "flows.train"]
+DETERMINISTIC = (
+    "ingest",
+    "validate",
+    "teacher",
+    "targets",
+    "distill",
+    "augment",
+    "refine",
+    "export",
+)
+FILES = {
+    "data/elpv": ["images", "metadata.csv"],
+    "data/validated": ["classes.json", "manifest.csv", "pixels.npy"],
+    "data/models/teacher": ["config.json", "model.safetensors"],
+    "data/targets": ["plain.npy", "views.json", "views.npy"],
+    "data/models/student": ["config.json", "model.safetensors"],
+    "data/augmented": ["labels.npy", "logits.npy", "pixels.npy"],
+    "data/models/gan": ["config.json", "model.safetensors"],
+    "data/models/refined": ["config.json", "model.safetensors"],
+    "data/models/onnx": ["fp32.onnx"],
+    "data/release": ["MODEL_CARD.md", "labels.json", "model.onnx", "predict.py"],
+}
+
+
+class Workspace:
+    """A copy of the project with tiny params, its own DVC cache and its own Prefect home."""
+
+    def __init__(self, at: Path) -> None:
+        self.root = workspace.prepare(ROOT, TINY, at=at / "a workspace", cache=at / "cache")
+        self.environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+        self.environment |= {
+            "PREFECT_HOME": str(at / "prefect"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
+    def run(self, command: list[str], *, fails: bool = False) -> str:
+        ended = subprocess.run(
+            command, cwd=self.root, env=self.environment, text=True, timeout=900,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert (ended.returncode != 0) == fails, ended.stdout[-5000:]
+        return ended.stdout
+
+    def set(self, section: str, key: str, value: object) -> None:
+        yaml = YAML()
+        values = yaml.load(self.root / "params.yaml")
+        values[section][key] = value
+        yaml.dump(values, self.root / "params.yaml")
+
+    def md5s(self) -> dict[str, str]:
+        lock = YAML(typ="safe").load(self.root / "dvc.lock")["stages"]
+        return {o["path"]: o["md5"] for s in DETERMINISTIC for o in lock[s]["outs"]}
+
+    def metrics(self, stage: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads(
+            (self.root / "data" / "reports" / stage / "metrics.json").read_text()
+        )
+        return found
+
+
+def make(at: Path) -> Iterator[Workspace]:
+    made = Workspace(at)
+    # What an earlier run of the project left in git must not stand in for this run's.
+    (made.root / "dvc.lock").unlink(missing_ok=True)
+    yield made
+    command = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(made.root)]
+    subprocess.run(command, check=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspace, str]]:
+    for made in make(tmp_path_factory.mktemp("flow")):
+        yield made, made.run(TRAIN)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Workspace]:
+    yield from make(tmp_path)
+
+
+def marks(output: str) -> dict[str, str]:
+    """State of each stage, from the plain lines of a run."""
+    found = {}
+    for line in output.splitlines():
+        words = line.replace(",", " ").split()
+        if len(words) > 2 and words[1] in ("cached", "done", "failed", "not") and "s" in words[-1]:
+            found[words[0]] = words[1]
+    return found
+
+
+def test_a_run_writes_exactly_its_files(trained: tuple[Workspace, str]) -> None:
+    made, output = trained
+    assert marks(output) == dict.fromkeys([*DETERMINISTIC, "benchmark", "check"], "done")
+    for folder, names in FILES.items():
+        assert sorted(p.name for p in (made.root / folder).iterdir()) == names
+    assert not list((made.root / "data").rglob(".partial*"))
+    assert "up to date" in made.run([sys.executable, "-m", "dvc", "status"])
+    assert "try it" in output
+
+
+def test_metrics_are_stable(trained: tuple[Workspace, str]) -> None:
+    made, _ = trained
+    teacher, distill = made.metrics("teacher"), made.metrics("distill")
+    assert {"probe", "finetuned", "parameters"} <= set(teacher)
+    assert {"student", "control", "parameters"} <= set(distill)
+    assert {"kid", "kid_real"} <= set(made.metrics("augment"))
+    assert {"accepted", "winner"} <= set(made.metrics("refine"))
+    assert made.metrics("export")["parity"]["decisions_changed"] == 0  # type: ignore[index]
+    rows = made.metrics("benchmark")["rows"]
+    assert isinstance(rows, dict)
+    assert {"p50_ms", "p90_ms", "p99_ms", "images_per_s"} <= set(rows["student_ort_cpu_b1"])
+    shown = made.run([sys.executable, "-m", "dvc", "metrics", "show", "--json"])
+    assert json.loads(shown)
+
+
+def test_provenance_is_what_dvc_recorded(trained: tuple[Workspace, str]) -> None:
+    import onnx
+
+    made, _ = trained
+    model = onnx.load(made.root / "data/models/onnx/fp32.onnx")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    inputs = json.loads(metadata["inputs"])
+    assert inputs["refined"] == made.md5s()["data/models/refined"]
+    assert inputs["validated"] == made.md5s()["data/validated"]
+
+
+def test_the_release_works_alone(trained: tuple[Workspace, str], tmp_path: Path) -> None:
+    made, _ = trained
+    image = next((made.root / "data/elpv/images").iterdir())
+    command = [sys.executable, str(made.root / "data/release/predict.py"), str(image)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    label, probability, file = ended.stdout.split("\t")
+    assert label in ("functional", "defective")
+    assert 0.5 <= float(probability) <= 1
+    assert file.strip() == str(image)
+
+
+def test_then_cached_then_one_key(trained: tuple[Workspace, str]) -> None:
+    made, _ = trained
+    stages = [*DETERMINISTIC, "benchmark", "check"]
+    assert marks(made.run(TRAIN)) == dict.fromkeys(stages, "cached")
+    made.set("check", "min_auroc", 1.0)
+    output = made.run(TRAIN, fails=True)
+    assert marks(output) == dict.fromkeys(stages[:-1], "cached") | {"check": "failed"}
+    assert "error: check: auroc = " in output
+    assert "Traceback" not in output
+    made.set("check", "min_auroc", 0.0)
+    assert marks(made.run(TRAIN))["check"] == "cached"
+
+
+def test_bad_params_are_refused_before_the_first_stage(trained: tuple[Workspace, str]) -> None:
+    made, _ = trained
+    made.set("teacher", "dropout", 1.5)
+    output = made.run(TRAIN, fails=True)
+    made.set("teacher", "dropout", 0.2)
+    assert marks(output) == {}
+    assert "params.yaml: teacher.dropout = 1.5: should be less than 1" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_dvc_alone_gives_the_same(trained: tuple[Workspace, str], fresh: Workspace) -> None:
+    made, _ = trained
+    fresh.run([sys.executable, "-m", "dvc", "repro", "-q", "check"])
+    assert fresh.md5s() == made.md5s()
+    assert set(marks(fresh.run(TRAIN)).values()) == {"cached"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["teacher", "distill", "augment"])
+def test_kill_and_go_on(trained: tuple[Workspace, str], fresh: Workspace, stage: str) -> None:
+    made, _ = trained
+    run = subprocess.Popen(
+        TRAIN, cwd=fresh.root, env=fresh.environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert run.stdout is not None
+    # The line of the first finished epoch, or of the GAN's first checkpoint.
+    for line in run.stdout:
+        if line.startswith(stage) and (", loss " in line or ", generator " in line):
+            break
+    time.sleep(0.5)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait(20)
+    output = fresh.run(TRAIN)
+    assert "going on from checkpoint" in output
+    assert fresh.md5s() == made.md5s()

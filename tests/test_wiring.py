@@ -1,0 +1,122 @@
+"""dvc.yaml, params.yaml and the code say the same; shown also on broken copies."""
+
+import dataclasses
+import importlib
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows import params
+from stages.core.errors import ParamsError
+from stages.core.params import load_yaml
+from tests.conftest import ROOT
+from tests.wiring import NOT_RETRAINING, expected_code_deps
+
+STAGES = list(load_yaml(ROOT / "dvc.yaml")["stages"])
+
+
+def code_deps(root: Path, stage: str) -> set[str]:
+    deps = load_yaml(root / "dvc.yaml")["stages"][stage]["deps"]
+    return {dep for dep in deps if dep.startswith("stages/")}
+
+
+def paths_of(outs: list[Any]) -> set[str]:
+    return {next(iter(out)) if isinstance(out, dict) else out for out in outs}
+
+
+def command_line(stage: str) -> dict[str, str]:
+    words = shlex.split(load_yaml(ROOT / "dvc.yaml")["stages"][stage]["cmd"])
+    assert words[:3] == ["python", "-m", f"stages.{stage}"]
+    return {
+        k.removeprefix("--").replace("-", "_"): v
+        for k, v in zip(words[3::2], words[4::2], strict=True)
+    }
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for name in ("stages", "flows"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("dvc.yaml", "params.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_imported_code(stage: str) -> None:
+    assert code_deps(ROOT, stage) == expected_code_deps(ROOT, stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_command_line_is_paths(stage: str) -> None:
+    definition = load_yaml(ROOT / "dvc.yaml")["stages"][stage]
+    paths = importlib.import_module(f"stages.{stage}").Paths
+    given = command_line(stage)
+    fields = {f.name: f for f in dataclasses.fields(paths)}
+    assert set(given) == set(paths.inputs()) | set(paths.outputs())
+    data_deps = {d for d in definition["deps"] if not d.startswith("stages/")}
+    assert {given[name] for name in paths.inputs()} == data_deps
+    tracked = {given[n] for n in paths.outputs() if fields[n].metadata["tracked"]}
+    outs = paths_of(
+        definition.get("outs", []) + definition.get("metrics", []) + definition.get("plots", [])
+    )
+    assert tracked == outs
+    assert definition["params"] == [stage]
+
+
+def test_every_section_has_a_class_and_every_stage_a_section() -> None:
+    params.check(ROOT / "params.yaml")
+    assert set(load_yaml(ROOT / "params.yaml")) == {*STAGES, *params.SHARED}
+
+
+@pytest.mark.parametrize(
+    "overlay", sorted(p.name for p in (ROOT / "flows" / "overlays").glob("*.yaml"))
+)
+def test_overlays_fit(overlay: str, tmp_path: Path) -> None:
+    from flows.workspace import merge
+
+    values = load_yaml(ROOT / "params.yaml")
+    merge(values, load_yaml(ROOT / "flows" / "overlays" / overlay), source=overlay)
+    YAML().dump(values, tmp_path / "params.yaml")
+    params.check(tmp_path / "params.yaml")
+
+
+def test_files_that_do_not_retrain_exist() -> None:
+    assert all((ROOT / name).is_file() for name in NOT_RETRAINING)
+
+
+def test_catches_a_missing_core_dep(copy: Path) -> None:
+    text = (copy / "dvc.yaml").read_text()
+    (copy / "dvc.yaml").write_text(text.replace("      - stages/core/fit.py\n", ""))
+    assert code_deps(copy, "teacher") != expected_code_deps(copy, "teacher")
+
+
+def test_catches_a_section_without_class(copy: Path) -> None:
+    with (copy / "params.yaml").open("a") as file:
+        file.write("\npolish: {strength: 1}\n")
+    with pytest.raises(ParamsError, match="polish: no stage has this name"):
+        params.check(copy / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("stages/distill.py", "import stages.teacher\n"),
+        ("stages/core/fit.py", "from stages import distill\n"),
+        ("flows/train.py", "from stages.export import run\n"),
+    ],
+)
+def test_import_linter_catches_crossings(copy: Path, file: str, line: str) -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    sound = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert sound.returncode == 0, sound.stdout
+    (copy / file).write_text(line + (copy / file).read_text())
+    broken = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert broken.returncode != 0
+    assert "BROKEN" in broken.stdout

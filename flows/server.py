@@ -96,6 +96,8 @@ def main() -> None:
         print(f"Prefect UI: {url.removesuffix('/api')}  (Ctrl-C ends it)", flush=True)
         if not arguments.worker:
             signal.pause()
+        # prefect.yaml's name for this folder.
+        os.environ["ATELIER_ROOT"] = str(ROOT)
         pool = _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         subprocess.run(pool, check=True, cwd=ROOT)
         subprocess.run(_prefect("deploy", "--all"), check=True, cwd=ROOT)

@@ -96,7 +96,7 @@ def train_gan(
     average = copy.deepcopy(generator)
     players = {"generator": generator, "discriminator": discriminator, "average": average}
     for net in players.values():
-        net.to(device)
+        net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = {
         name: torch.optim.Adam(
             players[name].parameters(), lr=params.learning_rate, betas=(0.0, 0.99)

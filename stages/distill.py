@@ -34,6 +34,7 @@ class Params(Section):
     backbone: str = Field(min_length=1)
     stages: list[int] = Field(min_length=1)
     reduce: int = Field(ge=1, le=8)
+    frozen_groups: int = Field(ge=0)
     temperature: float = Field(gt=0, le=100)
     alpha: float = Field(gt=0, le=1)
     recipe: Recipe
@@ -76,6 +77,7 @@ def train_student(
     train = data.rows("train")
     features = run_batched(net.features, targets.views.plain, train, device)
     net.head.fit_statistics(torch.from_numpy(features).to(device))
+    net.freeze_lowest(params.frozen_groups)
     curves = fit(
         net,
         distillation_loss(data, targets, device, temperature=params.temperature, alpha=alpha),

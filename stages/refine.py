@@ -40,6 +40,7 @@ class Params(Section):
     temperature: float = Field(gt=0, le=100)
     alpha: float = Field(gt=0, le=1)
     synthetic_share: float = Field(gt=0, lt=1)
+    frozen_groups: int = Field(ge=0)
     recipe: Recipe
     seed: int = Field(ge=0)
 
@@ -111,6 +112,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     curves = []
     for name, loss in losses.items():
         nets[name] = load_net(paths.student).to(device)
+        nets[name].freeze_lowest(params.frozen_groups)
         history = fit(
             nets[name],
             loss,

@@ -5,7 +5,6 @@ PORT ?= 4200
 BIN := .venv/bin
 # The venv's own stamp: the hash of the lock file that it was made from.
 STAMP := .venv/lock.sha256
-export PYTHONPATH := .
 
 .PHONY: help install run test test-all lint types bench ui serve clean
 

@@ -81,10 +81,12 @@ class Display:
             self.console.print(
                 f"{stage.ljust(self._width)}  {mark}, {self.seconds[stage]:.1f} s", soft_wrap=True
             )
-        if state == "Failed":
+        if message and state not in ("Completed", "Cached"):
             self.console.print(message, style="red", markup=False, soft_wrap=True)
 
-    def skip(self, stage: str, state: str) -> None:
-        """The stage has not been run, because one that it needs has failed."""
-        self.start(stage)
-        self.end(stage, state)
+    def close(self, stage: str, state: str, message: str) -> None:
+        """End a stage that did not come to its own end: never started, timed out, crashed."""
+        if stage not in self._rows:
+            self.start(stage)
+        if stage not in self.seconds:
+            self.end(stage, state, "" if state == "NotReady" else message)

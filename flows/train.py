@@ -70,33 +70,39 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
 @flow(name="train", validate_parameters=True)
 def train(options: Options = Options()) -> State[Any]:  # noqa: B008 (gives the UI its form)
     """Bring every stage up to `target` up to date, in the order of dvc.yaml's graph."""
-    root = workspace.prepare(ROOT, options.overlay) if options.overlay else ROOT
-    with chdir(root), lock.held(root, "a flow run"):
-        params.check(root / "params.yaml")
-        graph = Graph(root, options.target)
-        states: dict[str, State[Any]] = {}
-        with Display([node.name for node in graph.nodes]) as display:
-            for node in graph.nodes:
-                states[node.name] = run_stage.with_options(
-                    name=node.name,
-                    task_run_name=node.name,
-                    timeout_seconds=options.stage_timeout_minutes * 60,
-                )(
-                    graph,
-                    node,
-                    display,
-                    force=node.name in options.force,
-                    wait_for=[states[name] for name in node.needs],
-                    return_state=True,
-                )
-                if states[node.name].name not in ("Completed", "Cached", "Failed"):
-                    display.skip(node.name, states[node.name].name or "?")
-    bad = {name: s for name, s in states.items() if not s.is_completed()}
+    try:
+        root = workspace.prepare(ROOT, options.overlay) if options.overlay else ROOT
+        with chdir(root), lock.held(root, "a flow run"):
+            params.check(root / "params.yaml")
+            states = run_stages(Graph(root, options.target), options)
+    except AtelierError as error:
+        return Failed(message=f"error: {error}")
+    bad = {name: state for name, state in states.items() if state.is_failed() or state.is_crashed()}
     if bad:
-        failed = [f"{name}: {s.message}" for name, s in bad.items() if not s.is_pending()]
-        return Failed(message="\n".join(failed))
-    cached = sum(s.name == "Cached" for s in states.values())
+        return Failed(message="\n".join(f"{name}: {state.message}" for name, state in bad.items()))
+    cached = sum(state.name == "Cached" for state in states.values())
     return Completed(message=f"{len(states) - cached} stages ran, {cached} were up to date")
+
+
+def run_stages(graph: Graph, options: Options) -> dict[str, State[Any]]:
+    """Run the stages one after the other; what needs a failed one is not run."""
+    states: dict[str, State[Any]] = {}
+    with Display([node.name for node in graph.nodes]) as display:
+        for node in graph.nodes:
+            states[node.name] = run_stage.with_options(
+                name=node.name,
+                task_run_name=node.name,
+                timeout_seconds=options.stage_timeout_minutes * 60,
+            )(
+                graph,
+                node,
+                display,
+                force=node.name in options.force,
+                wait_for=[states[name] for name in node.needs],
+                return_state=True,
+            )
+            display.close(node.name, str(states[node.name].name), str(states[node.name].message))
+    return states
 
 
 def main() -> None:
@@ -119,8 +125,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("ended; what was trained so far is kept, the next run goes on from there")
     if not state.is_completed():
-        text = str(state.message)
-        sys.exit(text if isinstance(state.data, AtelierError) else f"failed\n{text}")
+        sys.exit(str(state.message))
     summary.show(root, str(state.message))
 
 

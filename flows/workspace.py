@@ -11,7 +11,7 @@ from stages.core.errors import ParamsError
 from stages.core.params import load_yaml
 
 # What a run writes: these files belong to each workspace itself.
-OWN = ("dvc.lock", "data/reports/", "data/accepted.json")
+OWN = ("dvc.lock", "data/reports/")
 
 
 def path(root: Path, overlay: str) -> Path:

@@ -1,7 +1,6 @@
 """Is the model good enough to ship? Gates, the release folder, and the report that people read.
 
-Reads:  data/reports/STAGE/ of every stage before, data/validated/, data/models/onnx/,
-        data/accepted.json
+Reads:  data/reports/STAGE/ of every stage before, data/models/onnx/
 Writes: data/release/ (model.onnx, labels.json, MODEL_CARD.md, predict.py), data/reports/index.html,
         metrics; report and metrics are written also when a gate fails
 Params: check
@@ -49,7 +48,6 @@ class Paths(stage.Paths):
     export: Path = stage.reads()
     benchmark: Path = stage.reads()
     onnx: Path = stage.reads()
-    accepted: Path = stage.reads()
     release: Path = stage.writes()
     page: Path = stage.writes(even_on_failure=True)
     metrics: Path = stage.writes(even_on_failure=True)

@@ -20,7 +20,7 @@ from scipy.optimize import minimize_scalar
 
 from stages.core import metrics, report, runtime, stage
 from stages.core.data import load_dataset
-from stages.core.inference import logits_of
+from stages.core.inference import logits_of, run_batched
 from stages.core.nets import load_net
 from stages.core.onnx_export import Calibrated, export
 from stages.core.onnx_run import probabilities, session
@@ -76,10 +76,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     export(net, file, temperature=temperature, metadata=provenance)
 
     logits = logits_of(net, views.plain, test)
-    with torch.inference_mode():
-        expected = np.concatenate(
-            [Calibrated(net, temperature)(views.plain(r)).numpy() for r in np.split(test, [1, 65])]
-        )
+    calibrated = Calibrated(net, temperature).eval()
+    expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
     found = probabilities(session(file, "cpu", threads=runtime.threads(resources)), views, test)
     report.write_metrics(
         paths.metrics,

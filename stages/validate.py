@@ -1,6 +1,6 @@
 """Checks the images against a data contract, splits them by group, decodes them once.
 
-Reads:  ${data.dir} (imagefolder); data/accepted.json
+Reads:  ${data.dir} (imagefolder)
 Writes: data/validated/ (pixels.npy, manifest.csv, classes.json), metrics, class counts, a grid of
         images; Data Docs
 Params: validate
@@ -43,7 +43,6 @@ class Paths(stage.Paths):
     """What dvc.yaml hands to the command line."""
 
     images: Path = stage.reads()
-    accepted: Path = stage.reads()
     validated: Path = stage.writes()
     docs: Path = stage.writes(even_on_failure=True, tracked=False)
     metrics: Path = stage.writes()

@@ -80,11 +80,9 @@ def paths(tmp_path: Path) -> check.Paths:
     reports(tmp_path)
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "fp32.onnx").write_bytes(b"onnx")
-    (tmp_path / "accepted.json").write_text("{}")
     return check.Paths(
         **{name: tmp_path / name for name in check.REPORTS},
         onnx=tmp_path / "onnx",
-        accepted=tmp_path / "accepted.json",
         release=tmp_path / "release",
         page=tmp_path / "index.html",
         metrics=tmp_path / "check.json",

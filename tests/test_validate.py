@@ -24,10 +24,8 @@ PARAMS = validate.Params(
 
 
 def paths(root: Path, images: Path) -> validate.Paths:
-    (root / "accepted.json").write_text("{}")
     return validate.Paths(
         images=images,
-        accepted=root / "accepted.json",
         validated=root / "validated",
         docs=root / "docs",
         metrics=root / "metrics.json",
@@ -191,8 +189,7 @@ def test_the_user_sees_one_line(tmp_path: Path, image_folder: MakeFolder) -> Non
     folder = image_folder()
     truncate(folder)
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "accepted.json").write_text("{}")
-    words = {"images": folder, "accepted": tmp_path / "accepted.json"}
+    words = {"images": folder}
     words |= {n: tmp_path / n for n in ("validated", "docs", "metrics", "plot", "grid")}
     command = [sys.executable, "-m", "stages.validate"]
     for name, path in words.items():
@@ -207,4 +204,4 @@ def test_the_user_sees_one_line(tmp_path: Path, image_folder: MakeFolder) -> Non
     assert lines[0].startswith("error: validate: ")
     assert "g1_1.png" in lines[0]
     left = {p.name for p in tmp_path.iterdir()} - {"images", "docs", "data"}
-    assert left == {"params.yaml", "accepted.json"}
+    assert left == {"params.yaml"}

@@ -9,10 +9,10 @@ def resize(images: Tensor, image_px: int) -> Tensor:
     """uint8 (N, P, P, C) to uint8 (N, image_px, image_px, C): bilinear, antialiased downwards."""
     if images.shape[1] == image_px:
         return images
-    pieces = [
-        F.interpolate(
-            piece.permute(0, 3, 1, 2).float(), (image_px, image_px), mode="bilinear", antialias=True
-        )
-        for piece in torch.split(images, 256)
-    ]
-    return torch.cat(pieces).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def one(piece: Tensor) -> Tensor:
+        x = piece.permute(0, 3, 1, 2).float()
+        x = F.interpolate(x, (image_px, image_px), mode="bilinear", antialias=True)
+        return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    return torch.cat([one(piece) for piece in torch.split(images, 256)]).contiguous()

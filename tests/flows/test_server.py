@@ -1,0 +1,68 @@
+"""Server, worker and deployment on one machine, and a run triggered through the API."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.tiny import TRAIN, make
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.mark.slow
+def test_a_triggered_run_does_what_make_run_does(tmp_path: Path) -> None:
+    for made in make(tmp_path):
+        serve = subprocess.Popen(
+            [sys.executable, "-m", "flows.server", "--worker", "--port", "0"],
+            cwd=made.root, env=made.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert serve.stdout is not None
+        url = ""
+        for line in serve.stdout:
+            if found := re.search(r"Prefect UI: (http://127\.0\.0\.1:\d+)", line):
+                url = f"{found[1]}/api"
+            if "started!" in line:
+                break
+        try:
+            deployment = ask(f"{url}/deployments/name/train/nightly")
+            assert deployment["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
+            assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+            run = ask(
+                f"{url}/deployments/{deployment['id']}/create_flow_run",
+                {"parameters": {"options": {"target": "ingest"}}},
+            )
+            end = time.monotonic() + 240
+            state = run["state"]
+            while state["type"] in ("SCHEDULED", "PENDING", "RUNNING") and time.monotonic() < end:
+                time.sleep(1)
+                state = ask(f"{url}/flow_runs/{run['id']}")["state"]
+            assert state["type"] == "COMPLETED", state
+            tasks = ask(f"{url}/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+            assert [(t["name"], t["state"]["name"]) for t in tasks] == [("ingest", "Completed")]
+            artifacts = ask(f"{url}/artifacts/filter", {})
+            assert "ingest-metrics" in {a["key"] for a in artifacts}
+            logs = ask(f"{url}/logs/filter", {"limit": 200})
+            assert any("cells of" in entry["message"] for entry in logs)
+            # A run by hand uses the running server, and finds the work done.
+            made.run([*TRAIN, "--target", "ingest"])
+            runs = ask(f"{url}/flow_runs/filter", {})
+            assert len([r for r in runs if r["state"]["type"] == "COMPLETED"]) == 2
+        finally:
+            serve.send_signal(signal.SIGINT)
+            serve.stdout.read()
+            serve.wait(60)
+        assert not (tmp_path / "prefect" / "server.json").exists()

@@ -1,0 +1,64 @@
+"""A copy of the project with tiny params, in which whole runs are tried."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from flows import workspace
+from tests.conftest import ROOT
+
+TINY = "flows/overlays/tiny.yaml"
+TRAIN = [sys.executable, "-m", "flows.train"]
+DETERMINISTIC = (
+    "ingest", "validate", "teacher", "targets", "distill", "augment", "refine", "export",
+)  # fmt: skip
+
+
+class Workspace:
+    """A copy of the project with tiny params, its own DVC cache and its own Prefect home."""
+
+    def __init__(self, at: Path) -> None:
+        self.root = workspace.prepare(ROOT, TINY, at=at / "a workspace", cache=at / "cache")
+        self.environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+        self.environment |= {
+            "PREFECT_HOME": str(at / "prefect"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
+    def run(self, command: list[str], *, fails: bool = False) -> str:
+        ended = subprocess.run(
+            command, cwd=self.root, env=self.environment, text=True, timeout=900,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert (ended.returncode != 0) == fails, ended.stdout[-5000:]
+        return ended.stdout
+
+    def set(self, section: str, key: str, value: object) -> None:
+        yaml = YAML()
+        values = yaml.load(self.root / "params.yaml")
+        values[section][key] = value
+        yaml.dump(values, self.root / "params.yaml")
+
+    def md5s(self) -> dict[str, str]:
+        lock = YAML(typ="safe").load(self.root / "dvc.lock")["stages"]
+        return {o["path"]: o["md5"] for s in DETERMINISTIC for o in lock[s]["outs"]}
+
+    def metrics(self, stage: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads(
+            (self.root / "data" / "reports" / stage / "metrics.json").read_text()
+        )
+        return found
+
+
+def make(at: Path) -> Iterator[Workspace]:
+    made = Workspace(at)
+    # What an earlier run of the project left in git must not stand in for this run's.
+    (made.root / "dvc.lock").unlink(missing_ok=True)
+    yield made
+    command = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(made.root)]
+    subprocess.run(command, check=True)

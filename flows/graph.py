@@ -79,10 +79,11 @@ class Graph:
 
         Raises: StageFailed.
         """
+        lines: list[str] = []
         with tempfile.TemporaryDirectory() as folder:
             outcome = Path(folder) / "outcome.json"
             command = [sys.executable, "-m", "flows.dvc_child", str(outcome), name]
-            child = subprocess.Popen(
+            with subprocess.Popen(
                 command + ["--force"] * force,
                 cwd=self.root,
                 env=_child_environment(),
@@ -91,20 +92,17 @@ class Graph:
                 text=True,
                 errors="replace",
                 start_new_session=True,
-            )
-            lines: list[str] = []
-            try:
-                assert child.stdout is not None
-                for line in child.stdout:
-                    if line := line.rstrip():
-                        lines.append(line)
-                        on_line(line)
-                child.wait()
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-                raise
+            ) as child:
+                try:
+                    for line in child.stdout or ():
+                        if line := line.rstrip():
+                            lines.append(line)
+                            on_line(line)
+                    child.wait()
+                except BaseException:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGKILL)
+                    raise
             if child.returncode:
                 raise StageFailed(_last_words(lines, child.returncode))
             result: Outcome = json.loads(outcome.read_text())

@@ -65,7 +65,7 @@ def decode(path: Path, image_px: int, channels: int) -> NDArray[np.uint8]:
     """
     with Image.open(path) as image:
         converted = image.convert("L" if channels == 1 else "RGB")
-    resized = converted.resize((image_px, image_px), Image.Resampling.BILINEAR)
+    resized = converted.resize((image_px, image_px), Image.Resampling.BICUBIC)
     return np.asarray(resized, dtype=np.uint8).reshape(image_px, image_px, channels)
 
 

@@ -33,7 +33,7 @@ class Model:
         with Image.open(path) as image:
             converted = image.convert("L" if self.channels == 1 else "RGB")
         size = (self.image_px, self.image_px)
-        resized = converted.resize(size, Image.Resampling.BILINEAR)
+        resized = converted.resize(size, Image.Resampling.BICUBIC)
         return np.asarray(resized, dtype=np.uint8).reshape(*size, self.channels)
 
     def predict(self, paths: list[Path]) -> NDArray[np.float32]:

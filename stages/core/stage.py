@@ -166,13 +166,14 @@ def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
         return load_section(params_file, name, module.Params)
 
     resources = load_section(params_file, "resources", Resources)
-    with _unchanged(paths, section) as inputs:
+    # Outputs are moved into place only after the inputs have been looked at again.
+    with staged(paths) as partial, _unchanged(paths, section) as inputs:
         params = section()
         resources.apply()
         work = [params.model_dump_json(), json.dumps(inputs, sort_keys=True), code_digest(root)]
         scratch = paths.scratch / name / hashlib.md5("".join(work).encode()).hexdigest()
-        with staged(dataclasses.replace(paths, scratch=scratch)) as partial:
-            module.run(params, paths=partial, resources=resources)
+        partial = dataclasses.replace(partial, scratch=scratch)
+        module.run(params, paths=partial, resources=resources)
     # Checkpoints of other params stay: whoever goes back to those params goes on from there.
     remove(scratch)
 

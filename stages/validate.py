@@ -55,10 +55,18 @@ def split_by_group(manifest: pd.DataFrame, params: Params) -> pd.Series:
 
     The test split is fold `fold` of `folds`; the validation split one of `val_folds` of the rest.
     Both are stratified by label and domain (scikit-learn's StratifiedGroupKFold).
+
+    Raises: DataError when there are fewer groups than folds.
     """
     strata = manifest["label"] + "/" + manifest["domain"]
 
     def fold(rows: pd.Index, folds: int, index: int) -> pd.Index:
+        groups = manifest.loc[rows, "group"].nunique()
+        if groups < folds:
+            raise DataError(
+                f"{groups} groups cannot be split into {folds} folds without tearing one apart; "
+                "expected as many groups as folds: lower validate.folds or validate.val_folds"
+            )
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=params.seed)
         pieces = splitter.split(rows, strata[rows], manifest.loc[rows, "group"])
         return rows[list(pieces)[index][1]]

@@ -10,18 +10,18 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from flows import ROOT
+from stages.core.parent import kill_me_with_parent
 
 HOST = "127.0.0.1"
 POOL = "atelier"
 
 
-def _home() -> Path:
-    return Path(os.environ.get("PREFECT_HOME", ROOT / ".prefect"))
+def _record() -> Path:
+    """Where `make ui` and `make serve` leave word of their server."""
+    return Path(os.environ.get("PREFECT_HOME", ROOT / ".prefect")) / "server.json"
 
 
 def _healthy(url: str) -> bool:
@@ -32,53 +32,70 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def use_running() -> None:
-    """Point Prefect at this project's running server, if there is one.
-
-    A user's own PREFECT_API_URL wins. Call it before Prefect is imported.
-    """
+def running() -> str | None:
+    """The API's URL of the user's own server or of this project's running one, if any."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
     with contextlib.suppress(FileNotFoundError, ValueError):
-        url = json.loads((_home() / "server.json").read_text())["url"]
-        if "PREFECT_API_URL" not in os.environ and _healthy(url):
-            os.environ["PREFECT_API_URL"] = url
+        url = str(json.loads(_record().read_text())["url"])
+        return url if _healthy(url) else None
+    return None
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted`, or 0 for any: a port that nothing listens on."""
+    """`wanted`, or with 0 any port that nothing listens on."""
     with socket.socket() as probe:
-        probe.bind((HOST, wanted))
+        try:
+            probe.bind((HOST, wanted))
+        except OSError:
+            sys.exit(f"error: port {wanted} is in use; choose another one with PORT=...")
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def running(port: int) -> Iterator[str]:
-    """A server on the loopback address for as long as the context lasts; yields its API's URL."""
-    try:
+class Server:
+    """A Prefect server on the loopback address, with the project's database.
+
+    It ends with this process, however that ends. Leaving the context ends it.
+    """
+
+    def __init__(self, port: int = 0, *, quiet: bool = True) -> None:
         port = _free_port(port)
-    except OSError:
-        sys.exit(f"error: port {port} is in use; choose another one with PORT=...")
-    url = f"http://{HOST}:{port}/api"
-    environment = os.environ | {
-        # The UI learns the API's address from this, not from --port.
-        "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_SERVER_API_HOST": HOST,
-        "PREFECT_API_URL": url,
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
-    process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, env=environment)
-    record = _home() / "server.json"
-    try:
-        while not _healthy(url):
-            if process.poll() is not None:
-                sys.exit(f"error: the Prefect server ended with status {process.returncode}")
-            time.sleep(0.5)
-        record.write_text(json.dumps({"url": url, "pid": process.pid}))
-        os.environ["PREFECT_API_URL"] = url
-        yield url
-    finally:
-        record.unlink(missing_ok=True)
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
+        self.url = f"http://{HOST}:{port}/api"
+        environment = os.environ | {
+            # The UI learns the API's address from this, not from --port.
+            "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_SERVER_API_HOST": HOST,
+            "PREFECT_API_URL": self.url,
+        }
+        self._process = subprocess.Popen(
+            [*_prefect("server", "start", "--host", HOST, "--port", str(port))],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL if quiet else None,
+            stderr=subprocess.DEVNULL if quiet else None,
+            preexec_fn=kill_me_with_parent,
+            # Ctrl-C is for us: a run that is being ended still has things to tell the server.
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self) -> str:
+        """Block until the server answers, and give its API's URL."""
+        while not _healthy(self.url):
+            if self._process.poll() is not None:
+                sys.exit(f"error: the Prefect server ended with {self._process.returncode}")
+            time.sleep(0.2)
+        return self.url
 
 
 def _prefect(*arguments: str) -> list[str]:
@@ -92,7 +109,10 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), running(arguments.port) as url:
+    with contextlib.suppress(KeyboardInterrupt), Server(arguments.port, quiet=False) as server:
+        url = server.wait()
+        os.environ["PREFECT_API_URL"] = url
+        _record().write_text(json.dumps({"url": url}))
         print(f"Prefect UI: {url.removesuffix('/api')}  (Ctrl-C ends it)", flush=True)
         if not arguments.worker:
             signal.pause()
@@ -101,7 +121,13 @@ def main() -> None:
         pool = _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         subprocess.run(pool, check=True, cwd=ROOT)
         subprocess.run(_prefect("deploy", "--all"), check=True, cwd=ROOT)
-        subprocess.run(_prefect("worker", "start", "--pool", POOL), check=True, cwd=ROOT)
+        worker = _prefect("worker", "start", "--pool", POOL)
+        with subprocess.Popen(worker, cwd=ROOT, preexec_fn=kill_me_with_parent) as process:
+            try:
+                process.wait()
+            finally:
+                process.send_signal(signal.SIGINT)
+    _record().unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

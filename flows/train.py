@@ -1,10 +1,10 @@
 """The training pipeline as a Prefect flow: `python -m flows.train --help`."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-from contextlib import chdir
 from typing import Any
 
 from flows import ROOT, params, server, summary, ui, workspace
@@ -15,13 +15,14 @@ from stages.core.errors import AtelierError
 
 # Only our own lines go to the terminal; Prefect's records go to its server, for the UI.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-server.use_running()
 
-from prefect import flow, get_run_logger, task  # noqa: E402 (both lines above come first)
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.client.schemas.objects import State  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
-from pydantic import BaseModel, ConfigDict, Field  # noqa: E402
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Failed
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Options(BaseModel):
@@ -72,7 +73,7 @@ def train(options: Options = Options()) -> State[Any]:  # noqa: B008 (gives the 
     """Bring every stage up to `target` up to date, in the order of dvc.yaml's graph."""
     try:
         root = workspace.prepare(ROOT, options.overlay) if options.overlay else ROOT
-        with chdir(root), lock.held(root, "a flow run"):
+        with contextlib.chdir(root), lock.held(root, "a flow run"):
             params.check(root / "params.yaml")
             states = run_stages(Graph(root, options.target), options)
     except AtelierError as error:
@@ -121,7 +122,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     root = workspace.path(ROOT, options.overlay) if options.overlay else ROOT
     try:
-        state = train(options, return_state=True)
+        with contextlib.ExitStack() as stack:
+            url = server.running()
+            own = None if url else stack.enter_context(server.Server())
+            # Takes as long as the server to start: importing every stage's params.
+            params.check(ROOT / "params.yaml")
+            stack.enter_context(temporary_settings({PREFECT_API_URL: url or (own and own.wait())}))
+            state = train(options, return_state=True)
+            # Before the server goes: records are sent in batches, in the background.
+            APILogHandler.flush()
+    except AtelierError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("ended; what was trained so far is kept, the next run goes on from there")
     if not state.is_completed():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,17 @@ from tests.flows.tiny import TRAIN, make
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
+    for _ in range(20):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            # The server's word for a database that is busy for the moment.
+            if error.code != 503:
+                raise
+            error.close()
+            time.sleep(0.5)
+    raise TimeoutError(url)
 
 
 @pytest.mark.slow
@@ -62,7 +72,7 @@ def test_a_triggered_run_does_what_make_run_does(tmp_path: Path) -> None:
             runs = ask(f"{url}/flow_runs/filter", {})
             assert len([r for r in runs if r["state"]["type"] == "COMPLETED"]) == 2
         finally:
-            serve.send_signal(signal.SIGINT)
+            serve.send_signal(signal.SIGTERM)
             serve.stdout.read()
             serve.wait(60)
         assert not (tmp_path / "prefect" / "server.json").exists()

@@ -130,7 +130,7 @@ def main() -> None:
             stack.enter_context(temporary_settings({PREFECT_API_URL: url or (own and own.wait())}))
             state = train(options, return_state=True)
             # Before the server goes: records are sent in batches, in the background.
-            APILogHandler.flush()
+            APILogHandler().flush()
     except AtelierError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

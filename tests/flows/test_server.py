@@ -73,6 +73,5 @@ def test_a_triggered_run_does_what_make_run_does(tmp_path: Path) -> None:
             assert len([r for r in runs if r["state"]["type"] == "COMPLETED"]) == 2
         finally:
             serve.send_signal(signal.SIGTERM)
-            serve.stdout.read()
-            serve.wait(60)
+            serve.communicate(timeout=60)
         assert not (tmp_path / "prefect" / "server.json").exists()

@@ -1,6 +1,5 @@
 """Losses of the pipeline; all take (B, K) logits and give a mean over the batch, in nats."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,8 +24,3 @@ def distillation(
         reduction="batchmean",
     )
     return (1 - alpha) * F.cross_entropy(logits, labels) + alpha * temperature**2 * soft
-
-
-def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Cross-entropy against (B, K) probabilities."""
-    return -(probabilities * torch.log_softmax(logits, 1)).sum(1).mean()

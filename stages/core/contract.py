@@ -1,11 +1,15 @@
 """Data contracts with Great Expectations: tables in, violations and Data Docs out."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+# No telemetry, under `dvc repro` too, where no flow has said so.
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 # Great Expectations takes five seconds to import, so the functions below do it, when called: who
 # only looks up a stage's params should not wait for it.

@@ -75,7 +75,9 @@ class Display:
         mark = MARKS.get(state, state)
         if self._live:
             done = 100 if state in ("Completed", "Cached") else None
-            self._bars.update(row.task, completed=done, mark=mark, text=message.splitlines()[-1:])
+            self._bars.update(
+                row.task, completed=done, mark=mark, text="".join(message.splitlines()[-1:])
+            )
             self._bars.stop_task(row.task)
         else:
             self.console.print(

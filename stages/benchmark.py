@@ -191,7 +191,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         for r in rows.values()
         if "p50_ms" in r
     }
-    pictures.bars(paths.latency, shown, label="median ms an image (log)", logarithmic=True)
+    pictures.bars(paths.latency, shown, label="median ms an image")
     report.write_metrics(
         paths.metrics,
         {

@@ -118,7 +118,9 @@ def wait_for(condition: object, seconds: float = 30) -> bool:
 def test_nothing_survives_the_end_of_the_run(toy: Path, kind: signal.Signals) -> None:
     (toy / "params.yaml").write_text("strength: sleep\n")
     code = (
-        "from pathlib import Path; from flows.graph import Graph\n"
+        "import signal; from pathlib import Path; from flows.graph import Graph\n"
+        # A shell's background jobs ignore Ctrl-C, and so would this one.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "Graph(Path.cwd(), 'second').reproduce('first', print, force=False)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=toy, stderr=subprocess.DEVNULL)

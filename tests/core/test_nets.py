@@ -10,10 +10,10 @@ from timm.data import ImageNetInfo
 
 from stages.core import weights
 from stages.core.errors import ParamsError, Unavailable
-from stages.core.nets import build_pretrained, count_parameters, load_net, save_net
+from stages.core.nets import Net, build_pretrained, count_parameters, load_net, save_net
 
 
-def build(stages: list[int]) -> torch.nn.Module:
+def build(stages: list[int]) -> Net:
     return build_pretrained(
         "tf_efficientnet_lite0", stages=stages, classes=["a", "b"], image_px=64, channels=1
     )
@@ -42,7 +42,7 @@ def test_a_cut_network_computes_what_the_whole_one_does() -> None:
     images = torch.randint(0, 256, (2, 64, 64, 1), dtype=torch.uint8)
     whole, cut = build([0, 1, 2, 3, 4]).eval(), build([0, 1, 2]).eval()
     with torch.inference_mode():
-        a, b = whole.features(images), cut.features(images)  # type: ignore[operator]
+        a, b = whole.features(images), cut.features(images)
     assert torch.allclose(a[:, : b.shape[1]], b, atol=1e-5)
 
 
@@ -60,10 +60,10 @@ def test_constant_images_give_finite_gradients() -> None:
 
 def test_model_folder_round_trip(tmp_path: Path) -> None:
     net = build([0, 2]).eval()
-    torch.nn.init.normal_(net.head.linear.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.normal_(net.head.linear.weight)
     images = torch.randint(0, 256, (2, 64, 64, 1), dtype=torch.uint8)
-    save_net(tmp_path / "a", net)  # type: ignore[arg-type]
-    save_net(tmp_path / "b", net)  # type: ignore[arg-type]
+    save_net(tmp_path / "a", net)
+    save_net(tmp_path / "b", net)
     with torch.inference_mode():
         assert torch.equal(load_net(tmp_path / "a")(images), net(images))
     for name in ("model.safetensors", "config.json"):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -105,10 +106,10 @@ def stage_processes(toy: Path) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline", "cwd", "status"]) if belongs(p)]
 
 
-def wait_for(condition: object, seconds: float = 30) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if condition():  # type: ignore[operator]
+        if condition():
             return True
         time.sleep(0.1)
     return False

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("outcome", type=Path)
     parser.add_argument("stage")
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--upstream", action="store_true")
     arguments = parser.parse_args()
     kill_me_with_parent()
 
@@ -44,7 +45,9 @@ def main() -> None:
     logging.getLogger("dvc.repo.scm_context").setLevel(logging.WARNING)
     try:
         with Repo(_wait_for_lock=True) as repo:
-            done = repo.reproduce(arguments.stage, single_item=True, force=arguments.force)
+            done = repo.reproduce(
+                arguments.stage, single_item=not arguments.upstream, force=arguments.force
+            )
     except DvcException as error:
         sys.exit(f"dvc: {error}")
     outcome = "restored" if seen.restored else "ran" if done else "unchanged"

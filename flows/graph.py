@@ -71,8 +71,15 @@ class Graph:
         with self._repo.lock:
             return not any(stage.changed() for stage in self._repo.stage.collect(name))
 
-    def reproduce(self, name: str, on_line: Callable[[str], None], *, force: bool) -> Outcome:
-        """Have DVC bring one stage up to date, in a child process.
+    def reproduce(
+        self,
+        name: str,
+        on_line: Callable[[str], None],
+        *,
+        force: bool = False,
+        upstream: bool = False,
+    ) -> Outcome:
+        """Have DVC bring one stage up to date, in a child process; `upstream`, all it needs too.
 
         Whatever ends this call early (Ctrl-C, a cancelled run, a timeout) ends the whole process
         tree of the stage; so does the death of this process.
@@ -84,7 +91,7 @@ class Graph:
             outcome = Path(folder) / "outcome.json"
             command = [sys.executable, "-m", "flows.dvc_child", str(outcome), name]
             with subprocess.Popen(
-                command + ["--force"] * force,
+                command + ["--force"] * force + ["--upstream"] * upstream,
                 cwd=self.root,
                 env=_child_environment(),
                 stdout=subprocess.PIPE,

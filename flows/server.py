@@ -10,7 +10,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import ROOT
 from stages.core.parent import kill_me_with_parent
@@ -96,6 +100,21 @@ class Server:
                 sys.exit(f"error: the Prefect server ended with {self._process.returncode}")
             time.sleep(0.2)
         return self.url
+
+
+@contextlib.contextmanager
+def connected(meanwhile: Callable[[], None]) -> Iterator[None]:
+    """Use the running server, or one that ends with this process; `meanwhile` runs as it starts."""
+    with contextlib.ExitStack() as stack:
+        url = running()
+        own = None if url else stack.enter_context(Server())
+        meanwhile()
+        if own:
+            url = own.wait()
+        stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        yield
+        # Before the server goes: records are sent in batches, in the background.
+        APILogHandler().flush()
 
 
 def _prefect(*arguments: str) -> list[str]:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from flows import ROOT, params, server, summary, ui, workspace
@@ -12,6 +13,7 @@ from flows.graph import Graph, Node, StageFailed
 from flows.terminal import Display
 from stages.core import lock, progress
 from stages.core.errors import AtelierError
+from stages.core.params import load_yaml
 
 # Only our own lines go to the terminal; Prefect's records go to its server, for the UI.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -19,8 +21,6 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -72,7 +72,7 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
 def train(options: Options = Options()) -> State[Any]:  # noqa: B008 (gives the UI its form)
     """Bring every stage up to `target` up to date, in the order of dvc.yaml's graph."""
     try:
-        root = workspace.prepare(ROOT, options.overlay) if options.overlay else ROOT
+        root = prepared(options.overlay)
         with contextlib.chdir(root), lock.held(root, "a flow run"):
             params.check(root / "params.yaml")
             states = run_stages(Graph(root, options.target), options)
@@ -83,6 +83,14 @@ def train(options: Options = Options()) -> State[Any]:  # noqa: B008 (gives the 
         return Failed(message="\n".join(f"{name}: {state.message}" for name, state in bad.items()))
     cached = sum(state.name == "Cached" for state in states.values())
     return Completed(message=f"{len(states) - cached} stages ran, {cached} were up to date")
+
+
+def prepared(overlay: str | None) -> Path:
+    """The workspace to run in: the project's own, or one with the overlay's params."""
+    if overlay is None:
+        return ROOT
+    changes = load_yaml(ROOT / overlay)
+    return workspace.prepare(ROOT, changes, workspace.path(ROOT, overlay), source=overlay)
 
 
 def run_stages(graph: Graph, options: Options) -> dict[str, State[Any]]:
@@ -122,15 +130,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     root = workspace.path(ROOT, options.overlay) if options.overlay else ROOT
     try:
-        with contextlib.ExitStack() as stack:
-            url = server.running()
-            own = None if url else stack.enter_context(server.Server())
-            # Takes as long as the server to start: importing every stage's params.
-            params.check(ROOT / "params.yaml")
-            stack.enter_context(temporary_settings({PREFECT_API_URL: url or (own and own.wait())}))
+        # Looking up every stage's params takes as long as the server to start.
+        with server.connected(lambda: params.check(ROOT / "params.yaml")):
             state = train(options, return_state=True)
-            # Before the server goes: records are sent in batches, in the background.
-            APILogHandler().flush()
     except AtelierError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -8,10 +8,11 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.core.errors import ParamsError
-from stages.core.params import load_yaml
 
 # What a run writes: these files belong to each workspace itself.
 OWN = ("dvc.lock", "data/reports/")
+# How DVC brings files from the shared cache: links, so that ten workspaces are not ten copies.
+LINKS = "reflink,hardlink,copy"
 
 
 def path(root: Path, overlay: str) -> Path:
@@ -49,30 +50,36 @@ def _copy_sources(root: Path, workspace: Path) -> None:
         (workspace / name).unlink(missing_ok=True)
 
 
-def prepare(root: Path, overlay: str, *, at: Path | None = None, cache: Path | None = None) -> Path:
-    """Make or refresh the workspace of an overlay and give its folder.
+def prepare(
+    root: Path, changes: dict[str, Any], at: Path, *, source: str, cache: Path | None = None
+) -> Path:
+    """Make or refresh a workspace with other params, and give its folder.
 
     Args:
         root: the project.
-        overlay: a YAML file with the keys of params.yaml that differ.
-        at: the workspace's folder, when not `path(root, overlay)`.
-        cache: its DVC cache, when not the project's own.
+        changes: the keys of params.yaml that differ.
+        at: the workspace's folder.
+        source: where `changes` come from, for messages.
+        cache: the workspace's DVC cache, when not the project's own.
 
     Raises: ParamsError for a key that params.yaml does not have.
     """
-    changes = load_yaml(root / overlay)
-    workspace = at or path(root, overlay)
-    if not (workspace / ".git").exists():
-        _git(root, "worktree", "prune")
-        _git(root, "worktree", "add", "--quiet", "--detach", str(workspace), "HEAD")
-    _copy_sources(root, workspace)
     yaml = YAML()
     values = yaml.load(root / "params.yaml")
-    merge(values, changes, source=overlay)
-    yaml.dump(values, workspace / "params.yaml")
-    (workspace / ".dvc" / "config.local").write_text(
-        f"[cache]\n    dir = {cache or root / '.dvc' / 'cache'}\n"
+    merge(values, changes, source=source)
+    if not (at / ".git").exists():
+        _git(root, "worktree", "prune")
+        _git(root, "worktree", "add", "--quiet", "--detach", str(at), "HEAD")
+    _copy_sources(root, at)
+    yaml.dump(values, at / "params.yaml")
+    (at / ".dvc" / "config.local").write_text(
+        f'[cache]\n    dir = {cache or root / ".dvc" / "cache"}\n    type = "{LINKS}"\n'
     )
-    for tracked in workspace.glob("data/*.dvc"):
-        subprocess.run(["dvc", "checkout", "--quiet", str(tracked)], check=True, cwd=workspace)
-    return workspace
+    for tracked in at.glob("data/*.dvc"):
+        subprocess.run(["dvc", "checkout", "--quiet", str(tracked)], check=True, cwd=at)
+    return at
+
+
+def remove(root: Path, at: Path) -> None:
+    """Delete a workspace; what it computed stays in the DVC cache."""
+    _git(root, "worktree", "remove", "--force", str(at))

@@ -25,12 +25,13 @@ from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, Split, load_dataset
 from stages.core.errors import TrainingDiverged
 from stages.core.inference import run_batched
-from stages.core.nets import build_pretrained, load_net
+from stages.core.nets import build, load_net
 from stages.core.params import Section
 from stages.core.progress import Progress
 from stages.core.resize import resize
 from stages.core.runtime import Resources
 from stages.core.views import turn
+from stages.core.weights import packaged
 
 
 class Params(Section):
@@ -255,12 +256,11 @@ def measure(
 
     In the standardised features of an ImageNet network that judges nothing else.
     """
-    judge = build_pretrained(
+    judge = build(
         params.judge_backbone,
+        packaged(params.judge_backbone),
         stages=params.judge_stages,
-        classes=data.classes,
-        image_px=params.image_px,
-        channels=data.channels,
+        data=data,
     ).to(device)
 
     def features(images: torch.Tensor) -> NDArray[np.float32]:

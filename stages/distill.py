@@ -3,7 +3,7 @@
 The control is the same student, trained the same way on the same views, from the labels alone: what
 the student gains over it is what the teacher has taught.
 
-Reads:  data/validated/, data/targets/
+Reads:  data/validated/, data/targets/, data/weights/ (the user's own .safetensors files, if any)
 Writes: data/models/student/ (model.safetensors, config.json), metrics, curves
 Params: distill
 Run:    dvc repro distill
@@ -15,23 +15,28 @@ from pathlib import Path
 import pandas as pd
 import torch
 from pydantic import Field
+from torch.optim.swa_utils import update_bn
 
-from stages.core import metrics, pictures, report, stage
+from stages.core import metrics, pictures, predictions, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, load_dataset
 from stages.core.fit import Recipe, fit
-from stages.core.inference import run_batched
-from stages.core.nets import Net, build_pretrained, count_parameters, save_net
+from stages.core.inference import BATCH, run_batched
+from stages.core.nets import Net, batched, build, count_macs, count_parameters, save_net
 from stages.core.params import Section
 from stages.core.runtime import Resources
 from stages.core.student import distillation_loss, plain_logits, validation
 from stages.core.targets import Targets, load_targets
+from stages.core.weights import Weights, load_weights
 
 
 class Params(Section):
     """Section `distill`."""
 
     backbone: str = Field(min_length=1)
+    weights: str = Field(min_length=1)
+    width: float = Field(gt=0, le=1)
+    depth: float = Field(gt=0, le=1)
     stages: list[int] = Field(min_length=1)
     reduce: int = Field(ge=1, le=8)
     frozen_groups: int = Field(ge=0)
@@ -47,15 +52,18 @@ class Paths(stage.Paths):
 
     validated: Path = stage.reads()
     targets: Path = stage.reads()
+    weights: Path = stage.reads()
     student: Path = stage.writes()
     metrics: Path = stage.writes()
     curves: Path = stage.writes()
     picture: Path = stage.writes()
+    predictions: Path = stage.writes()
 
 
 def train_student(
     data: Dataset,
     targets: Targets,
+    weights: Weights | None,
     params: Params,
     device: torch.device,
     kept: Checkpoint,
@@ -66,15 +74,18 @@ def train_student(
     """A student of the given params; `alpha` is the teacher's share of the loss."""
     # Student and control start from the same weights.
     torch.manual_seed(params.seed)
-    net = build_pretrained(
+    net = build(
         params.backbone,
+        weights,
         stages=params.stages,
-        classes=data.classes,
-        image_px=data.image_px,
-        channels=data.channels,
+        data=data,
+        width=params.width,
+        depth=params.depth,
         reduce=params.reduce,
     ).to(device)
     train = data.rows("train")
+    if not net.frozen_statistics:
+        update_bn((targets.views.plain(rows) for rows in batched(train, BATCH)), net, device)
     features = run_batched(net.features, targets.views.plain, train, device)
     net.head.fit_statistics(torch.from_numpy(features).to(device))
     net.freeze_lowest(params.frozen_groups)
@@ -99,16 +110,18 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     test = data.rows("test")
     labels, groups = data.labels[test], data.groups[test]
 
+    weights = load_weights(params.backbone, params.weights, paths.weights)
     logits, curves, nets = {}, {}, {}
     for name, alpha in (("student", params.alpha), ("control", 0.0)):
         kept = Checkpoint(paths.scratch, name)
         nets[name], curves[name] = train_student(
-            data, targets, params, device, kept, alpha=alpha, what=name
+            data, targets, weights, params, device, kept, alpha=alpha, what=name
         )
         logits[name] = plain_logits(nets[name], data, targets, "test")
     teacher = targets.plain[test]
 
     save_net(paths.student, nets["student"])
+    predictions.write(paths.predictions, data, "test", {"teacher": teacher, **logits})
     pd.concat([c.assign(net=name) for name, c in curves.items()]).to_csv(paths.curves, index=False)
     lines = {name: c.set_index("epoch")["val_auroc"] for name, c in curves.items()}
     pictures.curves(paths.picture, lines, x="epoch", y="AUROC, validation")
@@ -118,6 +131,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         {
             "backbone": params.backbone,
             "parameters": count_parameters(nets["student"]),
+            "macs": count_macs(nets["student"]),
             **figures,
             "gain_over_control": metrics.paired_gain(
                 logits["student"], logits["control"], labels, groups

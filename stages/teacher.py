@@ -4,7 +4,7 @@ First feature extraction: the frozen backbone's features, computed once, and a l
 on them (the linear probe). Then fine-tuning from there at a low rate (LP-FT, Kumar et al. 2022,
 arXiv 2202.10054), the lowest layers staying frozen. Metrics carry both.
 
-Reads:  data/validated/
+Reads:  data/validated/, data/weights/ (the user's own .safetensors files, if any)
 Writes: data/models/teacher/ (model.safetensors, config.json), metrics, curves
 Params: teacher
 Run:    dvc repro teacher
@@ -19,22 +19,24 @@ import torch
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
-from stages.core import metrics, pictures, report, stage
+from stages.core import metrics, pictures, predictions, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, load_dataset
 from stages.core.fit import Recipe, fit
 from stages.core.inference import logits_of, run_batched
-from stages.core.nets import Net, build_pretrained, count_parameters, save_net
+from stages.core.nets import Net, build, count_macs, count_parameters, save_net
 from stages.core.params import Section
 from stages.core.progress import Progress
 from stages.core.runtime import Resources
 from stages.core.views import Views
+from stages.core.weights import load_weights
 
 
 class Params(Section):
     """Section `teacher`."""
 
     backbone: str = Field(min_length=1)
+    weights: str = Field(min_length=1)
     stages: list[int] = Field(min_length=1)
     frozen_groups: int = Field(ge=0)
     dropout: float = Field(ge=0, lt=1)
@@ -49,10 +51,12 @@ class Paths(stage.Paths):
     """What dvc.yaml hands to the command line."""
 
     validated: Path = stage.reads()
+    weights: Path = stage.reads()
     teacher: Path = stage.writes()
     metrics: Path = stage.writes()
     curves: Path = stage.writes()
     picture: Path = stage.writes()
+    predictions: Path = stage.writes()
 
 
 def fit_probe(net: Net, data: Dataset, views: Views, c: float, device: torch.device) -> None:
@@ -109,12 +113,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     device = resources.torch_device()
     data = load_dataset(paths.validated)
     views = Views(data.pixels, params.seed, params.jitter)
-    net = build_pretrained(
+    torch.manual_seed(params.seed)
+    net = build(
         params.backbone,
+        load_weights(params.backbone, params.weights, paths.weights),
         stages=params.stages,
-        classes=data.classes,
-        image_px=data.image_px,
-        channels=data.channels,
+        data=data,
         dropout=params.dropout,
     ).to(device)
     test = data.rows("test")
@@ -128,12 +132,14 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     curves.to_csv(paths.curves, index=False)
     lines = {"fine-tuning": curves.set_index("epoch")["val_auroc"]}
     pictures.curves(paths.picture, lines, x="epoch", y="AUROC, validation")
+    predictions.write(paths.predictions, data, "test", {"probe": probe, "finetuned": finetuned})
     gain = metrics.paired_gain(finetuned, probe, labels, data.groups[test])
     report.write_metrics(
         paths.metrics,
         {
             "backbone": params.backbone,
             "parameters": count_parameters(net),
+            "macs": count_macs(net),
             "probe": metrics.classification(probe, labels, data.classes),
             "finetuned": metrics.classification(finetuned, labels, data.classes),
             "finetuning_gain": gain,

@@ -8,9 +8,27 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from stages.core.data import Dataset
+
 ROOT = Path(__file__).resolve().parent.parent
 
 MakeFolder = Callable[..., Path]
+
+
+def dataset(*, n: int = 8, px: int = 32, channels: int = 1, classes: int = 2) -> Dataset:
+    """A validated dataset of noise, without a file: every fourth image is val, every fifth test."""
+    every = np.arange(n)
+    pixels = np.random.default_rng(0).integers(0, 256, (n, px, px, channels), dtype=np.uint8)
+    splits = np.where(every % 4 == 3, "val", np.where(every % 5 == 4, "test", "train"))
+    return Dataset(
+        pixels=pixels,
+        labels=every % classes,
+        groups=every // 2,
+        domains=np.full(n, "", object),
+        splits=splits.astype(object),
+        files=np.array([f"{i}.png" for i in every], object),
+        classes=[f"class {k}" for k in range(classes)],
+    )
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """How good predictions are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,41 +63,75 @@ def classification(logits: Logits, labels: Labels, classes: list[str]) -> dict[s
     }
 
 
-def paired_gain(
-    better: Logits,
-    worse: Logits,
-    labels: Labels,
-    groups: NDArray[np.int64],
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same images: logits (N, K) twice, labels (N,), groups (N,)."""
+
+    better: Logits
+    worse: Logits
+    labels: Labels
+    groups: NDArray[np.int64]
+
+
+def _draw(generator: np.random.Generator, pair: Paired) -> dict[int, int]:
+    """How often each group is drawn; draws that lack a class are drawn again."""
+    codes, members = np.unique(pair.groups, return_inverse=True)
+    present = np.stack(
+        [
+            np.bincount(members[pair.labels == k], minlength=len(codes)) > 0
+            for k in np.unique(pair.labels)
+        ]
+    )
+    while True:
+        draws = generator.multinomial(len(codes), np.full(len(codes), 1 / len(codes)))
+        if (present & (draws > 0)).any(1).all():
+            return dict(zip(codes.tolist(), draws.tolist(), strict=True))
+
+
+def mean_paired_gain(
+    pairs: Sequence[Paired],
     *,
     metric: Callable[[Logits, Labels, NDArray[np.float64]], float] = auroc,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Difference of two models on the same images, with its 95 % bootstrap interval.
+    """Mean difference of two models over folds and seeds, with its 95 % bootstrap interval.
 
     Whole groups are drawn with replacement (cluster bootstrap, Davison & Hinkley 1997, 3.8), the
-    same ones for both models; percentile interval. Draws that lack a class are drawn again.
+    same ones for both models and for all pairs on the same groups (the seeds of a fold).
 
-    Returns: gain, low, high.
+    Returns: gain, low, high (percentile interval).
     """
     generator = np.random.default_rng(seed)
-    codes, members = np.unique(groups, return_inverse=True)
-    present = np.stack([np.bincount(members[labels == k], minlength=len(codes)) > 0
-                        for k in np.unique(labels)])  # fmt: skip
-    gains: list[float] = []
-    while len(gains) < resamples:
-        draws = generator.multinomial(len(codes), np.full(len(codes), 1 / len(codes)))
-        if not (present & (draws > 0)).any(1).all():
-            continue
-        weights = draws[members].astype(np.float64)
-        gains.append(metric(better, labels, weights) - metric(worse, labels, weights))
-    everything = np.ones(len(labels))
-    low, high = np.quantile(gains, [0.025, 0.975])
+    folds = [frozenset(pair.groups.tolist()) for pair in pairs]
+
+    def gain(pair: Paired, weights: NDArray[np.float64]) -> float:
+        better = metric(pair.better, pair.labels, weights)
+        return better - metric(pair.worse, pair.labels, weights)
+
+    drawn = []
+    for _ in range(resamples):
+        draws: dict[frozenset[int], dict[int, int]] = {}
+        gains = []
+        for fold, pair in zip(folds, pairs, strict=True):
+            if fold not in draws:
+                draws[fold] = _draw(generator, pair)
+            weights = np.array([draws[fold][g] for g in pair.groups.tolist()], dtype=np.float64)
+            gains.append(gain(pair, weights))
+        drawn.append(np.mean(gains))
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return {
-        "gain": metric(better, labels, everything) - metric(worse, labels, everything),
+        "gain": float(np.mean([gain(pair, np.ones(len(pair.labels))) for pair in pairs])),
         "low": float(low),
         "high": float(high),
     }
+
+
+def paired_gain(
+    better: Logits, worse: Logits, labels: Labels, groups: NDArray[np.int64], **how: Any
+) -> dict[str, float]:
+    """Difference of two models on the same images; see `mean_paired_gain`."""
+    return mean_paired_gain([Paired(better, worse, labels, groups)], **how)
 
 
 def kernel_distance(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:

@@ -15,9 +15,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from timm.models import group_parameters
+from timm.models._efficientnet_builder import BN_EPS_TF_DEFAULT
+from timm.models.efficientnet import _gen_efficientnet_lite
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from stages.core.weights import load_pretrained
+from stages.core.data import Dataset
+from stages.core.errors import ParamsError, Unavailable
+from stages.core.weights import Weights, select_weights
 
 
 class NetSpec(BaseModel):
@@ -25,6 +30,7 @@ class NetSpec(BaseModel):
 
     Attributes:
         backbone: name in timm.
+        width, depth: of the backbone's channels and blocks, as shares of timm's own.
         stages: indices of the feature stages that the head reads; the deepest one ends the network.
         classes: names, in the order of the logits.
         image_px, channels: the images that go in.
@@ -35,6 +41,8 @@ class NetSpec(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     backbone: str
+    width: float
+    depth: float
     stages: list[int]
     classes: list[str]
     image_px: int
@@ -44,18 +52,54 @@ class NetSpec(BaseModel):
     std: list[float]
 
 
+# timm's own channel and depth multipliers of the one family that can be made thinner here.
+LITE = {
+    "tf_efficientnet_lite0": (1.0, 1.0),
+    "tf_efficientnet_lite1": (1.0, 1.1),
+    "tf_efficientnet_lite2": (1.1, 1.2),
+    "tf_efficientnet_lite3": (1.2, 1.4),
+    "tf_efficientnet_lite4": (1.4, 1.8),
+}
+
+
+def _backbone(spec: NetSpec) -> Any:
+    how = {"features_only": True, "feature_cls": "getter", "out_indices": spec.stages}
+    if spec.width == spec.depth == 1:
+        return timm.create_model(spec.backbone, **how)
+    if spec.backbone not in LITE:
+        raise ParamsError(
+            f"backbone {spec.backbone!r}: width {spec.width:g}, depth {spec.depth:g}: only "
+            f"{', '.join(LITE)} can be made thinner; set both to 1"
+        )
+    width, depth = LITE[spec.backbone]
+    # timm's public name takes no multipliers; its builder is pinned with timm's version.
+    return _gen_efficientnet_lite(
+        spec.backbone,
+        channel_multiplier=width * spec.width,
+        depth_multiplier=depth * spec.depth,
+        bn_eps=BN_EPS_TF_DEFAULT,
+        pad_type="same",
+        **how,
+    )
+
+
 class Net(nn.Module):
-    """uint8 (B, P, P, C) images to float (B, K) logits."""
+    """uint8 (B, P, P, C) images to float (B, K) logits.
+
+    Attributes:
+        frozen_statistics: BatchNorm keeps its running statistics in training. The pretrained ones
+            are far from these images' (cosine 0.19 on ELPV), and training with batch statistics
+            loses what the weights know. Without pretrained weights there is nothing to lose.
+    """
 
     mean: Tensor
     std: Tensor
+    frozen_statistics = True
 
     def __init__(self, spec: NetSpec, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = timm.create_model(
-            spec.backbone, features_only=True, feature_cls="getter", out_indices=spec.stages
-        )
+        self.backbone = _backbone(spec)
         self.head = Head(3 * sum(self.backbone.feature_info.channels()), len(spec.classes), dropout)
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
@@ -83,15 +127,12 @@ class Net(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> "Net":
-        """As always, but BatchNorm keeps its running statistics.
-
-        The pretrained ones are far from these images' (cosine 0.19 on ELPV), and training with
-        batch statistics loses what the weights know.
-        """
+        """As always, but for `frozen_statistics`."""
         super().train(mode)
-        for module in self.backbone.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        if self.frozen_statistics:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
@@ -139,32 +180,64 @@ class Head(nn.Module):
         return logits
 
 
-def build_pretrained(
+def build(
     backbone: str,
+    weights: Weights | None,
     *,
     stages: list[int],
-    classes: list[str],
-    image_px: int,
-    channels: int,
+    data: Dataset,
+    width: float = 1.0,
+    depth: float = 1.0,
     reduce: int = 1,
     dropout: float = 0.0,
 ) -> Net:
-    """A network whose backbone knows ImageNet. Raises: Unavailable (see weights.py)."""
-    state, mean, std = load_pretrained(backbone)
+    """A network for `data` whose backbone starts from the given weights (see weights.py).
+
+    A thinner or shallower backbone takes a selection of the whole one's weights. Without weights,
+    or with a selection, BatchNorm learns its statistics in training.
+
+    Raises: ParamsError, Unavailable.
+    """
+    config = timm.models.get_pretrained_cfg(backbone)
     spec = NetSpec(
         backbone=backbone,
+        width=width,
+        depth=depth,
         stages=stages,
-        classes=classes,
-        image_px=image_px,
-        channels=channels,
+        classes=data.classes,
+        image_px=data.image_px,
+        channels=data.channels,
         reduce=reduce,
-        mean=mean,
-        std=std,
+        mean=list(config.mean),
+        std=list(config.std),
     )
     net = Net(spec, dropout=dropout)
-    wanted = net.backbone.model.state_dict()
-    net.backbone.model.load_state_dict({name: state[name] for name in wanted})
+    whole = width == depth == 1
+    if weights is not None:
+        wanted = net.backbone.model.state_dict()
+        for name, tensor in wanted.items():
+            found = tuple(weights[name].shape) if name in weights else "nothing"
+            if whole and found != tuple(tensor.shape):
+                raise Unavailable(
+                    f"weights for {backbone}: {name} is {found}, expected {tuple(tensor.shape)}: "
+                    f"the state dict of timm's {backbone}"
+                )
+        start = weights if whole else select_weights(weights, wanted)
+        net.backbone.model.load_state_dict({name: start[name] for name in wanted})
+    net.frozen_statistics = whole and weights is not None
     return net.to(memory_format=torch.channels_last)
+
+
+def count_macs(net: Net) -> int:
+    """Multiply-accumulates of one image, convolutions and matrix products counted by PyTorch."""
+    spec = net.spec
+    image = torch.zeros(
+        1, spec.image_px, spec.image_px, spec.channels, dtype=torch.uint8, device=net.mean.device
+    )
+    net.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        net(image)
+    return int(counter.get_total_flops()) // 2
 
 
 def count_parameters(net: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Pretrained weights: packaged ones where there are any, else timm's, over the network."""
+"""Pretrained weights: packaged, from the hub, from a file, or none."""
 
 import hashlib
 import importlib.resources
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.core.errors import ParamsError, Unavailable
@@ -30,10 +32,19 @@ PACKAGED = {
     ),
 }
 
-Pretrained = tuple[dict[str, Tensor], list[float], list[float]]
+# What a section's `weights` may say, beside the path of a .safetensors file.
+PACKAGED_WEIGHTS, HUB, NONE = "packaged", "hub", "none"
+
+Weights = dict[str, Tensor]
 
 
-def _packaged(name: str) -> dict[str, Tensor]:
+def packaged(name: str) -> Weights:
+    """ImageNet weights that were installed with the project. Raises: Unavailable."""
+    if name not in PACKAGED:
+        raise Unavailable(
+            f"backbone {name!r}: its weights are not packaged; packaged are {', '.join(PACKAGED)}: "
+            "choose one of those, or set weights to 'hub', to a .safetensors file or to 'none'"
+        )
     package, file, sha256 = PACKAGED[name]
     path = Path(str(importlib.resources.files(package))) / "models" / file
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -47,26 +58,67 @@ def _packaged(name: str) -> dict[str, Tensor]:
     return dict(zip(wanted, weights.values(), strict=True))
 
 
-def load_pretrained(name: str) -> Pretrained:
-    """ImageNet weights of a timm model (its own state dict), and the RGB mean and deviation.
+def _from_hub(name: str) -> Weights:
+    try:
+        state: Weights = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub client raises whatever its network layers raise
+        raise Unavailable(
+            f"backbone {name!r}: its weights could not be downloaded ({type(error).__name__}); "
+            f"without a network, choose one of {', '.join(PACKAGED)} with weights 'packaged'"
+        ) from error
+    return state
+
+
+def _from_file(name: str, path: Path, folder: Path) -> Weights:
+    if path.suffix != ".safetensors" or not path.resolve().is_relative_to(folder.resolve()):
+        raise ParamsError(
+            f"weights = {str(path)!r}: expected 'packaged', 'hub', 'none' or a .safetensors file "
+            f"in {folder}/, so that DVC notices when it changes"
+        )
+    try:
+        state: Weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise Unavailable(f"{path}: not readable as safetensors ({error})") from None
+    return state
+
+
+def load_weights(name: str, source: str, folder: Path) -> Weights | None:
+    """Weights of a timm model, as its own state dict; None for `none`.
+
+    Args:
+        name: in timm.
+        source: `packaged`, `hub`, `none`, or the path of a .safetensors file.
+        folder: where such a file has to lie.
 
     Raises:
-        ParamsError: timm has no such model.
-        Unavailable: the weights are not packaged and cannot be downloaded here.
+        ParamsError: timm has no such model, or `source` is no source.
+        Unavailable: the weights are not here and cannot be had.
     """
     if not timm.is_model(name):
         raise ParamsError(f"backbone {name!r}: timm has no such model")
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
-    if config is None:
-        raise ParamsError(f"backbone {name!r}: timm has no pretrained weights for it")
-    if name in PACKAGED:
-        state = _packaged(name)
-    else:
-        try:
-            state = timm.create_model(name, pretrained=True).state_dict()
-        except Exception as error:  # the hub client raises whatever its network layers raise
-            raise Unavailable(
-                f"backbone {name!r}: its weights could not be downloaded ({type(error).__name__}); "
-                f"without a network, choose one of {', '.join(PACKAGED)}"
-            ) from error
-    return state, list(config.mean), list(config.std)
+    if source == NONE:
+        return None
+    if source == PACKAGED_WEIGHTS:
+        return packaged(name)
+    return _from_hub(name) if source == HUB else _from_file(name, Path(source), folder)
+
+
+def select_weights(weights: Weights, wanted: Weights) -> Weights:
+    """Weights of a network, as a start for a smaller one of its family.
+
+    Every dimension keeps evenly spaced entries, the same ones in all layers of that size; of a
+    stage's blocks, the first ones (Xu et al. 2024, arXiv 2311.18823: uniform element selection,
+    first-N layers).
+
+    Args:
+        weights: the larger network's state dict.
+        wanted: the smaller one's, for its names and shapes.
+    """
+
+    def smaller(source: Tensor, size: torch.Size) -> Tensor:
+        for dimension, count in enumerate(size):
+            kept = torch.linspace(0, source.shape[dimension] - 1, count).round().long()
+            source = source.index_select(dimension, kept)
+        return source
+
+    return {name: smaller(weights[name], tensor.shape) for name, tensor in wanted.items()}

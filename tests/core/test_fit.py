@@ -20,6 +20,8 @@ def small_net() -> Net:
     torch.manual_seed(0)
     spec = NetSpec(
         backbone="tf_efficientnet_lite0",
+        width=1.0,
+        depth=1.0,
         stages=[0, 1],
         classes=["a", "b"],
         image_px=32,

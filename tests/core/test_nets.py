@@ -1,29 +1,33 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from timm.data import ImageNetInfo
 
-from stages.core import weights
+from stages.core import nets, weights
 from stages.core.errors import ParamsError, Unavailable
-from stages.core.nets import Net, build_pretrained, count_parameters, load_net, save_net
+from stages.core.nets import Net, count_macs, count_parameters, load_net, save_net
+from tests.conftest import dataset
+
+LITE = "tf_efficientnet_lite0"
 
 
-def build(stages: list[int]) -> Net:
-    return build_pretrained(
-        "tf_efficientnet_lite0", stages=stages, classes=["a", "b"], image_px=64, channels=1
-    )
+def build(stages: list[int], **changes: Any) -> Net:
+    how = {"backbone": LITE, "weights": weights.packaged(LITE), "data": dataset(px=64)} | changes
+    return nets.build(stages=stages, **how)
 
 
 @pytest.mark.parametrize("name", sorted(weights.PACKAGED))
 def test_packaged_weights_know_a_palace(name: str) -> None:
-    state, mean, std = weights.load_pretrained(name)
     model = timm.create_model(name).eval()
-    model.load_state_dict(state)
+    model.load_state_dict(weights.packaged(name))
+    mean, std = model.default_cfg["mean"], model.default_cfg["std"]
     photo = Image.fromarray(load_sample_image("china.jpg")).resize((320, 224))
     pixels = np.asarray(photo.crop((48, 0, 272, 224)), dtype=np.float32) / 255
     x = torch.from_numpy((pixels - np.float32(mean)) / np.float32(std))
@@ -70,9 +74,74 @@ def test_model_folder_round_trip(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_macs_are_those_of_the_formula() -> None:
+    # Stem: 3x3x3 to 32 channels at half the size; stage 0: depthwise 3x3 and 1x1 to 16; head.
+    side = 32 * 32
+    expected = side * (27 * 32 + 9 * 32 + 32 * 16) + 3 * 16 * 2
+    assert count_macs(build([0])) == expected
+
+
+def test_a_thin_network_takes_a_selection() -> None:
+    whole = weights.packaged(LITE)
+    thin = build([0, 1, 2, 3, 4], width=0.5, depth=0.5)
+    state = thin.backbone.model.state_dict()
+    assert count_parameters(thin) < 0.3 * count_parameters(build([0, 1, 2, 3, 4]))
+    assert not thin.frozen_statistics
+    name = "blocks.3.0.conv_pw.weight"
+    rows = np.linspace(0, whole[name].shape[0] - 1, state[name].shape[0]).round()
+    columns = np.linspace(0, whole[name].shape[1] - 1, state[name].shape[1]).round()
+    naive = [[whole[name][int(r), int(c), 0, 0] for c in columns] for r in rows]
+    assert torch.equal(state[name][:, :, 0, 0], torch.tensor(naive))
+
+
+def test_only_one_family_is_thinned() -> None:
+    with pytest.raises(ParamsError, match=r"backbone 'lcnet_050': width 0\.5"):
+        build([0], backbone="lcnet_050", weights=None, width=0.5)
+
+
+def test_without_weights_batch_norm_learns_its_statistics() -> None:
+    net = build([0], backbone="lcnet_050", weights=None)
+    norm = net.backbone.model.bn1
+    net.train()
+    assert norm.training
+    pretrained = build([0])
+    pretrained.train()
+    assert not pretrained.backbone.model.bn1.training
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        ("packaged", Unavailable, ["'resnet18'", "not packaged", LITE]),
+        ("data/other/x.safetensors", ParamsError, ["'hub'", "a .safetensors file in"]),
+        ("weights.pth", ParamsError, ["'packaged', 'hub', 'none' or a .safetensors file"]),
+        ("missing.safetensors", Unavailable, ["missing.safetensors", "not readable"]),
+        ("broken.safetensors", Unavailable, ["broken.safetensors", "not readable"]),
+    ],
+)
+def test_weights_that_are_not_there(
+    tmp_path: Path, source: str, error: type[Exception], words: list[str]
+) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"none of these")
+    path = source if "/" in source or source == "packaged" else str(tmp_path / source)
+    with pytest.raises(error) as caught:
+        weights.load_weights("resnet18", path, tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_file(timm.create_model("lcnet_050").state_dict(), tmp_path / "lcnet.safetensors")
+    file = str(tmp_path / "lcnet.safetensors")
+    with pytest.raises(Unavailable, match=r"conv_stem\.weight is .* expected .* timm's tf_eff"):
+        build([0], weights=weights.load_weights(LITE, file, tmp_path))
+    right = weights.load_weights("lcnet_050", file, tmp_path)
+    assert build([0], backbone="lcnet_050", weights=right).frozen_statistics
+
+
 def test_unknown_backbone() -> None:
     with pytest.raises(ParamsError, match="backbone 'resnet1234': timm has no such model"):
-        weights.load_pretrained("resnet1234")
+        weights.load_weights("resnet1234", "packaged", Path())
 
 
 def test_without_a_network_the_offline_choices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,11 +155,11 @@ def test_without_a_network_the_offline_choices_are_named(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(Unavailable, match=r"resnet18.*ConnectionError.*tf_efficientnet_lite0"):
-        weights.load_pretrained("resnet18")
+        weights.load_weights("resnet18", "hub", Path())
 
 
 def test_tampered_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     package, file, _ = weights.PACKAGED["tf_efficientnet_lite0"]
     monkeypatch.setitem(weights.PACKAGED, "tf_efficientnet_lite0", (package, file, "0" * 64))
     with pytest.raises(Unavailable, match="install the package again"):
-        weights.load_pretrained("tf_efficientnet_lite0")
+        weights.packaged(LITE)

@@ -21,6 +21,8 @@ def net(channels: int = 1, reduce: int = 1) -> Net:
     torch.manual_seed(0)
     spec = NetSpec(
         backbone="tf_efficientnet_lite0",
+        width=1.0,
+        depth=1.0,
         stages=[0, 1, 2],
         classes=["functional", "defective"],
         image_px=64,

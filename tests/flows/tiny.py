@@ -10,6 +10,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from flows import workspace
+from stages.core.params import load_yaml
 from tests.conftest import ROOT
 
 TINY = "flows/overlays/tiny.yaml"
@@ -23,7 +24,9 @@ class Workspace:
     """A copy of the project with tiny params, its own DVC cache and its own Prefect home."""
 
     def __init__(self, at: Path) -> None:
-        self.root = workspace.prepare(ROOT, TINY, at=at / "a workspace", cache=at / "cache")
+        self.root = workspace.prepare(
+            ROOT, load_yaml(ROOT / TINY), at / "a workspace", source=TINY, cache=at / "cache"
+        )
         self.environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
         self.environment |= {
             "PREFECT_HOME": str(at / "prefect"),
@@ -60,5 +63,4 @@ def make(at: Path) -> Iterator[Workspace]:
     # What an earlier run of the project left in git must not stand in for this run's.
     (made.root / "dvc.lock").unlink(missing_ok=True)
     yield made
-    command = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(made.root)]
-    subprocess.run(command, check=True)
+    workspace.remove(ROOT, made.root)

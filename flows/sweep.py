@@ -1,0 +1,145 @@
+"""Runs a study, trial after trial: `python -m flows.sweep flows/studies/NAME.yaml`.
+
+Every trial is the graph with other params, in a git worktree of its own on the shared DVC cache:
+what does not differ costs nothing. A row is written when its trial ends; what has a row with the
+same params is not run again, and what was interrupted goes on from its checkpoint.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from flows import ROOT, params, server, ui, workspace
+from flows.graph import Graph
+from flows.study import (
+    COMMIT,
+    MESSAGE,
+    PARAMS,
+    RESULTS,
+    STATE,
+    Results,
+    Study,
+    Trial,
+    collect,
+    load,
+    summary,
+    trials,
+)
+from flows.terminal import Display
+from stages.core import lock, progress
+from stages.core.errors import AtelierError
+from stages.core.params import load_yaml
+
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+
+def _commit() -> str:
+    """The code's state: the commit, with a plus when files differ from it."""
+    what = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(what, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@task(cache_policy=NO_CACHE)
+def run_trial(
+    study: Study, trial: Trial, at: Path, results: Results, display: Display
+) -> State[Any]:
+    """Run the graph up to the study's target with the trial's params; write its row."""
+    logger = get_run_logger()
+    bar = ui.StageProgress(trial.label)
+
+    def on_line(line: str) -> None:
+        display.line(trial.label, line)
+        logger.info(line)
+        if parsed := progress.parse(line):
+            bar.show(*parsed)
+
+    display.start(trial.label)
+    row = {PARAMS: digest(trial), COMMIT: _commit(), STATE: "done", MESSAGE: ""}
+    try:
+        with contextlib.chdir(at), lock.held(at, "a sweep"):
+            params.check(at / "params.yaml")
+            graph = Graph(at, study.target)
+            graph.reproduce(study.target, on_line, upstream=True)
+    except AtelierError as error:
+        results.add(trial, row | {STATE: "failed", MESSAGE: str(error).splitlines()[-1]}, None)
+        display.end(trial.label, "Failed", str(error))
+        return Failed(message=str(error))
+    metrics, found = collect(graph)
+    results.add(trial, row | metrics, found)
+    display.end(trial.label, "Completed")
+    return Completed()
+
+
+def digest(trial: Trial) -> str:
+    """md5 of all params of a trial. Raises: ParamsError for a key that params.yaml lacks."""
+    values = load_yaml(ROOT / "params.yaml")
+    workspace.merge(values, trial.changes, source=trial.name)
+    return hashlib.md5(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@flow(name="sweep")
+def sweep(study: str, minutes: float | None = None) -> State[Any]:
+    """Run what is not done yet of a study in flows/studies/; start no trial after `minutes`."""
+    name = Path(study).stem
+    plan = load(ROOT / study)
+    results = Results(ROOT / RESULTS, name)
+    todo = [trial for trial in trials(plan) if not results.is_done(trial, digest(trial))]
+    end = time.monotonic() + 60 * (minutes or float("inf"))
+    failed = 0
+    with Display([trial.label for trial in todo]) as display:
+        for trial in todo:
+            if time.monotonic() > end:
+                break
+            at = ROOT / ".worktrees" / f"{name}-{trial.label}"
+            workspace.prepare(ROOT, trial.changes, at, source=study)
+            state = run_trial.with_options(name=name, task_run_name=trial.label)(
+                plan, trial, at, results, display, return_state=True
+            )
+            display.close(trial.label, str(state.name), str(state.message))
+            failed += not state.is_completed()
+            workspace.remove(ROOT, at)
+    table = summary(plan, results)
+    create_markdown_artifact(f"{plan.question}\n\n{table}", key=f"study-{name}")
+    print(table, flush=True)
+    return Failed(message=f"{failed} trials failed") if failed else Completed()
+
+
+def main() -> None:
+    """Command line of the sweep."""
+    parser = argparse.ArgumentParser(prog="python -m flows.sweep", description=__doc__)
+    parser.add_argument("study", help="a file in flows/studies/")
+    parser.add_argument("--minutes", type=float, help="start no trial after this time")
+    parser.add_argument("--summary", action="store_true", help="run nothing, print the table")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        plan = load(ROOT / arguments.study)
+        if arguments.summary:
+            print(summary(plan, Results(ROOT / RESULTS, Path(arguments.study).stem)))
+            return
+        with server.connected(lambda: params.check(ROOT / "params.yaml")):
+            state = sweep(arguments.study, arguments.minutes, return_state=True)
+    except AtelierError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("ended; rows so far are kept, the next call goes on from there")
+    if not state.is_completed():
+        sys.exit(f"error: {state.message}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Studies: which trials there are, what their rows hold, and going on after an end."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.study import COMMIT, MESSAGE, PARAMS, STATE, TRIAL, Results, Study, Trial, load, summary
+from flows.study import trials as all_trials
+from stages.core.errors import ParamsError
+from tests.conftest import ROOT
+from tests.flows.tiny import Workspace, make
+
+STUDY = Study(
+    question="?",
+    base={"a": {"x": 1}},
+    trials={"one": {"a": {"y": 2}}, "two": {"a": {"x": 3}}},
+    grid={"a.seed": [0, 1], "b.fold": [5]},
+    show={"AUROC": "distill.student.auroc"},
+    gains={"over control": ["student", "control"], "over one": ["student", "one/student"]},
+)
+
+
+def test_trials_are_the_product() -> None:
+    found = {t.label: t.changes for t in all_trials(STUDY)}
+    assert list(found) == [
+        "one-seed0-fold5", "two-seed0-fold5", "one-seed1-fold5", "two-seed1-fold5",
+    ]  # fmt: skip
+    assert found["one-seed0-fold5"] == {"a": {"x": 1, "y": 2, "seed": 0}, "b": {"fold": 5}}
+    assert found["two-seed1-fold5"] == {"a": {"x": 3, "seed": 1}, "b": {"fold": 5}}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "flows" / "studies").glob("*.yaml")))
+def test_studies_fit_the_params(file: Path) -> None:
+    from flows.sweep import digest
+
+    found = all_trials(load(file))
+    assert len({digest(trial) for trial in found}) == len(found) > 1
+
+
+def test_a_typo_in_a_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("question: q\ntrials: {a: {}}\nshow: {x: y}\ngird: {}\n")
+    with pytest.raises(ParamsError, match=r"s\.yaml: study\.gird"):
+        load(tmp_path / "s.yaml")
+
+
+def predicted(strength: float, seed: int) -> pd.DataFrame:
+    draws = np.random.default_rng(seed)
+    label = np.arange(80) % 2
+    logits = {
+        f"{model}/class {k}": draws.normal(s * (label == k), 1)
+        for model, s in (("student", strength), ("control", 0.5))
+        for k in range(2)
+    }
+    return pd.DataFrame({"file_name": label, "group": np.arange(80) // 8, "label": label} | logits)
+
+
+def test_summary(tmp_path: Path) -> None:
+    results = Results(tmp_path, "s")
+    for i, trial in enumerate(all_trials(STUDY)):
+        row = {
+            PARAMS: f"p{i}",
+            COMMIT: "c",
+            STATE: "done",
+            MESSAGE: "",
+            "distill.student.auroc": 0.5,
+        }
+        strength = {"one": 3.0, "two": 0.5}[trial.name]
+        results.add(trial, row, predicted(strength, seed=i))
+    first = all_trials(STUDY)[0]
+    results.add(first, {PARAMS: "p", COMMIT: "c", STATE: "failed", MESSAGE: "bad"}, None)
+    assert len(results.rows) == 4
+    assert not results.is_done(first, "p")
+    results.add(
+        first,
+        {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.7},
+        predicted(3.0, seed=0),
+    )
+    assert results.is_done(first, "p")
+    assert not results.is_done(first, "other params")
+    head, _, one, two, _, end = summary(STUDY, results).splitlines()
+    assert head == "| trial | runs | AUROC | over control | over one |"
+    assert one.startswith("| one | 2 | 0.600 ± 0.141 | +0.3")
+    assert one.endswith("| +0.000 [+0.000, +0.000] |")
+    assert two.startswith("| two | 2 | 0.500 |")
+    assert "-0.3" in two.split("|")[-2]
+    assert end.startswith("4 of 4 trials")
+
+
+SMALL = """
+question: Does it go on?
+target: validate
+trials:
+  good: {}
+  bad: {validate: {min_per_class: 100000}}
+  refused: {validate: {image_px: 7}}
+grid:
+  validate.fold: [0, 1]
+show: {images: validate.images}
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Workspace]:
+    yield from make(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> None:
+    (made.root / "flows" / "studies" / "small.yaml").write_text(SMALL)
+    command = [sys.executable, "-m", "flows.sweep", "flows/studies/small.yaml"]
+    output = made.run(command, fails=True)
+    assert "4 trials failed" in output, output
+    rows = pd.read_csv(made.root / "data/reports/studies/small.csv").set_index(TRIAL)
+    assert rows[STATE].to_dict() == {
+        "good-fold0": "done", "bad-fold0": "failed", "refused-fold0": "failed",
+        "good-fold1": "done", "bad-fold1": "failed", "refused-fold1": "failed",
+    }  # fmt: skip
+    assert "at least 100000 images" in rows.loc["bad-fold0", MESSAGE]
+    assert "validate.image_px = 7" in rows.loc["refused-fold1", MESSAGE]
+    assert rows.loc["good-fold0", "validate.splits.test.images"] > 0
+    assert "distill.parameters" not in rows
+    assert not list((made.root / ".worktrees").iterdir())
+    again = made.run(command, fails=True)
+    assert "good-fold0" not in again.split("| trial")[0]
+    assert "| good | 2 |" in made.run([*command, "--summary"])
+
+
+def test_label_is_fit_for_a_file() -> None:
+    assert Trial("a", {"distill.seed": 3, "validate.fold": 0}, {}).label == "a-seed3-fold0"

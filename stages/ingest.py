@@ -1,7 +1,7 @@
 """The packaged ELPV solar cells as an imagefolder.
 
 Reads:  the PyPI package `elpv-dataset`; data/elpv_modules.csv (first cell of each solar module)
-Writes: data/elpv/ (images/*.png, metadata.csv), metrics
+Writes: data/elpv/ (images/*.png, metadata.csv, classes.txt), metrics
 Params: ingest
 Run:    dvc repro ingest
 
@@ -18,7 +18,6 @@ import pandas as pd
 from pydantic import Field
 
 from stages.core import digest, report, stage
-from stages.core.data import METADATA
 from stages.core.errors import DataError
 from stages.core.params import Section
 from stages.core.runtime import Resources
@@ -93,7 +92,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     (paths.images / "images").mkdir(parents=True)
     for name in table["file_name"]:
         shutil.copyfile(source / name, paths.images / name)
-    table.to_csv(paths.images / METADATA, index=False, lineterminator="\n")
+    table.to_csv(paths.images / "metadata.csv", index=False, lineterminator="\n")
+    # Of two classes, the last is the one to find.
+    (paths.images / "classes.txt").write_text("functional\ndefective\n")
     print(f"{len(table)} cells of {table['group'].nunique()} modules", flush=True)
     report.write_metrics(
         paths.metrics,

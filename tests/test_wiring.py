@@ -59,7 +59,7 @@ def test_command_line_is_paths(stage: str) -> None:
     paths = importlib.import_module(f"stages.{stage}").Paths
     given = command_line(stage)
     fields = {f.name: f for f in dataclasses.fields(paths)}
-    assert set(given) == set(paths.inputs()) | set(paths.outputs())
+    assert set(given) == set(paths.options())
     data_deps = {d for d in definition["deps"] if not d.startswith("stages/")}
     assert {given[name] for name in paths.inputs()} == data_deps
     tracked = {given[n] for n in paths.outputs() if fields[n].metadata["tracked"]}

@@ -1,4 +1,4 @@
-"""Labelled images: the user's folder (imagefolder), and the validated, packed form of it."""
+"""Labelled images in their validated, packed form."""
 
 import json
 from dataclasses import dataclass
@@ -10,44 +10,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.core.errors import DataError
 from stages.core.params import Section
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-METADATA = "metadata.csv"
 
 
 class Data(Section):
     """Section `data`: the images that dvc.yaml hands to the validate stage."""
 
     dir: str = Field(min_length=1)
-
-
-def read_metadata(folder: Path) -> pd.DataFrame:
-    """The folder's metadata.csv, all cells as text, `""` where empty.
-
-    Columns: file_name, label; optional group, domain, split; any others are kept.
-
-    Raises: DataError when the file is missing, unreadable, or lacks a column.
-    """
-    path = folder / METADATA
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; expected the imagefolder layout: images and a {METADATA} "
-            "with the columns file_name and label"
-        )
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from None
-    for column in ("file_name", "label"):
-        if column not in table:
-            found = ", ".join(map(str, table.columns)) or "none"
-            raise DataError(f"{path}: no column {column!r}; found {found}")
-    if table.empty:
-        raise DataError(f"{path}: no rows; expected one a labelled image")
-    return table
 
 
 @dataclass(frozen=True)

@@ -1,89 +1,246 @@
-"""Reading the user's image files: what is there, whether it can be used, and as which pixels."""
+"""Looking at image files: what each one is, whether it can be used, and its pixels, once.
+
+What a file's content says is kept by content hash in a cache, so that a folder that has grown by a
+few images costs a few images.
+"""
 
 import hashlib
+import io
 import os
+import sqlite3
 import warnings
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.fft import dctn
 
-GREY_MODES = ("1", "L", "I;16", "I", "F", "LA")
+from stages.core import digest, predict
+from stages.core.errors import Unavailable
+from stages.core.predict import decode
+from stages.core.progress import Progress
+from stages.core.sources import Source, Unreadable
+
+# Pillow's names of the formats that are read, and the extensions that fit them.
+FORMATS = {
+    "BMP": (".bmp",), "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",),
+    "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
+}  # fmt: skip
+# MPO, a camera's JPEG with a preview behind it, is opened as JPEG.
+OPENED = [name for name in FORMATS if name != "MPO"]
+# Side of the hash in DCT coefficients: 8 (the usual 64 bits) takes cells of two solar modules for
+# each other; 16 tells them apart.
+HASH_SIDE = 16
+HASH_BYTES = HASH_SIDE**2 // 8
+# Images in flight: enough for all cores, and little memory.
+CHUNK = 256
 
 
-def locate(folder: Path, name: str) -> Path | str:
-    """The file that metadata calls `name`, or why it cannot be read."""
-    parts = PurePosixPath(name)
-    if not name or parts.is_absolute() or ".." in parts.parts:
-        return "not a path inside the folder"
-    path = folder / name
-    if not path.is_file():
-        return "no such file"
-    if not path.resolve().is_relative_to(folder.resolve()):
-        return "a link that leaves the folder"
-    return path
+@dataclass(frozen=True)
+class Look:
+    """What a file's content says; everything but `problem` is empty where there is one.
 
-
-def inspect(folder: Path, name: str) -> dict[str, Any]:
-    """One manifest row from the file's bytes and header; pixels are not decoded yet.
-
-    Returns: width and height in pixels, mode (Pillow's), sha256, and `problem`, None if readable.
+    Attributes:
+        width, height: in pixels, as stored.
+        mode, format: Pillow's names.
+        channels: 1 or 3, of `pixels`.
+        mean, contrast, sharpness: mean and deviation of the packed image's grey values (0 to 255),
+            and the variance of its Laplacian.
+        phash: perceptual hash, HASH_BYTES bytes.
+        pixels: uint8 (P, P, channels) as bytes.
+        problem: why the content cannot be used, or "".
     """
-    row: dict[str, Any] = {"width": 0, "height": 0, "mode": "", "sha256": "", "problem": None}
-    path = locate(folder, name)
-    if isinstance(path, str):
-        return row | {"problem": path}
+
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    format: str = ""
+    channels: int = 0
+    mean: float = 0.0
+    contrast: float = 0.0
+    sharpness: float = 0.0
+    phash: bytes = bytes(HASH_BYTES)
+    pixels: bytes = b""
+    problem: str = ""
+
+
+def perceptual_hash(grey: Image.Image) -> bytes:
+    """DCT hash: which low frequencies lie above their median (Zauner 2010, pHash).
+
+    As `imagehash.phash(image, hash_size=16)`.
+    """
+    side = 4 * HASH_SIDE
+    small = np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float64)
+    low = dctn(small)[:HASH_SIDE, :HASH_SIDE]
+    return np.packbits(low > np.median(low)).tobytes()
+
+
+def look(content: bytes, image_px: int, max_pixels: int) -> Look:
+    """Examine and decode one file's content."""
+    if not content:
+        return Look(problem="an empty file (0 bytes); copy it again")
     try:
-        with path.open("rb") as file:
-            row["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                row |= {"width": image.width, "height": image.height, "mode": image.mode}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning) as error:
-        row["problem"] = f"not a readable image ({error})".replace(str(folder) + "/", "")
-    return row
+            # Our own limit is what counts; Pillow warns of damaged EXIF, too.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=OPENED) as image:
+                if image.width * image.height > max_pixels:
+                    return Look(
+                        problem=f"{image.width} x {image.height} pixels; expected at most "
+                        f"{max_pixels / 1e6:g} million (validate.max_megapixels)"
+                    )
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1 and image.format != "MPO":
+                    return Look(problem=f"{frames} pictures in one file; expected one: split it")
+                width, height, mode, kind = image.width, image.height, image.mode, image.format
+                pixels = decode(image, image_px)
+    except (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError) as error:
+        reason = " ".join(str(error).replace("<_io.BytesIO object", "<content").split())
+        return Look(problem=f"not a whole image ({reason[:120]}); save or copy it again")
+    packed = Image.fromarray(pixels.squeeze()).convert("L")
+    grey = np.asarray(packed, dtype=np.float32)
+    laplacian = (
+        grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    )
+    return Look(
+        width=width,
+        height=height,
+        mode=mode,
+        format=str(kind),
+        channels=pixels.shape[2],
+        mean=round(float(grey.mean()), 3),
+        contrast=round(float(grey.std()), 3),
+        sharpness=round(float(laplacian.var()), 3),
+        phash=perceptual_hash(packed),
+        pixels=pixels.tobytes(),
+    )
 
 
-def inspect_all(folder: Path, metadata: pd.DataFrame) -> pd.DataFrame:
-    """`metadata` with the columns of `inspect` added."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        rows = list(pool.map(lambda name: inspect(folder, name), metadata["file_name"]))
-    found = pd.DataFrame(rows, index=metadata.index)
-    found["problem"] = found["problem"].astype(object).where(found["problem"].notna(), None)
-    return pd.concat([metadata, found], axis=1)
+class Cache:
+    """Looks by sha256 of the content, for one way of looking, in one SQLite file.
 
-
-def decode(path: Path, image_px: int, channels: int) -> NDArray[np.uint8]:
-    """Pixels as the models see them: uint8 (P, P, C).
-
-    `predict.py` of a release does the same to a new image; a test holds the two together.
+    The file's name holds a hash of all that a look depends on beside the content (this code,
+    Pillow's version, the params), so an old entry is never taken for a new one. Entries are
+    written in transactions: a kill loses at most the last ones.
     """
-    with Image.open(path) as image:
-        converted = image.convert("L" if channels == 1 else "RGB")
-    resized = converted.resize((image_px, image_px), Image.Resampling.BICUBIC)
-    return np.asarray(resized, dtype=np.uint8).reshape(image_px, image_px, channels)
 
+    _COLUMNS = tuple(f.name for f in fields(Look))
 
-def decode_all(
-    folder: Path, names: "pd.Series[str]", rows: list[int], out: NDArray[np.uint8]
-) -> dict[int, str]:
-    """Decode the files of `rows` into the same rows of `out` (N, P, P, C).
-
-    Returns: reasons by row, where the pixels cannot be decoded (a truncated file, say).
-    """
-    image_px, channels = out.shape[1], out.shape[3]
-
-    def one(row: int) -> tuple[int, str] | None:
+    def __init__(self, folder: Path, image_px: int, max_pixels: int) -> None:
+        code = [digest.file_md5(Path(file)) for file in (__file__, predict.__file__)]
+        key = [*code, PIL.__version__, str(image_px), str(max_pixels)]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{hashlib.md5(' '.join(key).encode()).hexdigest()}.sqlite"
+        for old in folder.glob("*.sqlite"):
+            if old != self.path:
+                old.unlink()
+        self._database = sqlite3.connect(self.path)
+        columns = ", ".join(self._COLUMNS)
         try:
-            out[row] = decode(folder / names[row], image_px, channels)
-        except (OSError, ValueError, SyntaxError) as error:
-            return row, f"not a whole image ({error})"
-        return None
+            self._database.execute(
+                f"CREATE TABLE IF NOT EXISTS looks (sha256 PRIMARY KEY, {columns}) WITHOUT ROWID"
+            )
+        except sqlite3.DatabaseError as error:
+            raise Unavailable(f"{self.path}: {error}; delete this file, it is a cache") from None
 
+    def known(self) -> dict[str, Look]:
+        """All entries, without their pixels."""
+        columns = ", ".join("x''" if c == "pixels" else c for c in self._COLUMNS)
+        rows = self._database.execute(f"SELECT sha256, {columns} FROM looks")
+        return {sha256: Look(*values) for sha256, *values in rows}
+
+    def add(self, looks: dict[str, Look]) -> None:
+        """Write entries, all or none."""
+        holders = ", ".join("?" * (1 + len(self._COLUMNS)))
+        with self._database:
+            self._database.executemany(
+                f"INSERT OR REPLACE INTO looks VALUES ({holders})",
+                [(sha256, *astuple(found)) for sha256, found in looks.items()],
+            )
+
+    def pixels(self, sha256: str) -> bytes:
+        """The pixels of one entry. Raises: KeyError."""
+        row = self._database.execute("SELECT pixels FROM looks WHERE sha256 = ?", (sha256,))
+        found = row.fetchone()
+        if found is None:
+            raise KeyError(sha256)
+        return bytes(found[0])
+
+    def keep_only(self, used: set[str]) -> None:
+        """Drop entries that nothing has used, when they are more than those in use."""
+        stored = {row[0] for row in self._database.execute("SELECT sha256 FROM looks")}
+        if len(stored - used) > len(used):
+            with self._database:
+                dead = [(sha256,) for sha256 in stored - used]
+                self._database.executemany("DELETE FROM looks WHERE sha256 = ?", dead)
+            self._database.execute("VACUUM")
+
+    def close(self) -> None:
+        """Release the file."""
+        self._database.close()
+
+
+def _chunks(names: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(names), CHUNK):
+        yield names[start : start + CHUNK]
+
+
+def examine(source: Source, cache: Cache, *, image_px: int, max_pixels: int) -> pd.DataFrame:
+    """One row for each image of `source`, in its order; pixels go to `cache`.
+
+    Columns: bytes, sha256, and those of `Look` but pixels.
+    """
+    known = cache.known()
+
+    def one(name: str) -> tuple[int, str, Look]:
+        try:
+            content = source.read(name)
+        except Unreadable as error:
+            return 0, "", Look(problem=str(error))
+        sha256 = hashlib.sha256(content).hexdigest()
+        return len(content), sha256, known.get(sha256) or look(content, image_px, max_pixels)
+
+    names = source.table["file_name"].tolist()
+    progress = Progress("images", len(names))
+    rows = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return dict(filter(None, pool.map(one, rows)))
+        for chunk in _chunks(names):
+            new = {}
+            for name, (size, sha256, found) in zip(chunk, pool.map(one, chunk), strict=True):
+                if sha256 and sha256 not in known:
+                    new[sha256] = found
+                problem = found.problem or _wrong_extension(name, found.format)
+                row = asdict(found) | {"bytes": size, "sha256": sha256, "problem": problem}
+                del row["pixels"]
+                rows.append(row)
+            cache.add(new)
+            known |= {sha256: _without_pixels(found) for sha256, found in new.items()}
+            progress.step(len(chunk))
+    return pd.DataFrame(rows, index=source.table.index)
+
+
+def _without_pixels(found: Look) -> Look:
+    return Look(**(asdict(found) | {"pixels": b""}))
+
+
+def _wrong_extension(name: str, kind: str) -> str:
+    suffix = Path(name).suffix.lower()
+    if not kind or suffix in FORMATS[kind]:
+        return ""
+    return f"its content is {kind}, its name says {suffix or 'nothing'}; rename it"
+
+
+def pack(
+    out: NDArray[np.uint8], hashes: Iterable[str], channels: Iterable[int], cache: Cache
+) -> None:
+    """Fill `out` (N, P, P, C) with the pixels of the given contents; grey becomes RGB if C is 3."""
+    side = out.shape[1]
+    for row, (sha256, found) in enumerate(zip(hashes, channels, strict=True)):
+        pixels = np.frombuffer(cache.pixels(sha256), np.uint8)
+        out[row] = pixels.reshape(side, side, found)

@@ -1,6 +1,6 @@
 """Figures of the report, as PNG."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -27,20 +27,25 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _show(axis: Axes, image: Images) -> None:
+    axis.axis("on")
     axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
     axis.set_xticks([])
     axis.set_yticks([])
 
 
-def grid(path: Path, rows: Mapping[str, Images]) -> None:
-    """Images (n, S, S, C) in rows, each row with its name."""
-    columns = max(len(images) for images in rows.values())
+def grid(path: Path, rows: Mapping[str, Sequence[Images]]) -> None:
+    """Images (S, S, C) in rows, each row with its name; empty rows are left out."""
+    shown = {name: images for name, images in rows.items() if len(images)}
+    columns = max((len(images) for images in shown.values()), default=1)
     figure, axes = plt.subplots(
-        len(rows), columns, figsize=(1.1 * columns, 1.15 * len(rows)), squeeze=False
-    )
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis in line[len(images) :]:
-            axis.axis("off")
+        max(len(shown), 1), columns, figsize=(1.1 * columns, 1.15 * max(len(shown), 1)),
+        squeeze=False,
+    )  # fmt: skip
+    for axis in axes.flat:
+        axis.axis("off")
+    if not shown:
+        axes[0, 0].text(0.5, 0.5, "none", ha="center", va="center")
+    for line, (name, images) in zip(axes, shown.items(), strict=False):
         for axis, image in zip(line, images, strict=False):
             _show(axis, image)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
@@ -56,7 +61,7 @@ def beside_nearest(path: Path, made: Images, real: Images, *, count: int = 10) -
         int(np.square(flat - image.reshape(-1).astype(np.float32)).sum(1).argmin())
         for image in shown
     ]
-    grid(path, {"synthetic": shown, "nearest real": real[nearest]})
+    grid(path, {"synthetic": list(shown), "nearest real": list(real[nearest])})
 
 
 def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> None:
@@ -78,7 +83,6 @@ def bars(
     *,
     label: str,
     spread: Mapping[str, tuple[float, float]] | None = None,
-    logarithmic: bool = False,
 ) -> None:
     """Horizontal bars with their value; `spread` gives low and high ends of an interval."""
     figure, axis = plt.subplots(figsize=(6.5, 0.45 * len(values) + 0.9))
@@ -95,8 +99,6 @@ def bars(
             f"{values[name]:.3g}", (end, place), xytext=(4, 0), textcoords="offset points",
             va="center", fontsize=9,
         )  # fmt: skip
-    if logarithmic:
-        axis.set_xscale("log")
     axis.set_xlabel(label)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

@@ -40,6 +40,11 @@ def writes(*, even_on_failure: bool = False, tracked: bool = True) -> Any:
     )
 
 
+def keeps() -> Any:
+    """A cache that the stage keeps from run to run; what is in it must not change a result."""
+    return dataclasses.field(metadata={"kept": True})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paths:
     """Base of a stage's paths: every field becomes an option of its command line."""
@@ -56,6 +61,12 @@ class Paths:
         """Names of the fields made with `writes()`."""
         return [f.name for f in dataclasses.fields(cls) if f.metadata.get("input") is False]
 
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of all fields that are options of the command line."""
+        kept = [f.name for f in dataclasses.fields(cls) if f.metadata.get("kept")]
+        return cls.inputs() + cls.outputs() + kept
+
 
 class StageModule(Protocol):
     """What a stage file defines."""
@@ -71,7 +82,7 @@ def _option(field: str) -> str:
 
 def _parse(paths_class: type[Paths], name: str) -> Paths:
     parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", allow_abbrev=False)
-    for field in paths_class.inputs() + paths_class.outputs():
+    for field in paths_class.options():
         parser.add_argument(_option(field), type=Path, required=True)
     return paths_class(**vars(parser.parse_args()))
 

@@ -6,7 +6,7 @@ BIN := .venv/bin
 # The venv's own stamp: the hash of the lock file that it was made from.
 STAMP := .venv/lock.sha256
 
-.PHONY: help install run test test-all lint types ui serve clean
+.PHONY: help install run test test-all lint types bench ui serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: install ## ruff and import-linter
 
 types: install ## mypy --strict
 	$(BIN)/mypy
+
+bench: install ## ratios of time, and memory (an hour); ONLY=NAME for one: decode, revalidate, ...
+	@$(BIN)/python -m tests.benchmarks $(ONLY)
 
 ui: install ## the Prefect UI with all runs, on 127.0.0.1:PORT
 	@$(BIN)/python -m flows.server --port $(PORT)

@@ -25,7 +25,7 @@ from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, Split, load_dataset
 from stages.core.errors import TrainingDiverged
 from stages.core.inference import run_batched
-from stages.core.nets import build, load_net
+from stages.core.nets import build, load_teacher
 from stages.core.params import Section
 from stages.core.progress import Progress
 from stages.core.resize import resize
@@ -207,7 +207,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Train the GAN, make images of the scarcest class, filter and measure them."""
     device = resources.torch_device()
     data = load_dataset(paths.validated)
-    teacher = load_net(paths.teacher).to(device)
+    teacher = load_teacher(paths.teacher).to(device)
     train = data.rows("train")
     scarce = int(np.bincount(data.labels[train]).argmin())
     small = resize(torch.from_numpy(np.asarray(data.pixels)), params.image_px)

@@ -23,7 +23,7 @@ from pydantic import Field
 from stages.core import pictures, report, runtime, stage
 from stages.core.data import Dataset, load_dataset
 from stages.core.errors import Unavailable
-from stages.core.nets import load_net
+from stages.core.nets import AnyNet, load_net, load_teacher
 from stages.core.onnx_export import INPUT, Calibrated, export
 from stages.core.onnx_run import Provider, session
 from stages.core.params import Section
@@ -65,12 +65,12 @@ class Contender:
     start: Callable[[], Run]
 
 
-def torch_engine(folder: Path, provider: Provider) -> Run:
+def torch_engine(load: Callable[[], AnyNet], provider: Provider) -> Run:
     """PyTorch, eager. Raises: Unavailable."""
     if provider == "cuda" and not torch.cuda.is_available():
         raise Unavailable("PyTorch finds no CUDA device")
     device = torch.device(provider)
-    net = Calibrated(load_net(folder), 1.0).to(device).eval()
+    net = Calibrated(load(), 1.0).to(device).eval()
 
     def run(images: np.ndarray[Any, Any]) -> object:
         with torch.inference_mode():
@@ -155,11 +155,14 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Time everything, write the rows and the ratios that the check stage looks at."""
     data = load_dataset(paths.validated)
     threads = runtime.threads(resources)
-    folders = {"teacher": paths.teacher, "student": paths.refined}
+    nets: dict[str, Callable[[], AnyNet]] = {
+        "teacher": partial(load_teacher, paths.teacher),
+        "student": partial(load_net, paths.refined),
+    }
     files = {"student": paths.onnx / "fp32.onnx"}
     paths.scratch.mkdir(parents=True, exist_ok=True)
     files["teacher"] = paths.scratch / "teacher.onnx"
-    export(load_net(paths.teacher), files["teacher"], temperature=1.0, metadata={})
+    export(load_teacher(paths.teacher), files["teacher"], temperature=1.0, metadata={})
 
     providers: tuple[Provider, ...] = ("cpu", "cuda")
     contenders = [
@@ -167,7 +170,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         for provider in providers
         for model in ("teacher", "student")
         for engine, start in (
-            ("torch", partial(torch_engine, folders[model], provider)),
+            ("torch", partial(torch_engine, nets[model], provider)),
             ("ort", partial(ort_engine, files[model], provider, threads)),
         )
     ]

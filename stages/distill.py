@@ -1,10 +1,11 @@
 """Knowledge distillation: a small student learns the teacher's soft targets.
 
 The control is the same student, trained the same way on the same views, from the labels alone: what
-the student gains over it is what the teacher has taught.
+the student gains over it is what the teacher has taught. With several seeds the first one ships,
+declared beforehand; the gain is the mean over all.
 
 Reads:  data/validated/, data/targets/, data/weights/ (the user's own .safetensors files, if any)
-Writes: data/models/student/ (model.safetensors, config.json), metrics, curves
+Writes: data/models/student/ (model.safetensors, config.json), metrics, curves, predictions
 Params: distill
 Run:    dvc repro distill
 """
@@ -12,6 +13,7 @@ Run:    dvc repro distill
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
@@ -20,17 +22,18 @@ from torch.optim.swa_utils import update_bn
 from stages.core import metrics, pictures, predictions, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, load_dataset
+from stages.core.errors import ParamsError
 from stages.core.fit import Recipe, fit
-from stages.core.inference import BATCH, run_batched
+from stages.core.inference import BATCH, logits_of, run_batched
 from stages.core.nets import Net, batched, build, count_macs, count_parameters, save_net
-from stages.core.params import Section
+from stages.core.prefix import Prefix
 from stages.core.runtime import Resources
-from stages.core.student import distillation_loss, plain_logits, validation
+from stages.core.student import Lesson, distillation_loss, validation
 from stages.core.targets import Targets, load_targets
 from stages.core.weights import Weights, load_weights
 
 
-class Params(Section):
+class Params(Lesson):
     """Section `distill`."""
 
     backbone: str = Field(min_length=1)
@@ -40,10 +43,13 @@ class Params(Section):
     stages: list[int] = Field(min_length=1)
     reduce: int = Field(ge=1, le=8)
     frozen_groups: int = Field(ge=0)
-    temperature: float = Field(gt=0, le=100)
-    alpha: float = Field(gt=0, le=1)
     recipe: Recipe
+    seeds: int = Field(ge=1, le=100)
     seed: int = Field(ge=0)
+
+
+# Several processes may share the work (resources.processes).
+TRAINS_TOGETHER = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,91 +59,132 @@ class Paths(stage.Paths):
     validated: Path = stage.reads()
     targets: Path = stage.reads()
     weights: Path = stage.reads()
+    cache: Path = stage.keeps()
     student: Path = stage.writes()
     metrics: Path = stage.writes()
-    curves: Path = stage.writes()
-    picture: Path = stage.writes()
+    curves: Path = stage.writes(live=True)
+    picture: Path = stage.writes(live=True)
     predictions: Path = stage.writes()
 
 
-def train_student(
-    data: Dataset,
-    targets: Targets,
-    weights: Weights | None,
-    params: Params,
-    device: torch.device,
-    kept: Checkpoint,
-    *,
-    alpha: float,
-    what: str,
-) -> tuple[Net, pd.DataFrame]:
-    """A student of the given params; `alpha` is the teacher's share of the loss."""
-    # Student and control start from the same weights.
-    torch.manual_seed(params.seed)
-    net = build(
-        params.backbone,
-        weights,
-        stages=params.stages,
-        data=data,
-        width=params.width,
-        depth=params.depth,
-        reduce=params.reduce,
-    ).to(device)
-    train = data.rows("train")
-    if not net.frozen_statistics:
-        update_bn((targets.views.plain(rows) for rows in batched(train, BATCH)), net, device)
-    features = run_batched(net.features, targets.views.plain, train, device)
-    net.head.fit_statistics(torch.from_numpy(features).to(device))
-    net.freeze_lowest(params.frozen_groups)
-    curves = fit(
-        net,
-        distillation_loss(data, targets, device, temperature=params.temperature, alpha=alpha),
-        train,
-        params.recipe,
-        seed=params.seed,
-        evaluate=validation(data, targets),
-        checkpoint=kept,
-        what=what,
-    )
-    return net, curves
+class Trainer:
+    """Trains students and controls; they share the frozen layers' views."""
+
+    def __init__(
+        self,
+        params: Params,
+        paths: Paths,
+        data: Dataset,
+        targets: Targets,
+        weights: Weights | None,
+        device: torch.device,
+    ) -> None:
+        self.params, self.paths, self.data, self.targets = params, paths, data, targets
+        self.weights, self.device = weights, device
+        self.curves: list[pd.DataFrame] = []
+
+    def untrained(self, seed: int) -> Net:
+        """A student of the given params, its head blank; the same for the same seed."""
+        params, images = self.params, self.targets.views.plain
+        torch.manual_seed(seed)
+        net = build(
+            params.backbone,
+            self.weights,
+            stages=params.stages,
+            data=self.data,
+            width=params.width,
+            depth=params.depth,
+            reduce=params.reduce,
+        ).to(self.device)
+        train = self.data.rows("train")
+        if not net.frozen_statistics:
+            update_bn((images(rows) for rows in batched(train, BATCH)), net, self.device)
+        features = run_batched(net.features, images, train, self.device)
+        net.head.fit_statistics(torch.from_numpy(features).to(self.device))
+        net.freeze_lowest(params.frozen_groups)
+        return net
+
+    def train(self, seed: int, *, alpha: float, what: str) -> Net:
+        """A trained student; `alpha` is the teacher's share of the loss."""
+        net = self.untrained(seed)
+        train, val = self.data.rows("train"), self.data.rows("val")
+        views = self.targets.views
+        prefix = Prefix(net, views, train, self.targets.count, self.paths.cache, plain=val)
+        history = fit(
+            net,
+            distillation_loss(self.data, self.targets, prefix, self.params, alpha=alpha),
+            train,
+            self.params.recipe,
+            seed=seed,
+            evaluate=validation(self.data, prefix),
+            checkpoint=Checkpoint(self.paths.scratch, what.replace(" ", "_")),
+            what=what,
+            watch=lambda history: self._draw([*self.curves, history.assign(net=what)]),
+        )
+        self.curves.append(history.assign(net=what))
+        return net
+
+    def _draw(self, curves: list[pd.DataFrame]) -> None:
+        together = pd.concat(curves)
+        together.to_csv(self.paths.curves, index=False)
+        lines = {n: c.set_index("epoch")["val_auroc"] for n, c in together.groupby("net")}
+        pictures.curves(self.paths.picture, lines, x="epoch", y="AUROC, validation")
+
+
+def seed_figures(pairs: list[metrics.Paired]) -> dict[str, dict[str, float]]:
+    """Mean and deviation of the AUROC of students and controls over their seeds."""
+    each = {
+        "student": [metrics.auroc(p.better, p.labels) for p in pairs],
+        "control": [metrics.auroc(p.worse, p.labels) for p in pairs],
+    }
+    return {
+        name: {"mean": float(np.mean(x)), "deviation": float(np.std(x, ddof=1) if x[1:] else 0)}
+        for name, x in each.items()
+    }
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
-    """Train student and control, measure both and the teacher on the test split."""
+    """Train students and controls, measure them and the teacher on the test split."""
     device = resources.torch_device()
     data = load_dataset(paths.validated)
+    params.refuse_void(len(data.classes))
     targets = load_targets(paths.targets, data)
+    if params.method == "feature" and not targets.has_features:
+        raise ParamsError("distill.method = 'feature': set targets.features to true for it")
     test = data.rows("test")
     labels, groups = data.labels[test], data.groups[test]
-
     weights = load_weights(params.backbone, params.weights, paths.weights)
-    logits, curves, nets = {}, {}, {}
-    for name, alpha in (("student", params.alpha), ("control", 0.0)):
-        kept = Checkpoint(paths.scratch, name)
-        nets[name], curves[name] = train_student(
-            data, targets, weights, params, device, kept, alpha=alpha, what=name
-        )
-        logits[name] = plain_logits(nets[name], data, targets, "test")
-    teacher = targets.plain[test]
+    trainer = Trainer(params, paths, data, targets, weights, device)
 
-    save_net(paths.student, nets["student"])
-    predictions.write(paths.predictions, data, "test", {"teacher": teacher, **logits})
-    pd.concat([c.assign(net=name) for name, c in curves.items()]).to_csv(paths.curves, index=False)
-    lines = {name: c.set_index("epoch")["val_auroc"] for name, c in curves.items()}
-    pictures.curves(paths.picture, lines, x="epoch", y="AUROC, validation")
-    figures = {name: metrics.classification(x, labels, data.classes) for name, x in logits.items()}
+    pairs: list[metrics.Paired] = []
+    students: list[Net] = []
+    shown: dict[str, metrics.Logits] = {"teacher": targets.plain[test]}
+    for number in range(params.seeds):
+        suffix = f" {number}" if number else ""
+        logits = []
+        for name, alpha in (("student", params.alpha), ("control", 0.0)):
+            net = trainer.train(params.seed + number, alpha=alpha, what=name + suffix)
+            logits.append(logits_of(net, targets.views.plain, test))
+            shown[name + suffix] = logits[-1]
+            if name == "student":
+                students.append(net)
+        pairs.append(metrics.Paired(logits[0], logits[1], labels, groups))
+
+    save_net(paths.student, students[0])
+    predictions.write(paths.predictions, data, test, shown)
+    first, teacher = pairs[0], shown["teacher"]
     report.write_metrics(
         paths.metrics,
         {
             "backbone": params.backbone,
-            "parameters": count_parameters(nets["student"]),
-            "macs": count_macs(nets["student"]),
-            **figures,
-            "gain_over_control": metrics.paired_gain(
-                logits["student"], logits["control"], labels, groups
-            ),
-            "gain_over_teacher": metrics.paired_gain(logits["student"], teacher, labels, groups),
-            "retention": metrics.auroc(logits["student"], labels) / metrics.auroc(teacher, labels),
+            "parameters": count_parameters(students[0]),
+            "macs": count_macs(students[0]),
+            "student": metrics.classification(first.better, labels, data.classes),
+            "control": metrics.classification(first.worse, labels, data.classes),
+            "seeds": {"count": params.seeds, **seed_figures(pairs)},
+            "gain_over_control": metrics.mean_paired_gain(pairs),
+            "gain_over_teacher": metrics.paired_gain(first.better, teacher, labels, groups),
+            "retention": metrics.auroc(first.better, labels) / metrics.auroc(teacher, labels),
         },
     )
 

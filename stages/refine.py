@@ -28,9 +28,10 @@ from stages.core.inference import logits_of
 from stages.core.losses import distillation
 from stages.core.nets import Net, load_net, save_net
 from stages.core.params import Section
+from stages.core.prefix import Prefix
 from stages.core.resize import resize
 from stages.core.runtime import Resources
-from stages.core.student import distillation_loss, validation
+from stages.core.student import Lesson, distillation_loss, validation
 from stages.core.targets import load_targets
 
 
@@ -45,6 +46,10 @@ class Params(Section):
     seed: int = Field(ge=0)
 
 
+# Several processes may share the work (resources.processes).
+TRAINS_TOGETHER = True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Paths(stage.Paths):
     """What dvc.yaml hands to the command line."""
@@ -53,9 +58,14 @@ class Paths(stage.Paths):
     targets: Path = stage.reads()
     augmented: Path = stage.reads()
     student: Path = stage.reads()
+    cache: Path = stage.keeps()
     refined: Path = stage.writes()
     metrics: Path = stage.writes()
     curves: Path = stage.writes()
+
+
+# What the student goes on with; both start from it as it is.
+WAYS = ("real", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -103,29 +113,34 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     data = load_dataset(paths.validated)
     targets = load_targets(paths.targets, data)
     synthetic = load_synthetic(paths.augmented, data.image_px)
-    real = distillation_loss(
-        data, targets, device, temperature=params.temperature, alpha=params.alpha
-    )
-    losses = {"real": real, "synthetic": with_synthetic(real, synthetic, params, device)}
+    train, val, test = (data.rows(split) for split in ("train", "val", "test"))
 
-    nets = {"distilled": load_net(paths.student).to(device)}
+    nets = {name: load_net(paths.student).to(device) for name in ("distilled", *WAYS)}
+    for name in WAYS:
+        nets[name].freeze_lowest(params.frozen_groups)
+    prefix = Prefix(nets["real"], targets.views, train, targets.count, paths.cache, plain=val)
+    lesson = Lesson(
+        method="kd",
+        standardize_logits=False,
+        temperature=params.temperature,
+        alpha=params.alpha,
+    )
+    real = distillation_loss(data, targets, prefix, lesson)
+    losses = {"real": real, "synthetic": with_synthetic(real, synthetic, params, device)}
     curves = []
     for name, loss in losses.items():
-        nets[name] = load_net(paths.student).to(device)
-        nets[name].freeze_lowest(params.frozen_groups)
         history = fit(
             nets[name],
             loss,
-            data.rows("train"),
+            train,
             params.recipe,
             seed=params.seed,
-            evaluate=validation(data, targets),
+            evaluate=validation(data, prefix),
             checkpoint=Checkpoint(paths.scratch, name),
             what=f"refining, {name}",
         )
         curves.append(history.assign(net=name))
 
-    val, test = data.rows("val"), data.rows("test")
     on_val = {
         name: metrics.auroc(logits_of(net, targets.views.plain, val), data.labels[val])
         for name, net in nets.items()

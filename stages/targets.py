@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.core import metrics, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import load_dataset
 from stages.core.inference import run_batched
-from stages.core.nets import load_net
+from stages.core.nets import Ensemble, load_teacher
 from stages.core.params import Section
 from stages.core.progress import Progress
 from stages.core.runtime import Resources
@@ -32,6 +33,7 @@ class Params(Section):
     """Section `targets`."""
 
     views: int = Field(ge=1, le=1000)
+    features: bool
     jitter: float = Field(ge=0, lt=1)
     seed: int = Field(ge=0)
 
@@ -46,29 +48,55 @@ class Paths(stage.Paths):
     metrics: Path = stage.writes()
 
 
+def _one_view(
+    teacher: Ensemble,
+    views: Views,
+    rows: NDArray[np.int64],
+    view: int,
+    params: Params,
+    progress: Progress,
+) -> dict[str, torch.Tensor]:
+    """Logits (n, K) and, if they are wanted, features (n, G) as float16, else (n, 0)."""
+    members = teacher.each()
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        features = [m.head.standardize(m.features(images)) for m in members]
+        logits = [m.head.linear(f) for m, f in zip(members, features, strict=True)]
+        mean = torch.stack(logits).mean(0)
+        return torch.cat([mean, *features], 1) if params.features else mean
+
+    device = next(teacher.parameters()).device
+    found = torch.from_numpy(
+        run_batched(compute, lambda rows: views.batch(rows, view), rows, device, progress=progress)
+    )
+    classes = len(teacher.spec.classes)
+    return {"logits": found[:, :classes], "features": found[:, classes:].half()}
+
+
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Run the teacher over every view, a checkpoint a view."""
     device = resources.torch_device()
     data = load_dataset(paths.validated)
-    net = load_net(paths.teacher).to(device)
+    teacher = load_teacher(paths.teacher).to(device)
     views = Views(data.pixels, params.seed, params.jitter)
     train, everything = data.rows("train"), np.arange(len(data.labels))
 
     kept = Checkpoint(paths.scratch, "views")
-    done = [view.numpy() for view in kept.load() or []]
+    done: list[dict[str, torch.Tensor]] = kept.load() or []
     total = params.views * len(train) + len(everything)
     progress = Progress("teacher logits", total, done=len(done) * len(train))
     for view in range(len(done), params.views):
-        images = lambda rows, view=view: views.batch(rows, view)  # noqa: E731
-        done.append(run_batched(net, images, train, device, progress=progress))
-        kept.save([torch.from_numpy(view) for view in done])
-    plain = run_batched(net, views.plain, everything, device, progress=progress)
-    save_targets(paths.targets, views, np.stack(done), plain)
+        done.append(_one_view(teacher, views, train, view, params, progress))
+        kept.save(done)
+    plain = run_batched(teacher, views.plain, everything, device, progress=progress)
+    logits = torch.stack([found["logits"] for found in done]).numpy()
+    features = torch.stack([found["features"] for found in done]).numpy()
+    save_targets(paths.targets, views, logits, plain, features if params.features else None)
     report.write_metrics(
         paths.metrics,
         {
             "views": params.views,
-            "view_auroc": metrics.auroc(done[0], data.labels[train]),
+            "view_auroc": metrics.auroc(logits[0], data.labels[train]),
             "plain_auroc": metrics.auroc(plain[train], data.labels[train]),
         },
     )

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from stages.core import drift, pictures, report, stage
 from stages.core.contract import Contract, Expectation, Suite, Violation, load_expectations
@@ -55,6 +56,20 @@ class Params(Section):
     max_share_error: float = Field(gt=0, le=1)
     drift_warn: float = Field(gt=0)
     drift_fail: float = Field(gt=0)
+
+    @field_validator("classes")
+    @classmethod
+    def _each_once(cls, classes: list[str] | None) -> list[str] | None:
+        if classes and len(set(classes)) < len(classes):
+            raise PydanticCustomError("twice", "each class should stand there once")
+        return classes
+
+    @field_validator("fold")
+    @classmethod
+    def _one_of_the_folds(cls, fold: int, info: ValidationInfo) -> int:
+        if fold >= info.data.get("folds", fold + 1):
+            raise PydanticCustomError("fold", "should be less than folds; the first fold is 0")
+        return fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +223,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             share = (1 / params.folds, params.max_share_error) if method == "hash" else None
             suites = split_suites(split_table, classes, torn=torn, test_share=share)
             refuse(contract.verify(suites), source.folder)
-            moved = check_drift(split_table, json.loads(paths.accepted.read_text()), params)
+            moved = check_drift(split_table, drift.load_accepted(paths.accepted), params)
         finally:
             contract.document()
             pd.DataFrame(contract.outcomes).to_csv(paths.outcomes, index=False, lineterminator="\n")
@@ -249,24 +264,20 @@ def accepted_images(
     table = source.table.drop(columns=[c for c in look if c in source.table]).join(look)
     for row, reason in same_names(table["file_name"]).items():
         table.loc[row, "problem"] = reason
-    table.loc[(table["problem"] == "") & (table["label"] == ""), "problem"] = "it has no label"
+    unlabelled = (table["problem"] == "") & (table["label"] == "")
+    table.loc[unlabelled, "problem"] = "it has no label; give it one, or take its row out"
     table["problem"] = table["problem"].where(table["problem"] != "", None)
     if "group" not in source.known:
         print("no groups are given: every image counts as a group of its own", flush=True)
     alone = table["group"] == ""
     table.loc[alone, "group"] = table.loc[alone, "file_name"]
 
-    suites = {
-        "images": image_suite(
-            table,
-            classes,
-            min_source_px=params.min_source_px,
-            min_contrast=params.min_contrast,
-        )
-    }
+    images = image_suite(
+        table, classes, min_source_px=params.min_source_px, min_contrast=params.min_contrast
+    )
+    table = quarantine.take(table, contract.verify({"images": images}))
     if own:
-        suites["own"] = Suite(table, "file_name", own)
-    table = quarantine.take(table, contract.verify(suites))
+        table = quarantine.take(table, contract.verify({"own": Suite(table, "file_name", own)}))
     table = quarantine.take(table, contradictions(table))
     refuse(
         contract.verify(

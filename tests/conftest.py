@@ -28,6 +28,7 @@ def dataset(*, n: int = 8, px: int = 32, channels: int = 1, classes: int = 2) ->
         splits=splits.astype(object),
         files=np.array([f"{i}.png" for i in every], object),
         classes=[f"class {k}" for k in range(classes)],
+        _manifest=pd.DataFrame({"file_name": [f"{i}.png" for i in every]}),
     )
 
 

@@ -92,7 +92,7 @@ def paths(tmp_path: Path) -> check.Paths:
 def run(paths: check.Paths) -> None:
     params = load_section(ROOT / "params.yaml", "check", check.Params)
     with stage.staged(paths) as partial:
-        check.run(params, paths=partial, resources=Resources(device="cpu", threads=1))
+        check.run(params, paths=partial, resources=Resources(device="cpu", threads=1, processes=1))
 
 
 def test_a_good_model_is_released(paths: check.Paths) -> None:

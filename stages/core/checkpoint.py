@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from stages.core import processes
+
 
 class Checkpoint:
     """One resumable piece of a stage's work, kept in one file.
@@ -31,6 +33,8 @@ class Checkpoint:
 
     def save(self, state: Any) -> None:
         """Replace the saved state; after a kill, either the old or the new one is there."""
+        if processes.rank():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with partial.open("wb") as file:

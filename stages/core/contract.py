@@ -52,14 +52,15 @@ class Violation:
 
     def reason(self, value: str) -> str:
         """Why a row is at fault, in words."""
-        about = value if self.column == "problem" else f"{self.column} = {value}"
+        about = value if self.column in ("", "problem") else f"{self.column} = {value}"
         return f"{about} (expected {self.expected})"
 
     def __str__(self) -> str:
         if not self.rows:
-            return f"{self.column} = {self.found} (expected {self.expected})".removeprefix(" = ")
+            found = f"{self.column} = {self.found}" if self.column else f"found {self.found}"
+            return f"{found} (expected {self.expected})"
         shown = "; ".join(
-            f"{name}: {value if self.column == 'problem' else f'{self.column} = {value}'}"
+            f"{name}: {value if self.column in ('', 'problem') else f'{self.column} = {value}'}"
             for name, value in self.rows[:5]
         )
         more = f"; and {len(self.rows) - 5} more" if len(self.rows) > 5 else ""
@@ -80,7 +81,7 @@ def load_expectations(path: Path, columns: list[str]) -> list[Expectation]:
 
     try:
         entries = YAML(typ="safe").load(path.read_text(encoding="utf-8")) or []
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise DataError(f"{path}: expected a list of expectations, each with its type")
@@ -88,8 +89,9 @@ def load_expectations(path: Path, columns: list[str]) -> list[Expectation]:
     for number, entry in enumerate(entries, 1):
         arguments = dict(entry)
         kind = str(arguments.pop("type", None))
+        plain = kind.removeprefix("expect_").replace("_", " ")
         words = arguments.pop("expected", None) or ", ".join(
-            f"{k} {v}" for k, v in arguments.items() if k != "column"
+            [plain, *(f"{k} {v}" for k, v in arguments.items() if k != "column")]
         )
         where = f"{path}: expectation {number} ({kind})"
         if (column := arguments.get("column")) is not None and column not in columns:
@@ -207,8 +209,9 @@ def _violation(result: Any, named_by: str) -> Violation:
             raise DataError(f"{config.type} could not be evaluated: {reason}")
     if "unexpected_index_list" not in result.result:
         return Violation(column, expected, [], found=str(result.result.get("observed_value", "")))
-    rows = [
-        (str(row[named_by]), str(row[column]))
-        for row in result.result["unexpected_index_list"] or []
-    ]
+    rows = []
+    for row in result.result["unexpected_index_list"] or []:
+        # An expectation of several columns has no `column`.
+        values = [row[column]] if column else [v for k, v in row.items() if k != named_by]
+        rows.append((str(row[named_by]), ", ".join(map(str, values))))
     return Violation(column, expected, rows)

@@ -43,6 +43,19 @@ class Dataset:
     splits: NDArray[np.object_]
     files: NDArray[np.object_]
     classes: list[str]
+    _manifest: pd.DataFrame
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all that is known of each image, the user's own columns among them."""
+        return list(self._manifest.columns)
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """A column as numbers (N,), NaN where it holds none."""
+        found: NDArray[np.float64] = pd.to_numeric(
+            self._manifest[column], errors="coerce"
+        ).to_numpy(np.float64)
+        return found
 
     @property
     def image_px(self) -> int:
@@ -81,4 +94,5 @@ def load_dataset(folder: Path) -> Dataset:
         splits=manifest["split"].to_numpy(object),
         files=manifest["file_name"].to_numpy(object),
         classes=classes,
+        _manifest=manifest,
     )

@@ -3,10 +3,14 @@
 Serves the validate stage, and scoring later.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from stages.core.errors import DataError
 
 # Of the manifest. Equal shares of the accepted data lie in each bin.
 NUMBERS = ("width", "height", "mean", "contrast", "sharpness")
@@ -27,7 +31,10 @@ def profile(manifest: pd.DataFrame) -> Profile:
     found: Profile = {"images": len(manifest), "label": {k: float(v) for k, v in shares.items()}}
     for column in NUMBERS:
         values = manifest[column].to_numpy(float)
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1]))
+        cuts = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
+        cuts, times = np.unique(cuts, return_counts=True)
+        # A value that many images share has a bin to itself, or else larger ones would join it.
+        edges = np.union1d(cuts, np.nextafter(cuts[times > 1], np.inf))
         found[column] = {"edges": edges.tolist(), "shares": _shares(values, edges).tolist()}
     return found
 
@@ -44,6 +51,25 @@ def stability_index(expected: np.ndarray, found: np.ndarray) -> float:
     """
     e, f = (np.maximum(shares, SMALLEST) for shares in (expected, found))
     return float(((f - e) * np.log(f / e)).sum())
+
+
+def load_accepted(path: Path) -> dict[str, Any]:
+    """What `data/accepted.json` holds: the accepted data's profile as `data`, if there is one.
+
+    Raises: DataError.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content.get("data")
+        whole = found is None or {"label", *NUMBERS} <= set(found)
+    except (ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(
+            f"{path}: found no profile of accepted data; expected what a run has written, or {{}}: "
+            "accept the data again"
+        )
+    return dict(content)
 
 
 def compare(manifest: pd.DataFrame, accepted: Profile) -> dict[str, float]:

@@ -78,8 +78,8 @@ def join_groups(groups: "NDArray[np.object_]", pairs: Pairs) -> "NDArray[np.obje
     """Group names (N,) in which groups that share a near duplicate are one, `a+b`."""
     names, codes = np.unique(groups.astype(str), return_inverse=True)
     component = tied(len(names), codes[pairs].reshape(-1, 2).astype(np.int64))
-    joined = np.empty(len(names), object)
-    for c in np.unique(component):
+    joined = names.astype(object)
+    for c in np.flatnonzero(np.bincount(component) > 1):
         members = names[component == c]
         more = f"+{len(members) - 3} more" if len(members) > 3 else ""
         joined[component == c] = "+".join(members[:3]) + more

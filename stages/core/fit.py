@@ -1,6 +1,9 @@
 """The one training loop: teacher, student, control and refinement hand it a loss."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -8,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from stages.core import processes
 from stages.core.checkpoint import Checkpoint
 from stages.core.errors import TrainingDiverged
 from stages.core.nets import Net, batched
@@ -18,6 +23,7 @@ from stages.core.progress import Progress
 Rows = NDArray[np.int64]
 Loss = Callable[[Net, Rows, int], Tensor]
 Evaluate = Callable[[Net], dict[str, float]]
+Watch = Callable[[pd.DataFrame], None]
 
 # Share of the steps in which the learning rate rises (one-cycle, Smith & Topin 2018).
 WARM_UP = 0.2
@@ -30,16 +36,134 @@ class Recipe(Section):
     batch_size: int = Field(ge=2, le=4096)
     learning_rate: float = Field(gt=0, le=1)
     head_learning_rate: float = Field(gt=0, le=1)
+    rate_decay: float = Field(ge=1, le=10)
+    unfreeze_every: int = Field(ge=0)
     weight_decay: float = Field(ge=0, le=1)
+    average: float = Field(ge=0, lt=1)
+    patience: int = Field(ge=0)
 
 
-def _optimizer(net: Net, recipe: Recipe) -> torch.optim.AdamW:
-    body = [p for p in net.backbone.parameters() if p.requires_grad]
-    groups = [
-        {"params": body, "lr": recipe.learning_rate},
-        {"params": list(net.head.parameters()), "lr": recipe.head_learning_rate},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=recipe.weight_decay)
+class _Training:
+    """Everything that a checkpoint holds: the net, its average, optimizer, schedule, history."""
+
+    def __init__(self, net: Net, recipe: Recipe, steps: int) -> None:
+        self.net, self.recipe = net, recipe
+        # Bottom up; discriminative rates and gradual unfreezing as in ULMFiT (Howard & Ruder 2018).
+        learning = [[p for p in g if p.requires_grad] for g in net.layer_groups()]
+        self.layers = [group for group in learning if group]
+        top = len(self.layers) - 1
+        rates = [recipe.learning_rate / recipe.rate_decay ** (top - i) for i in range(top + 1)]
+        groups = [
+            *({"params": g, "lr": r} for g, r in zip(self.layers, rates, strict=True)),
+            {"params": list(net.head.parameters()), "lr": recipe.head_learning_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            [group["lr"] for group in self.optimizer.param_groups],
+            total_steps=steps * recipe.epochs,
+            pct_start=WARM_UP,
+        )
+        self.average: AveragedModel | None = None
+        if recipe.average:
+            decay = get_ema_multi_avg_fn(recipe.average)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(net, multi_avg_fn=decay, use_buffers=True)
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] | None = None
+
+    def state(self) -> dict[str, object]:
+        return {
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def load(self, state: dict[str, object]) -> None:
+        self.net.load_state_dict(state["net"])  # type: ignore[arg-type]
+        if self.average:
+            self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
+        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        self.schedule.load_state_dict(state["schedule"])  # type: ignore[arg-type]
+        self.history = state["history"]  # type: ignore[assignment]
+        self.best = state["best"]  # type: ignore[assignment]
+
+    @property
+    def measured(self) -> Net:
+        """The network that is evaluated and kept: the average, where there is one."""
+        return cast(Net, self.average.module) if self.average else self.net
+
+    def unfreeze(self, epoch: int) -> None:
+        """Let the layer groups learn whose turn has come, from the top down."""
+        every = self.recipe.unfreeze_every
+        for below_top, group in enumerate(reversed(self.layers)):
+            for parameter in group:
+                parameter.requires_grad_(epoch >= every * (below_top + 1) or not every)
+
+    def epochs_without_gain(self) -> int:
+        """Epochs since the first of the evaluated figures was best."""
+        if not self.history:
+            return 0
+        first = list(self.history[0])[2]
+        values = [row[first] for row in self.history]
+        return len(values) - 1 - int(np.argmax(values))
+
+
+def _diverged(
+    training: _Training, folder: Path, what: str, batch: Rows, epoch: int, value: Tensor
+) -> TrainingDiverged:
+    """The error, after what is needed to see it again has been saved."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "diverged.pt"
+    torch.save(
+        {"net": training.net.state_dict(), "rows": torch.from_numpy(batch), "epoch": epoch}, file
+    )
+    recipe = training.recipe
+    weights = [p for p in training.net.parameters() if not torch.isfinite(p).all()]
+    where = "the weights had already become so" if weights else "the weights were finite"
+    return TrainingDiverged(
+        f"{what}: the loss became {value.item()} in epoch {epoch + 1}; {where}. Lower "
+        f"learning_rate (now {recipe.learning_rate:g}) or head_learning_rate (now "
+        f"{recipe.head_learning_rate:g}). Net and batch are in {file}"
+    )
+
+
+def _run_epoch(
+    training: _Training,
+    loss: Loss,
+    rows: Rows,
+    epoch: int,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> float:
+    """One pass over all rows; gives the mean loss. Raises: TrainingDiverged."""
+    net, recipe = training.net, training.recipe
+    training.unfreeze(epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    # For dropout, the only randomness that does not come from a seeded view.
+    torch.manual_seed(seed * 100_003 + epoch)
+    net.train()
+    total = 0.0
+    for batch in batched(order, recipe.batch_size):
+        mine = processes.share(batch)
+        training.optimizer.zero_grad()
+        if len(mine):
+            value = loss(net, mine, epoch) * (len(mine) / len(batch))
+            if not torch.isfinite(value):
+                raise _diverged(training, folder, progress.what, batch, epoch, value)
+            value.backward()  # type: ignore[no-untyped-call]
+            total += value.item() * len(batch)
+        processes.add_gradients(net)
+        training.optimizer.step()
+        training.schedule.step()
+        if training.average:
+            training.average.update_parameters(net)
+        progress.step(where=f"epoch {epoch + 1}/{recipe.epochs}")
+    return processes.add(total) / len(rows)
 
 
 def fit(
@@ -52,70 +176,54 @@ def fit(
     evaluate: Evaluate,
     checkpoint: Checkpoint,
     what: str,
+    watch: Watch = lambda history: None,
 ) -> pd.DataFrame:
     """Train `net` in place: AdamW, one-cycle, every row once an epoch, a checkpoint an epoch.
 
     An epoch's order and randomness follow from (seed, epoch) alone, so a run that goes on from a
-    checkpoint ends with the same weights, bit for bit.
+    checkpoint ends with the same weights, bit for bit. Under `torchrun` every process computes its
+    share of each batch, with the same result up to rounding (and to dropout's draws).
 
     Args:
         net: on its device; what is frozen stays as it is.
         loss: (net, rows (B,), epoch) to a scalar, the mean over the batch.
         rows: the images to learn from.
-        evaluate: figures by name, computed after each epoch in evaluation mode.
+        evaluate: figures by name, computed after each epoch in evaluation mode; the first decides
+            when to stop (`recipe.patience`), higher is better.
         what: names the work in progress lines.
+        watch: called with the history so far after each epoch.
 
     Returns: one row an epoch: epoch, loss, and what `evaluate` gives. The net is left in
-        evaluation mode.
+        evaluation mode, with the averaged weights if `recipe.average`, and with those of the best
+        epoch if `recipe.patience`.
 
-    Raises: TrainingDiverged when a loss is not finite.
+    Raises: TrainingDiverged when a loss is not finite; the batch is saved beside the checkpoint.
     """
-    optimizer = _optimizer(net, recipe)
     steps = -(-len(rows) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        [group["lr"] for group in optimizer.param_groups],
-        total_steps=steps * recipe.epochs,
-        pct_start=WARM_UP,
-    )
-    history: list[dict[str, float]] = []
+    training = _Training(net, recipe, steps)
     if (state := checkpoint.load()) is not None:
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        history = state["history"]
-    progress = Progress(what, steps * recipe.epochs, done=steps * len(history))
-    for epoch in range(len(history), recipe.epochs):
-        where = f"epoch {epoch + 1}/{recipe.epochs}"
-        order = np.random.default_rng([seed, epoch]).permutation(rows)
-        # For dropout, the only randomness that does not come from a seeded view.
-        torch.manual_seed(seed * 100_003 + epoch)
-        net.train()
-        total = 0.0
-        for batch in batched(order, recipe.batch_size):
-            value = loss(net, batch, epoch)
-            if not torch.isfinite(value):
-                raise TrainingDiverged(
-                    f"{what}: the loss became {value.item()} in {where}; lower learning_rate "
-                    f"(now {recipe.learning_rate:g}) or head_learning_rate"
-                )
-            optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total += value.item() * len(batch)
-            progress.step(where=where)
-        net.eval()
-        figures = {"loss": total / len(rows), **evaluate(net)}
-        history.append({"epoch": epoch + 1, **figures})
-        progress.step(0, where=where, figures=figures)
-        checkpoint.save(
-            {
-                "net": net.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "history": history,
-            }
+        training.load(state)
+    progress = Progress(what, steps * recipe.epochs, done=steps * len(training.history))
+    for epoch in range(len(training.history), recipe.epochs):
+        if recipe.patience and training.epochs_without_gain() >= recipe.patience:
+            break
+        value = _run_epoch(
+            training,
+            loss,
+            rows,
+            epoch,
+            seed=seed,
+            folder=checkpoint.path.parent,
+            progress=progress,
         )
+        training.measured.eval()
+        figures = {"loss": value, **evaluate(training.measured)}
+        training.history.append({"epoch": epoch + 1, **figures})
+        if recipe.patience and not training.epochs_without_gain():
+            training.best = copy.deepcopy(training.measured.state_dict())
+        progress.step(0, where=f"epoch {epoch + 1}/{recipe.epochs}", figures=figures)
+        checkpoint.save(training.state())
+        watch(pd.DataFrame(training.history))
+    net.load_state_dict(training.best or training.measured.state_dict())
     net.eval()
-    return pd.DataFrame(history)
+    return pd.DataFrame(training.history)

@@ -6,11 +6,14 @@ few images costs a few images.
 
 import hashlib
 import io
+import logging
 import os
 import sqlite3
+import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import numpy as np
 import pandas as pd
 import PIL
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
 
 from stages.core import digest, predict
@@ -40,6 +43,14 @@ HASH_SIDE = 16
 HASH_BYTES = HASH_SIDE**2 // 8
 # Images in flight: enough for all cores, and little memory.
 CHUNK = 256
+# What Pillow raises for damaged files.
+DAMAGED = (
+    OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError,
+    struct.error,
+)  # fmt: skip
+# `max_pixels` is the limit that counts; and what Pillow logs would stand beside our own error.
+Image.MAX_IMAGE_PIXELS = None
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -86,22 +97,22 @@ def look(content: bytes, image_px: int, max_pixels: int) -> Look:
     if not content:
         return Look(problem="an empty file (0 bytes); copy it again")
     try:
-        with warnings.catch_warnings():
-            # Our own limit is what counts; Pillow warns of damaged EXIF, too.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=OPENED) as image:
-                if image.width * image.height > max_pixels:
-                    return Look(
-                        problem=f"{image.width} x {image.height} pixels; expected at most "
-                        f"{max_pixels / 1e6:g} million (validate.max_megapixels)"
-                    )
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":
-                    return Look(problem=f"{frames} pictures in one file; expected one: split it")
-                width, height, mode, kind = image.width, image.height, image.mode, image.format
-                pixels = decode(image, image_px)
-    except (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError) as error:
-        reason = " ".join(str(error).replace("<_io.BytesIO object", "<content").split())
+        with Image.open(io.BytesIO(content), formats=OPENED) as image:
+            if image.width * image.height > max_pixels:
+                return Look(
+                    problem=f"{image.width} x {image.height} pixels; expected at most "
+                    f"{max_pixels / 1e6:g} million; make it smaller, or raise "
+                    "validate.max_megapixels"
+                )
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":
+                return Look(problem=f"{frames} pictures in one file; expected one: split it")
+            width, height, mode, kind = image.width, image.height, image.mode, image.format
+            pixels = decode(image, image_px)
+    except UnidentifiedImageError:  # its text names an address in memory
+        return Look(problem=f"not an image of {', '.join(OPENED)}; save or copy it again")
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())
         return Look(problem=f"not a whole image ({reason[:120]}); save or copy it again")
     packed = Image.fromarray(pixels.squeeze()).convert("L")
     grey = np.asarray(packed, dtype=np.float32)
@@ -137,28 +148,34 @@ class Cache:
         key = [*code, PIL.__version__, str(image_px), str(max_pixels)]
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{hashlib.md5(' '.join(key).encode()).hexdigest()}.sqlite"
-        for old in folder.glob("*.sqlite"):
-            if old != self.path:
+        for old in folder.glob("*.sqlite*"):  # a killed run leaves a journal beside it
+            if not old.name.startswith(self.path.name):
                 old.unlink()
-        self._database = sqlite3.connect(self.path)
         columns = ", ".join(self._COLUMNS)
-        try:
+        with self._sound():
+            self._database = sqlite3.connect(self.path)
             self._database.execute(
                 f"CREATE TABLE IF NOT EXISTS looks (sha256 PRIMARY KEY, {columns}) WITHOUT ROWID"
             )
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.DatabaseError as error:
             raise Unavailable(f"{self.path}: {error}; delete this file, it is a cache") from None
 
     def known(self) -> dict[str, Look]:
         """All entries, without their pixels."""
         columns = ", ".join("x''" if c == "pixels" else c for c in self._COLUMNS)
-        rows = self._database.execute(f"SELECT sha256, {columns} FROM looks")
-        return {sha256: Look(*values) for sha256, *values in rows}
+        with self._sound():
+            rows = self._database.execute(f"SELECT sha256, {columns} FROM looks")
+            return {sha256: Look(*values) for sha256, *values in rows}
 
     def add(self, looks: dict[str, Look]) -> None:
         """Write entries, all or none."""
         holders = ", ".join("?" * (1 + len(self._COLUMNS)))
-        with self._database:
+        with self._sound(), self._database:
             self._database.executemany(
                 f"INSERT OR REPLACE INTO looks VALUES ({holders})",
                 [(sha256, *astuple(found)) for sha256, found in looks.items()],
@@ -166,20 +183,22 @@ class Cache:
 
     def pixels(self, sha256: str) -> bytes:
         """The pixels of one entry. Raises: KeyError."""
-        row = self._database.execute("SELECT pixels FROM looks WHERE sha256 = ?", (sha256,))
-        found = row.fetchone()
+        with self._sound():
+            row = self._database.execute("SELECT pixels FROM looks WHERE sha256 = ?", (sha256,))
+            found = row.fetchone()
         if found is None:
             raise KeyError(sha256)
         return bytes(found[0])
 
     def keep_only(self, used: set[str]) -> None:
         """Drop entries that nothing has used, when they are more than those in use."""
-        stored = {row[0] for row in self._database.execute("SELECT sha256 FROM looks")}
-        if len(stored - used) > len(used):
-            with self._database:
-                dead = [(sha256,) for sha256 in stored - used]
-                self._database.executemany("DELETE FROM looks WHERE sha256 = ?", dead)
-            self._database.execute("VACUUM")
+        with self._sound():
+            stored = {row[0] for row in self._database.execute("SELECT sha256 FROM looks")}
+            if len(stored - used) > len(used):
+                with self._database:
+                    dead = [(sha256,) for sha256 in stored - used]
+                    self._database.executemany("DELETE FROM looks WHERE sha256 = ?", dead)
+                self._database.execute("VACUUM")
 
     def close(self) -> None:
         """Release the file."""
@@ -209,7 +228,10 @@ def examine(source: Source, cache: Cache, *, image_px: int, max_pixels: int) -> 
     names = source.table["file_name"].tolist()
     progress = Progress("images", len(names))
     rows = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with (
+        warnings.catch_warnings(action="ignore"),  # Pillow's, of damaged EXIF, say
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+    ):
         for chunk in _chunks(names):
             new = {}
             for name, (size, sha256, found) in zip(chunk, pool.map(one, chunk), strict=True):

@@ -181,3 +181,29 @@ def _against_others(logits: Tensor, labels: Tensor) -> Tensor:
 def _pearson(a: Tensor, b: Tensor, *, dim: int) -> Tensor:
     a, b = (F.normalize(x - x.mean(dim, keepdim=True), dim=dim, eps=EPSILON) for x in (a, b))
     return (a * b).sum(dim)
+
+
+def relational(features: Tensor, teacher_features: Tensor) -> Tensor:
+    """RKD: distances and angles between a batch's images, as the teacher has them.
+
+    25 x distance-wise + 50 x angle-wise Huber loss, the weights of the paper's metric learning.
+    Source: Park et al. 2019 (arXiv 1904.05068), equations 5 to 9.
+
+    Args:
+        features: (B, F) of the student.
+        teacher_features: (B, G) of the teacher; F and G may differ. B at least 3.
+    """
+
+    def distances(x: Tensor) -> Tensor:
+        squared = (x[:, None] - x[None]).square().sum(2)
+        apart = (squared + EPSILON).sqrt() * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
+        return apart / (apart.sum() / (len(x) * (len(x) - 1))).clamp_min(EPSILON)
+
+    def cosines(x: Tensor) -> Tensor:
+        """(B, B, B): at image i, between the directions to j and to k."""
+        directions = F.normalize(x[None] - x[:, None], dim=2, eps=EPSILON)
+        return directions @ directions.transpose(1, 2)
+
+    apart = F.smooth_l1_loss(distances(features), distances(teacher_features))
+    angles = F.smooth_l1_loss(cosines(features), cosines(teacher_features))
+    return 25 * apart + 50 * angles

@@ -8,12 +8,13 @@ Every network takes raw images, uint8 (B, P, P, C), so what is trained is what i
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models._efficientnet_builder import BN_EPS_TF_DEFAULT
 from timm.models.efficientnet import _gen_efficientnet_lite
@@ -63,7 +64,12 @@ LITE = {
 
 
 def _backbone(spec: NetSpec) -> Any:
-    how = {"features_only": True, "feature_cls": "getter", "out_indices": spec.stages}
+    how: dict[str, Any] = {
+        "features_only": True, "feature_cls": "getter", "out_indices": spec.stages,
+    }  # fmt: skip
+    config = timm.models.get_pretrained_cfg(spec.backbone, allow_unregistered=False)
+    if config is not None and config.fixed_input_size:
+        how["img_size"] = spec.image_px // spec.reduce
     if spec.width == spec.depth == 1:
         return timm.create_model(spec.backbone, **how)
     if spec.backbone not in LITE:
@@ -83,6 +89,46 @@ def _backbone(spec: NetSpec) -> Any:
     )
 
 
+def statistics(stage: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 3 C): mean, deviation and maximum over the image."""
+    mean = stage.mean((2, 3))
+    variance = (stage - mean[:, :, None, None]).square().mean((2, 3))
+    # The square root's slope at 0 is infinite: a dead channel must not become NaN.
+    return torch.cat([mean, (variance + 1e-5).sqrt(), stage.amax((2, 3))], 1)
+
+
+def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
+    """The modules of a timm feature network, if running them in turn is what it does, else []."""
+    stages = backbone.feature_info.module_name()
+    parents = {name.rpartition(".")[0] for name in stages} - {""}
+    links: list[tuple[str, nn.Module]] = []
+    for name, child in backbone.model.named_children():
+        if name in parents:
+            links += [(f"{name}.{inner}", module) for inner, module in child.named_children()]
+        else:
+            links.append((name, child))
+    names = [name for name, _ in links]
+    if stages[-1] not in names:
+        return []
+    links = links[: names.index(stages[-1]) + 1]
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            example = torch.rand(1, 3, 64, 64, device=next(backbone.parameters()).device)
+            expected, found, x = backbone(example), [], example
+            for name, module in links:
+                x = module(x)
+                # A copy: what follows may work in place.
+                found += [x.clone()] if name in stages else []
+        same = all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    except (RuntimeError, ValueError, TypeError, AssertionError):
+        same = False
+    finally:
+        backbone.train(was_training)
+    return links if same else []
+
+
 class Net(nn.Module):
     """uint8 (B, P, P, C) images to float (B, K) logits.
 
@@ -100,6 +146,7 @@ class Net(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = _backbone(spec)
+        self._links: list[tuple[str, nn.Module]] | None = None
         self.head = Head(3 * sum(self.backbone.feature_info.channels()), len(spec.classes), dropout)
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
@@ -114,25 +161,56 @@ class Net(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """uint8 (B, P, P, C) to float (B, F): mean, deviation and maximum of every stage."""
         x = self.prepare(images).contiguous(memory_format=torch.channels_last)
-        pooled = []
-        for stage in self.backbone(x):
-            mean = stage.mean((2, 3))
-            variance = (stage - mean[:, :, None, None]).square().mean((2, 3))
-            # The square root's slope at 0 is infinite: a dead channel must not become NaN.
-            pooled += [mean, (variance + 1e-5).sqrt(), stage.amax((2, 3))]
-        return torch.cat(pooled, 1)
+        return torch.cat([statistics(stage) for stage in self.backbone(x)], 1)
+
+    def links(self) -> list[tuple[str, nn.Module]]:
+        """The backbone as a chain of modules, up to the deepest stage that the head reads.
+
+        Empty when its children, run one after the other, do not give its features (transformers).
+        """
+        if self._links is None:
+            self._links = _chain(self.backbone)
+        return self._links
+
+    def frozen_links(self) -> int:
+        """How many of the lowest links do not learn."""
+        learn = [any(p.requires_grad for p in m.parameters()) for _, m in self.links()]
+        return learn.index(True) if True in learn else len(learn)
+
+    def prefix(self, images: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """What the lowest `length` links make of images.
+
+        Returns: activations (B, C, H, W), and the statistics (B, F0) of the stages among them.
+        """
+        x = self.prepare(images).contiguous(memory_format=torch.channels_last)
+        return self._run(x, self.links()[:length])
+
+    def features_from(self, activations: Tensor, pooled: Tensor, length: int) -> Tensor:
+        """Features (B, F) from what `prefix` gave."""
+        _, rest = self._run(activations, self.links()[length:])
+        return torch.cat([pooled, rest], 1)
+
+    def _run(self, x: Tensor, links: list[tuple[str, nn.Module]]) -> tuple[Tensor, Tensor]:
+        stages = self.backbone.feature_info.module_name()
+        pooled = [x.new_empty(len(x), 0)]
+        for name, module in links:
+            x = module(x)
+            if name in stages:
+                pooled.append(statistics(x))
+        return x, torch.cat(pooled, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(images))
         return logits
 
     def train(self, mode: bool = True) -> "Net":
-        """As always, but for `frozen_statistics`."""
+        """As always, but for `frozen_statistics`; a frozen BatchNorm keeps its own anyway."""
         super().train(mode)
-        if self.frozen_statistics:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+                self.frozen_statistics or not any(p.requires_grad for p in module.parameters())
+            ):
+                module.eval()
         return self
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
@@ -148,6 +226,29 @@ class Net(nn.Module):
         for group in self.layer_groups()[:groups]:
             for parameter in group:
                 parameter.requires_grad_(False)
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: its logits are the mean of theirs, its features all of theirs."""
+
+    def __init__(self, members: list[Net]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.spec = members[0].spec
+
+    def each(self) -> list[Net]:
+        """The networks."""
+        return [cast(Net, member) for member in self.members]
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, P, P, C) to standardised features (B, F of all members)."""
+        return torch.cat([m.head.standardize(m.features(images)) for m in self.each()], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([member(images) for member in self.members]).mean(0)
+
+
+AnyNet = Net | Ensemble
 
 
 class Head(nn.Module):
@@ -215,6 +316,7 @@ def build(
     whole = width == depth == 1
     if weights is not None:
         wanted = net.backbone.model.state_dict()
+        weights = _at_this_size(weights, wanted, net.backbone.model)
         for name, tensor in wanted.items():
             found = tuple(weights[name].shape) if name in weights else "nothing"
             if whole and found != tuple(tensor.shape):
@@ -226,6 +328,19 @@ def build(
         net.backbone.model.load_state_dict({name: start[name] for name in wanted})
     net.frozen_statistics = whole and weights is not None
     return net.to(memory_format=torch.channels_last)
+
+
+def _at_this_size(weights: Weights, wanted: Weights, model: Any) -> Weights:
+    """A transformer's position embeddings, resampled to the images' size; others as they are."""
+    name = "pos_embed"
+    if name not in wanted or name not in weights or wanted[name].shape == weights[name].shape:
+        return weights
+    resampled = resample_abs_pos_embed(
+        weights[name],
+        new_size=list(model.patch_embed.grid_size),
+        num_prefix_tokens=model.num_prefix_tokens,
+    )
+    return weights | {name: resampled}
 
 
 def count_macs(net: Net) -> int:
@@ -260,6 +375,18 @@ def load_net(folder: Path, *, dropout: float = 0.0) -> Net:
     net = Net(spec, dropout=dropout)
     net.load_state_dict(load_file(folder / "model.safetensors"))
     return net.to(memory_format=torch.channels_last).eval()
+
+
+def save_teacher(folder: Path, members: list[Net]) -> None:
+    """Write a model folder for each member, `member_0` and so on."""
+    folder.mkdir()
+    for number, member in enumerate(members):
+        save_net(folder / f"member_{number}", member)
+
+
+def load_teacher(folder: Path) -> Ensemble:
+    """What `save_teacher` wrote, in evaluation mode."""
+    return Ensemble([load_net(path) for path in sorted(folder.glob("member_*"))]).eval()
 
 
 def batched(rows: Any, size: int) -> Iterator[Any]:

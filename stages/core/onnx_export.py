@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from stages.core.nets import Net
+from stages.core.nets import AnyNet
 
 INPUT, OUTPUT = "images", "probabilities"
 # IR and operator set that current runtimes, on small machines too, all read.
@@ -20,7 +20,7 @@ OPSET = 20
 class Calibrated(nn.Module):
     """uint8 (B, P, P, C) images to probabilities (B, K): softmax(logits / temperature)."""
 
-    def __init__(self, net: Net, temperature: float) -> None:
+    def __init__(self, net: AnyNet, temperature: float) -> None:
         super().__init__()
         self.net = net
         self.temperature = temperature
@@ -48,7 +48,7 @@ def _without_traces(model: onnx.ModelProto) -> None:
             del node.metadata_props[:]
 
 
-def export(net: Net, path: Path, *, temperature: float, metadata: Mapping[str, str]) -> None:
+def export(net: AnyNet, path: Path, *, temperature: float, metadata: Mapping[str, str]) -> None:
     """Write `net` with preprocessing inside, for any batch size, checked by onnx.checker.
 
     Args:

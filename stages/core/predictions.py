@@ -3,18 +3,21 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from stages.core.data import Dataset, Split
+from stages.core.data import Dataset
 from stages.core.metrics import Logits
 
+Rows = NDArray[np.int64]
 
-def write(path: Path, data: Dataset, split: Split, logits: Mapping[str, Logits]) -> None:
-    """Write the logits (N, K) of each named model on a split's images, one row an image.
+
+def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -> None:
+    """Write the logits (len(rows), K) of each named model on some images, one line an image.
 
     Columns: file_name, group, label (both as numbers), and MODEL/CLASS for each model and class.
     """
-    rows = data.rows(split)
     columns = {
         f"{model}/{name}": found[:, k]
         for model, found in logits.items()

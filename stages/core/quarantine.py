@@ -41,15 +41,20 @@ class Quarantine:
             `max_fraction` of all, or when the table as a whole violates something.
         """
         reasons: dict[str, list[str]] = {}
+        # An unreadable image has no width, and so on: its problem is the one reason. It is told
+        # from the sound one that has the same name by its row.
+        problems: dict[int, str] = {}
         for violation in violations:
+            if violation.column == "problem":
+                found = table["problem"].dropna()
+                problems = {row: violation.reason(text) for row, text in found.items()}
+                continue
             for name, value in violation.rows:
                 reasons.setdefault(name, []).append(violation.reason(value))
-        unfit = table["file_name"].isin(list(reasons))
-        # An unreadable image has no width, and so on: its first reason is the one.
-        unreadable = set(table.loc[unfit & table["problem"].notna(), "file_name"])
+        unfit = table["file_name"].isin(list(reasons)) | table.index.isin(list(problems))
         self._rows += [
-            (name, "bad image", why[0] if name in unreadable else "; ".join(why))
-            for name, why in reasons.items()
+            (name, "bad image", problems.get(row) or "; ".join(reasons[name]))
+            for row, name in table.loc[unfit, "file_name"].items()
         ]
         self._unfit.append(table[unfit])
         self.bad += int(unfit.sum())
@@ -78,5 +83,7 @@ class Quarantine:
 
     def write(self, path: Path) -> None:
         """Write one line an image: file_name, kind (bad image, leak, not used), reason."""
-        table = pd.DataFrame(self._rows, columns=["file_name", "kind", "reason"])
+        # pandas does not quote a lone carriage return.
+        rows = [[cell.replace("\r", "\\r") for cell in row] for row in self._rows]
+        table = pd.DataFrame(rows, columns=["file_name", "kind", "reason"])
         table.to_csv(path, index=False, lineterminator="\n")

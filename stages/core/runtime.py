@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from stages.core import processes
 from stages.core.errors import Unavailable
 from stages.core.params import Section
 
@@ -18,6 +19,7 @@ class Resources(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     threads: int | None = Field(ge=1, le=1024)
+    processes: int = Field(ge=1, le=64)
 
     def apply(self) -> None:
         """Set up this process: as many threads as asked for, and the same result every time."""
@@ -37,7 +39,9 @@ class Resources(Section):
                 "resources.device = 'cuda', but PyTorch finds no CUDA device here; "
                 "set it to 'auto' or 'cpu'"
             )
-        return torch.device("cuda" if there and self.device != "cpu" else "cpu")
+        if not there or self.device == "cpu":
+            return torch.device("cpu")
+        return torch.device("cuda", processes.rank() % torch.cuda.device_count())
 
 
 # glibc's malloc.h
@@ -57,8 +61,8 @@ def _keep_freed_memory() -> None:
 
 
 def threads(resources: Resources) -> int:
-    """How many CPU threads to use: as asked for, else all that this process may use."""
-    return resources.threads or len(os.sched_getaffinity(0))
+    """How many CPU threads to use: as asked for, else this process's share of all it may use."""
+    return resources.threads or max(1, len(os.sched_getaffinity(0)) // processes.size())
 
 
 def device_name() -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.core.errors import DataError
 
@@ -78,12 +79,15 @@ class Source:
 def locate(folder: Path, name: str) -> Path:
     """The file that metadata calls `name`. Raises: Unreadable, when it is none of the folder's."""
     parts = PurePosixPath(name)
-    if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts:
-        raise Unreadable("not a path inside the folder")
+    if not name or {"\0", "\r"} & set(name) or parts.is_absolute() or ".." in parts.parts:
+        raise Unreadable("not a path inside the folder; name it relative to the folder")
     path = folder / name
     try:
         if not path.is_file():
-            raise Unreadable("no such file")
+            advice = "put it there, or take its row out"
+            if "\\udc" in name:
+                advice = "its name is not UTF-8: rename it"
+            raise Unreadable(f"no such file; {advice}")
         inside = path.resolve().is_relative_to(folder.resolve())
     except OSError as error:  # a name that is too long, say
         raise Unreadable(f"no such file ({error.strerror})") from None
@@ -94,6 +98,10 @@ def locate(folder: Path, name: str) -> Path:
 
 def open_source(folder: Path) -> Source:
     """Find out what is in a folder. Raises: DataError when it has none of the layouts, or two."""
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: found no folder; expected one with labelled images: set data.dir"
+        )
     top = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     folders = [p for p in top if p.is_dir()]
     split_folders = bool(folders) and all(p.name.lower() in SPLIT_NAMES for p in folders)
@@ -124,7 +132,7 @@ def _classes(folder: Path) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; expected one class a line") from None
     classes = [line.strip() for line in lines if line.strip()]
@@ -150,6 +158,9 @@ def _finish(
             f"{folder}: split = {wrong[0]!r}; expected train, val or test: correct the column"
         )
     rows["split"] = rows["split"].map(SPLIT_NAMES | {"": ""})
+    for column in rows.columns.drop("file_name"):
+        # A carriage return alone would end the row in a CSV.
+        rows[column] = rows[column].str.replace("\r", "\n")
     ordered = [*COLUMNS, *(c for c in rows if c not in COLUMNS)]
     table = rows[ordered].reset_index(drop=True)
     return Source(
@@ -158,11 +169,11 @@ def _finish(
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Names of all files below a folder, relative to it, hidden ones left out."""
+    """Names of all files below a folder, relative to it, hidden ones left out, as `_plain`."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if (path.is_file() or path.is_symlink()) and not any(p.startswith(".") for p in name.parts):
-            yield name.as_posix()
+            yield _plain(name.as_posix())
 
 
 def _is_image(name: str) -> bool:
@@ -187,40 +198,58 @@ def _class_folders(folder: Path, split_folders: bool) -> Source:
     return _finish(folder, layout, pd.DataFrame(rows), others, split_folders=split_folders)
 
 
+def _plain(text: str) -> str:
+    """Text that UTF-8 can hold: what it cannot, names in another encoding say, is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _text(value: Any) -> str:
     """A metadata cell as text."""
-    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+    if value is None or value is pd.NaT or (isinstance(value, float) and value != value):
         return ""
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return json.dumps(value) if isinstance(value, dict | list) else _plain(str(value))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
     """A metadata file with all cells as text. Raises: DataError."""
     try:
         if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            if not isinstance(table.index, pd.RangeIndex):
+                raise DataError(f"{path}: the rows have more cells than the header: name them all")
+            return table
         if path.suffix == ".parquet":
-            return pd.read_parquet(path).astype(object).map(_text)
-        lines = path.read_text(encoding="utf-8").splitlines()
+            return _read_parquet(path)
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
         return pd.DataFrame(
             [
-                {k: _text(v) for k, v in _json_object(path, n, line).items()}
+                {_plain(k): _text(v) for k, v in _json_object(path, n, line).items()}
                 for n, line in enumerate(lines, 1)
                 if line.strip()
             ]
         ).fillna("")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (ValueError, OverflowError, OSError, pa.lib.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
     kind = path.suffix[1:].upper()
     raise DataError(f"{path}: not readable as {kind} ({reason}); save it again as UTF-8 {kind}")
 
 
+def _read_parquet(path: Path) -> pd.DataFrame:
+    # Not by pandas: what it stores beside the columns may be damaged, too, and a missing value
+    # would turn the labels 0 and 1 into 0.0 and 1.0.
+    with pq.ParquetFile(path) as file:
+        found = file.read()
+    names = found.column_names
+    if doubled := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(f"{path}: found the column {doubled[0]!r} twice; expected each once")
+    columns = zip(names, found.columns, strict=True)
+    return pd.DataFrame({name: [_text(v) for v in c.to_pylist()] for name, c in columns})
+
+
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: line {number}: not JSON ({error}); expected one object a line"
         ) from None
@@ -240,24 +269,21 @@ def _imagefolder(folder: Path, paths: list[Path], split_folders: bool) -> Source
             if column not in table:
                 found = ", ".join(map(str, table.columns)) or "none"
                 raise DataError(f"{path}: no column {column!r}; found {found}: add the column")
-        place = path.parent.relative_to(folder)
-        if place.parts:
-            inside = table["file_name"].map(lambda n, p=place: (p / n).as_posix() if n else "")
-            table = table.assign(file_name=inside)
-            if split_folders:
-                table["split"] = place.parts[0].lower()
-        parts.append(table)
+        place = PurePosixPath(path.parent.relative_to(folder))
+        inside = table["file_name"].map(lambda n, p=place: (p / n).as_posix() if n else "")
+        parts.append(table.assign(file_name=inside))
     rows = pd.concat(parts, ignore_index=True).fillna("")
-    listed = set(rows["file_name"])
-    special = {str(p.relative_to(folder)) for p in paths} | {CLASSES}
+    if split_folders:
+        first = rows["file_name"].str.partition("/")[0].str.lower()
+        rows["split"] = first.where(first.isin(list(SPLIT_NAMES)), "")
+    expected = {*rows["file_name"], *(str(p.relative_to(folder)) for p in paths), CLASSES}
     others = {
         name: f"not in {paths[0].name}" if _is_image(name) else "no image by its name"
         for name in _walk(folder)
-        if name not in listed | special
+        if name not in expected
     }
-    per_split = split_folders and paths[0].parent != folder
-    layout = f"imagefolder with {paths[0].name}" + " in split folders" * per_split
-    return _finish(folder, layout, rows, others, split_folders=per_split)
+    layout = f"imagefolder with {paths[0].name}" + " in split folders" * split_folders
+    return _finish(folder, layout, rows, others, split_folders=split_folders)
 
 
 def _webdataset(folder: Path, top: list[Path], shards: list[Path]) -> Source:
@@ -265,35 +291,15 @@ def _webdataset(folder: Path, top: list[Path], shards: list[Path]) -> Source:
     members: dict[str, tuple[Path, int, int]] = {}
     others = {p.name: "no shard" for p in top if p not in shards and p.name != CLASSES}
     for shard in shards:
-        samples: dict[str, dict[str, Any]] = {}
         try:
             with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    if not member.isfile():
-                        continue
-                    place, _, base = member.name.rpartition("/")
-                    stem, _, extension = base.partition(".")
-                    key = f"{place}/{stem}" if place else stem
-                    sample = samples.setdefault(key, {})
-                    name = f"{shard.name}/{member.name}"
-                    if _is_image("." + extension):
-                        if "file_name" in sample:
-                            others[name] = f"a second image of key {key}"
-                            continue
-                        sample["file_name"] = name
-                        members[name] = (shard, member.offset_data, member.size)
-                    elif extension.lower() == "cls":
-                        content = tar.extractfile(member)
-                        sample["label"] = content.read().decode().strip() if content else ""
-                    elif extension.lower() == "json":
-                        content = tar.extractfile(member)
-                        about = _json_object(
-                            shard / member.name, 1, content.read().decode() if content else ""
-                        )
-                        sample.update({k: _text(v) for k, v in about.items() if k != "file_name"})
-                    else:
-                        others[name] = "neither image nor .cls nor .json"
-        except (tarfile.TarError, UnicodeDecodeError, EOFError, OSError) as error:
+                samples = _samples(shard, tar, members, others)
+                end = tar.offset
+            with shard.open("rb") as file:
+                # Where tarfile stops: it takes a damaged header, too, for the end.
+                if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"damaged or cut off at byte {end}")
+        except (tarfile.TarError, ValueError, EOFError, OSError) as error:
             raise DataError(
                 f"{shard}: not readable as a tar ({error}); expected uncompressed WebDataset "
                 "shards: write it again"
@@ -309,6 +315,49 @@ def _webdataset(folder: Path, top: list[Path], shards: list[Path]) -> Source:
     )
 
 
+def _samples(
+    shard: Path,
+    tar: tarfile.TarFile,
+    members: dict[str, tuple[Path, int, int]],
+    others: dict[str, str],
+) -> dict[str, dict[str, str]]:
+    """What a shard says of each key; places of its images go to `members`, the rest to `others`."""
+    samples: dict[str, dict[str, str]] = {}
+    for member in tar:
+        if member.isdir():
+            continue
+        name = _plain(f"{shard.name}/{member.name}")
+        place, _, base = _plain(member.name).rpartition("/")
+        stem, _, extension = base.partition(".")
+        key = f"{place}/{stem}" if place else stem
+        if not member.isfile() or member.issparse():
+            others[name] = "a link, or no plain file; put the file itself there"
+        elif _is_image("." + extension):
+            sample = samples.setdefault(key, {})
+            if "file_name" in sample:
+                others[name] = f"a second image of key {key}"
+            else:
+                sample["file_name"] = name
+                members[name] = (shard, member.offset_data, member.size)
+        elif extension.lower() in ("cls", "json"):
+            content = tar.extractfile(member)
+            try:
+                text = content.read().decode() if content else ""
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"{shard}: {member.name}: not UTF-8 text; expected a label or JSON"
+                ) from None
+            if extension.lower() == "cls":
+                about: dict[str, Any] = {"label": text.strip()}
+            else:
+                about = _json_object(shard / member.name, 1, text)
+            said = {_plain(k): _text(v) for k, v in about.items() if k != "file_name"}
+            samples.setdefault(key, {}).update(said)
+        else:
+            others[name] = "neither image nor .cls nor .json"
+    return samples
+
+
 def same_names(names: "pd.Series[str]") -> dict[int, str]:
     """Rows whose file name stands twice, or differs from another's in case or Unicode form only.
 
@@ -321,7 +370,8 @@ def same_names(names: "pd.Series[str]") -> dict[int, str]:
         if plain not in first:
             first[plain] = name
         elif first[plain] == name:
-            reasons[row] = "listed twice"
+            reasons[row] = "listed twice; keep one row"
         else:
-            reasons[row] = f"the same name as {first[plain]} but for case or Unicode form"
+            like = first[plain]
+            reasons[row] = f"the same name as {like} but for case or Unicode form; rename it"
     return reasons

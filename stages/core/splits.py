@@ -64,7 +64,7 @@ def assign(
     """`train`, `val` or `test` for every image.
 
     Args:
-        manifest: columns label, domain, group; split for `column`.
+        manifest: columns file_name, label, domain, group; split for `column`.
         method: `stratified_group` and `hash` keep groups whole; with `hash`, an image's place
             depends on its group alone, so that adding images never moves one. `column` takes the
             user's own, and makes a validation split of its training images if it has none.
@@ -79,13 +79,17 @@ def assign(
     grouped = method != "random"
     if method == "column":
         split = manifest["split"].copy()
-        if missing := (split == "").sum():
+        if (missing := split == "").any():
+            names = ", ".join(manifest.loc[missing, "file_name"].head(5))
             raise DataError(
-                f"{missing} images have no split; expected train, val or test for each: fill the "
-                "column split, or set validate.split to stratified_group"
+                f"{missing.sum()} images have no split ({names}); expected train, val or test for "
+                "each: fill the column split, or set validate.split to stratified_group"
             )
         if not (split == "test").any():
-            raise DataError("no image has the split test; expected some that measure the model")
+            raise DataError(
+                "no image has the split test; expected some that measure the model: mark them, or "
+                "let validate.split make the splits (stratified_group, without split folders)"
+            )
     else:
         split = pd.Series("train", index=manifest.index)
         split[_fold(manifest, manifest.index, folds, fold, seed, grouped)] = "test"

@@ -4,19 +4,21 @@
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from stages.core import digest, lock, parent
+from stages.core import digest, lock, parent, processes
 from stages.core.errors import AtelierError, InputsChanged, ParamsError
 from stages.core.params import Section, load_section
 from stages.core.runtime import Resources
@@ -29,14 +31,20 @@ def reads() -> Any:
     return dataclasses.field(metadata={"input": True})
 
 
-def writes(*, even_on_failure: bool = False, tracked: bool = True) -> Any:
+def writes(*, even_on_failure: bool = False, tracked: bool = True, live: bool = False) -> Any:
     """A path that the stage writes, moved into place when the stage has succeeded.
 
     With `even_on_failure`, also when it ended with one of our own errors (a report that shows why).
-    What is not `tracked` is no output to DVC, since it carries dates, say.
+    What is not `tracked` is no output to DVC, since it carries dates, say. What is `live` is
+    written in its place from the start, to be looked at while the stage runs.
     """
     return dataclasses.field(
-        metadata={"input": False, "even_on_failure": even_on_failure, "tracked": tracked}
+        metadata={
+            "input": False,
+            "even_on_failure": even_on_failure,
+            "tracked": tracked,
+            "live": live,
+        }
     )
 
 
@@ -100,7 +108,7 @@ def code_digest(root: Path) -> str:
     return hashlib.md5("".join(digest.file_md5(s) for s in sources).encode()).hexdigest()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _unchanged(paths: Paths, section: Callable[[], Section]) -> Iterator[dict[str, str]]:
     """Yield the inputs' md5 by field; raise InputsChanged if any of them differs at the end.
 
@@ -133,7 +141,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def staged(paths: Paths) -> Iterator[Paths]:
     """Yield `paths` with every output under a temporary name beside its place.
 
@@ -141,11 +149,14 @@ def staged(paths: Paths) -> Iterator[Paths]:
     """
     fields = {f.name: f for f in dataclasses.fields(paths)}
     final = {name: getattr(paths, name) for name in paths.outputs()}
-    partial = {name: path.with_name(f".partial.{path.name}") for name, path in final.items()}
+    partial = {
+        name: path if fields[name].metadata["live"] else path.with_name(f".partial.{path.name}")
+        for name, path in final.items()
+    }
 
     def place(names: list[str]) -> None:
         for name in names:
-            if partial[name].exists():
+            if partial[name].exists() and partial[name] != final[name]:
                 remove(final[name])
                 partial[name].replace(final[name])
 
@@ -162,8 +173,9 @@ def staged(paths: Paths) -> Iterator[Paths]:
         place([n for n in final if fields[n].metadata["even_on_failure"]])
         raise
     finally:
-        for path in partial.values():
-            remove(path)
+        for name, path in partial.items():
+            if path != final[name]:
+                remove(path)
 
 
 def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
@@ -181,12 +193,27 @@ def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
     with staged(paths) as partial, _unchanged(paths, section) as inputs:
         params = section()
         resources.apply()
+        processes.join()
         work = [params.model_dump_json(), json.dumps(inputs, sort_keys=True), code_digest(root)]
         scratch = paths.scratch / name / hashlib.md5("".join(work).encode()).hexdigest()
         partial = dataclasses.replace(partial, scratch=scratch)
         module.run(params, paths=partial, resources=resources)
     # Checkpoints of other params stay: whoever goes back to those params goes on from there.
-    remove(scratch)
+    processes.wait()
+    if not processes.rank():
+        remove(scratch)
+
+
+def _together(name: str, module: StageModule, root: Path) -> None:
+    """Run this stage as several processes, if it can use them; does not return then."""
+    count = load_section(root / "params.yaml", "resources", Resources).processes
+    if count == 1 or processes.size() > 1 or not hasattr(module, "TRAINS_TOGETHER"):
+        return
+    environment = os.environ | {lock.HOLDER: os.environ.get(lock.HOLDER, str(os.getpid()))}
+    ended = subprocess.run(processes.launch(count), env=environment)
+    if ended.returncode:
+        sys.exit(f"error: {name}: one of its {count} processes ended with {ended.returncode}")
+    os._exit(0)
 
 
 def main(name: str) -> None:
@@ -197,7 +224,12 @@ def main(name: str) -> None:
     try:
         parent.die_with_parent()
         with lock.held(root, f"stage {name}"):
-            execute(name, module, _parse(module.Paths, name), root)
+            paths = _parse(module.Paths, name)
+            _together(name, module, root)
+            if processes.rank():
+                _second(name, module, paths, root)
+            else:
+                execute(name, module, paths, root)
     except AtelierError as error:
         sys.exit(f"error: {name}: {error}")
     except KeyboardInterrupt:
@@ -206,3 +238,14 @@ def main(name: str) -> None:
     # Without this, libraries' threads and atexit hooks can hold a finished stage for seconds.
     sys.stdout.flush()
     os._exit(0)
+
+
+def _second(name: str, module: StageModule, paths: Paths, root: Path) -> None:
+    """The same work in a process that is not the first: silent, its outputs thrown away."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        outputs = {n: Path(folder) / n / getattr(paths, n).name for n in paths.outputs()}
+        execute(name, module, dataclasses.replace(paths, **outputs), root)

@@ -27,20 +27,39 @@ class Targets:
     count: int
     plain: NDArray[np.float32]
     _logits: Tensor
+    _features: NDArray[np.float16] | None
     _place: NDArray[np.int64]
+
+    @property
+    def has_features(self) -> bool:
+        return self._features is not None
 
     def logits(self, rows: NDArray[np.int64], view: int) -> Tensor:
         """Logits (B, K) of one view of training images."""
-        return self._logits[view][torch.from_numpy(self._place[rows])]
+        return self._logits[view][torch.from_numpy(self._place[rows])].float()
+
+    def features(self, rows: NDArray[np.int64], view: int) -> Tensor:
+        """The teacher's standardised features (B, G) of one view of training images."""
+        assert self._features is not None
+        return torch.from_numpy(self._features[view][self._place[rows]]).float()
 
 
 def save_targets(
-    folder: Path, views: Views, logits: NDArray[np.float32], plain: NDArray[np.float32]
+    folder: Path,
+    views: Views,
+    logits: NDArray[np.float32],
+    plain: NDArray[np.float32],
+    features: NDArray[np.float16] | None,
 ) -> None:
-    """Write (V, n_train, K) logits of the training images' views, and (N, K) plain ones."""
+    """Write (V, n_train, K) logits of the training images' views as float16, and (N, K) plain ones.
+
+    Features, if any, are (V, n_train, G).
+    """
     folder.mkdir()
-    np.save(folder / "views.npy", logits)
+    np.save(folder / "views.npy", logits.astype(np.float16))
     np.save(folder / "plain.npy", plain)
+    if features is not None:
+        np.save(folder / "features.npy", features)
     shown = {"seed": views.seed, "jitter": views.jitter}
     (folder / "views.json").write_text(json.dumps(shown) + "\n")
 
@@ -49,6 +68,7 @@ def load_targets(folder: Path, data: Dataset) -> Targets:
     """What `save_targets` wrote, for the same validated data."""
     shown = json.loads((folder / "views.json").read_text())
     logits = np.load(folder / "views.npy")
+    features = folder / "features.npy"
     train = data.rows("train")
     place = np.full(len(data.labels), -1, dtype=np.int64)
     place[train] = np.arange(len(train))
@@ -57,5 +77,6 @@ def load_targets(folder: Path, data: Dataset) -> Targets:
         count=len(logits),
         plain=np.load(folder / "plain.npy"),
         _logits=torch.from_numpy(logits),
+        _features=np.load(features, mmap_mode="r") if features.exists() else None,
         _place=place,
     )

@@ -1,17 +1,27 @@
+import contextlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from stages.core.checkpoint import Checkpoint
 from stages.core.errors import TrainingDiverged
-from stages.core.fit import Recipe, fit
+from stages.core.fit import Evaluate, Recipe, _Training, fit
 from stages.core.nets import Net, NetSpec
 from stages.core.views import Views
 
 RECIPE = Recipe(
-    epochs=3, batch_size=4, learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1
+    epochs=3,
+    batch_size=4,
+    learning_rate=1e-3,
+    head_learning_rate=1e-2,
+    rate_decay=1.0,
+    unfreeze_every=0,
+    weight_decay=0.1,
+    average=0.0,
+    patience=0,
 )
 ROWS = np.arange(10)
 
@@ -42,7 +52,7 @@ class Killed(Exception):
     pass
 
 
-def train(folder: Path, *, die_after: int | None = None) -> Net:
+def train(folder: Path, recipe: Recipe = RECIPE, *, die_after: int | None = None) -> Net:
     net, shown = small_net(), views()
     labels = torch.arange(10) % 2
     calls = 0
@@ -58,7 +68,7 @@ def train(folder: Path, *, die_after: int | None = None) -> Net:
         net,
         loss,
         ROWS,
-        RECIPE,
+        recipe,
         seed=7,
         evaluate=lambda net: {"figure": 1.0},
         checkpoint=Checkpoint(folder, "fit"),
@@ -67,13 +77,89 @@ def train(folder: Path, *, die_after: int | None = None) -> Net:
     return net
 
 
+MODES = {
+    "plain": {},
+    "discriminative": {"rate_decay": 2.6, "unfreeze_every": 1},
+    "averaged": {"average": 0.9},
+    "best": {"patience": 2},
+    "all": {"rate_decay": 2.0, "unfreeze_every": 1, "average": 0.9, "patience": 1},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("die_after", [1, 4, 5, 9])
-def test_goes_on_bit_for_bit(tmp_path: Path, die_after: int) -> None:
-    undisturbed = train(tmp_path / "a").state_dict()
-    with pytest.raises(Killed):
-        train(tmp_path / "b", die_after=die_after)
-    resumed = train(tmp_path / "b").state_dict()
+def test_goes_on_bit_for_bit(tmp_path: Path, mode: str, die_after: int) -> None:
+    recipe = RECIPE.model_copy(update=MODES[mode])
+    undisturbed = train(tmp_path / "a", recipe).state_dict()
+    with contextlib.suppress(Killed):
+        train(tmp_path / "b", recipe, die_after=die_after)
+    resumed = train(tmp_path / "b", recipe).state_dict()
     assert all(torch.equal(undisturbed[k], resumed[k]) for k in undisturbed)
+
+
+def run_fit(net: Net, folder: Path, evaluate: Evaluate, **changes: object) -> pd.DataFrame:
+    shown = views()
+    return fit(
+        net,
+        lambda net, rows, epoch: (net(shown.batch(rows, epoch)) - 1).square().mean(),
+        ROWS,
+        RECIPE.model_copy(update=changes),
+        seed=0,
+        evaluate=evaluate,
+        checkpoint=Checkpoint(folder, "fit"),
+        what="testing",
+    )
+
+
+def test_stops_early_with_the_best_weights(tmp_path: Path) -> None:
+    figures = iter([0.5, 0.9, 0.8, 0.7, 0.6])
+    seen = []
+
+    def evaluate(net: Net) -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in net.state_dict().items()})
+        return {"figure": next(figures)}
+
+    net = small_net()
+    history = run_fit(net, tmp_path, evaluate, epochs=5, patience=2)
+    assert history["figure"].tolist() == [0.5, 0.9, 0.8, 0.7]
+    assert all(torch.equal(v, seen[1][k]) for k, v in net.state_dict().items())
+
+
+def test_the_average_is_what_is_kept(tmp_path: Path) -> None:
+    def final(name: str, average: float) -> Net:
+        net = small_net()
+        run_fit(net, tmp_path / name, lambda net: {"figure": 1.0}, average=average)
+        return net
+
+    plain, averaged = final("a", 0.0), final("b", 0.9)
+    start = small_net().head.linear.weight
+    moved = [(n.head.linear.weight - start).abs().sum().item() for n in (plain, averaged)]
+    assert 0 < moved[1] < moved[0]
+
+
+def test_layer_groups_learn_from_the_top_down_and_slower_below(tmp_path: Path) -> None:
+    net = small_net()
+    groups = net.layer_groups()
+    before = [[p.clone() for p in g] for g in groups]
+    changed: list[list[bool]] = []
+
+    def evaluate(net: Net) -> dict[str, float]:
+        changed.append(
+            [any(not torch.equal(p, b) for p, b in zip(g, old, strict=True))
+             for g, old in zip(groups, before, strict=True)]
+        )  # fmt: skip
+        return {"figure": 1.0}
+
+    run_fit(net, tmp_path, evaluate, unfreeze_every=1, epochs=4)
+    assert changed == [
+        [False, False, False], [False, False, True], [False, True, True], [True, True, True],
+    ]  # fmt: skip
+
+
+def test_rates_fall_by_the_decay(tmp_path: Path) -> None:
+    training = _Training(small_net(), RECIPE.model_copy(update={"rate_decay": 2.0}), steps=1)
+    rates = [group["max_lr"] for group in training.optimizer.param_groups]
+    assert rates == pytest.approx([1e-3 / 4, 1e-3 / 2, 1e-3, 1e-2])
 
 
 def test_what_is_frozen_stays(tmp_path: Path) -> None:
@@ -100,7 +186,7 @@ def test_what_is_frozen_stays(tmp_path: Path) -> None:
 
 
 def test_stops_when_the_loss_is_no_number(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match=r"lower learning_rate \(now 0.001\)"):
+    with pytest.raises(TrainingDiverged, match=r"Lower learning_rate \(now 0\.001\)"):
         fit(
             small_net(),
             lambda net, rows, epoch: net.head.linear.weight.sum() * float("nan"),
@@ -111,3 +197,27 @@ def test_stops_when_the_loss_is_no_number(tmp_path: Path) -> None:
             checkpoint=Checkpoint(tmp_path, "fit"),
             what="testing",
         )
+
+
+def test_a_diverged_batch_can_be_replayed(tmp_path: Path) -> None:
+    net, shown = small_net(), views()
+
+    def loss(net: Net, rows: np.ndarray, epoch: int) -> torch.Tensor:
+        value = net(shown.batch(rows, epoch)).square().mean()
+        return value * float("inf") if 3 in rows else value
+
+    with pytest.raises(TrainingDiverged, match=r"Net and batch are in .*diverged\.pt"):
+        fit(
+            net,
+            loss,
+            ROWS,
+            RECIPE,
+            seed=0,
+            evaluate=lambda net: {"figure": 1.0},
+            checkpoint=Checkpoint(tmp_path, "fit"),
+            what="testing",
+        )
+    saved = torch.load(tmp_path / "diverged.pt", weights_only=True)
+    again = small_net()
+    again.load_state_dict(saved["net"])
+    assert not torch.isfinite(loss(again, saved["rows"].numpy(), saved["epoch"]))

@@ -1,0 +1,161 @@
+"""What a network's frozen layers make of seeded views: computed once, then read from disk.
+
+Student, control and refinement share frozen layers and views, so they share these files too. They
+are a cache outside DVC: their name is a hash of all that they depend on.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.core import digest, nets, processes
+from stages.core import views as views_module
+from stages.core.inference import BATCH
+from stages.core.nets import Net, batched
+from stages.core.progress import Progress
+from stages.core.views import Views
+
+Rows = NDArray[np.int64]
+
+# Pseudo-view of the images as they are.
+PLAIN = -1
+
+
+class Prefix:
+    """Activations (float16) and pooled statistics of the frozen links, by view and row.
+
+    Attributes:
+        length: number of the network's lowest links that are frozen; 0 stores nothing.
+    """
+
+    def __init__(
+        self, net: Net, views: Views, rows: Rows, count: int, folder: Path, *, plain: Rows
+    ) -> None:
+        """Compute what is not there yet.
+
+        Args:
+            net: on its device.
+            rows: images whose views 0 to `count` - 1 are wanted.
+            folder: where such files are kept.
+            plain: images that are wanted as they are.
+        """
+        self._views, self._net = views, net
+        self.length = net.frozen_links()
+        self._device = net.mean.device
+        if not self.length:
+            return
+        self._place = np.full(len(views.pixels), -1)
+        self._place[rows] = np.arange(len(rows))
+        self._plain_place = np.full(len(views.pixels), -1)
+        self._plain_place[plain] = np.arange(len(plain))
+        self._folder = folder / _key(net, self.length, views)
+        if not processes.rank():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _only(folder, self._folder)
+        wanted = [(view, rows) for view in range(count)] + [(PLAIN, plain)]
+        missing = [(view, r) for view, r in wanted if not self._file(view, r, "pooled").exists()]
+        progress = Progress("frozen layers", sum(len(r) for _, r in missing)) if missing else None
+        if not processes.rank():
+            for view, r in missing:
+                self._compute(view, r, progress)
+        processes.wait()
+        self._parts = {view: self._open(view, r) for view, r in wanted}
+
+    def _images(self, rows: Rows, view: int) -> Tensor:
+        return self._views.plain(rows) if view == PLAIN else self._views.batch(rows, view)
+
+    def _file(self, view: int, rows: Rows, kind: str) -> Path:
+        name = hashlib.md5(rows.tobytes()).hexdigest()[:12]
+        return self._folder / f"{name}-{'plain' if view == PLAIN else view}-{kind}.npy"
+
+    def _compute(self, view: int, rows: Rows, progress: Progress | None) -> None:
+        """One view of all rows; the pooled file comes last, so that it stands for both."""
+        pooled: list[Tensor] = []
+        out = None
+        target = self._file(view, rows, "activations")
+        partial = target.with_suffix(".partial.npy")
+        self._net.eval()
+        with torch.inference_mode():
+            for start in range(0, len(rows), BATCH):
+                batch = rows[start : start + BATCH]
+                images = (
+                    self._views.plain(batch) if view == PLAIN else self._views.batch(batch, view)
+                )
+                x, found = self._net.prefix(images.to(self._device), self.length)
+                pooled.append(found.float().cpu())
+                x = x.permute(0, 2, 3, 1).to(torch.float16).cpu()
+                if out is None:
+                    out = np.lib.format.open_memmap(
+                        partial, mode="w+", dtype=np.float16, shape=(len(rows), *x.shape[1:])
+                    )
+                out[start : start + len(batch)] = x.numpy()
+                if progress:
+                    progress.step(len(batch))
+        assert out is not None
+        out.flush()
+        partial.replace(target)
+        partial = self._file(view, rows, "pooled").with_suffix(".partial.npy")
+        np.save(partial, torch.cat(pooled).numpy())
+        partial.replace(self._file(view, rows, "pooled"))
+
+    def _open(self, view: int, rows: Rows) -> tuple[NDArray[np.float16], Tensor]:
+        activations = np.load(self._file(view, rows, "activations"), mmap_mode="r")
+        return activations, torch.from_numpy(np.load(self._file(view, rows, "pooled")))
+
+    def inputs(self, rows: Rows, view: int = PLAIN) -> tuple[Tensor, Tensor]:
+        """What `Net.features_from` takes, for one view of images."""
+        if not self.length:
+            return self._net.prefix(self._images(rows, view).to(self._device), 0)
+        place = (self._plain_place if view == PLAIN else self._place)[rows]
+        activations, pooled = self._parts[view]
+        x = torch.from_numpy(activations[place]).to(self._device).permute(0, 3, 1, 2).float()
+        return x, pooled[torch.from_numpy(place)].to(self._device)
+
+    def features(self, net: Net, rows: Rows, view: int = PLAIN) -> Tensor:
+        """Features (B, F) of a network with these frozen links, for one view of images."""
+        if not self.length:
+            return net.features(self._images(rows, view).to(self._device))
+        return net.features_from(*self.inputs(rows, view), self.length)
+
+    def logits(self, net: Net, rows: Rows, view: int = PLAIN) -> Tensor:
+        """Logits (B, K) of a network with these frozen links, for one view of images."""
+        logits: Tensor = net.head(self.features(net, rows, view))
+        return logits
+
+    def evaluate(self, net: Net, rows: Rows) -> NDArray[np.float32]:
+        """Logits (len(rows), K) of plain images, in evaluation mode, without gradients."""
+        net.eval()
+        with torch.inference_mode():
+            found = [
+                self.logits(net, batch).float().cpu().numpy() for batch in batched(rows, BATCH)
+            ]
+        return np.concatenate(found)
+
+
+def _key(net: Net, length: int, views: Views) -> str:
+    """Hash of the frozen links' weights, the images, and how views of them are made."""
+    found = hashlib.md5()
+    for name, module in net.links()[:length]:
+        found.update(name.encode())
+        for tensor in module.state_dict().values():
+            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    spec = net.spec
+    about = [spec.reduce, spec.mean, spec.std, views.seed, views.jitter, net.mean.device.type]
+    sources = (__file__, nets.__file__, views_module.__file__)
+    code = [digest.file_md5(Path(file)) for file in sources]
+    found.update(json.dumps([about, code, torch.__version__]).encode())
+    found.update(hashlib.blake2b(views.pixels.data).digest())
+    return found.hexdigest()
+
+
+def _only(folder: Path, kept: Path) -> None:
+    """Delete all but the newest few of these files' folders: each is large."""
+    others = sorted((p for p in folder.iterdir() if p != kept), key=lambda p: p.stat().st_mtime)
+    for old in others[:-1]:
+        shutil.rmtree(old, ignore_errors=True)

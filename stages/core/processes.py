@@ -1,0 +1,80 @@
+"""Several processes on one machine that train one network together (torchrun).
+
+Every process does the same work on its share of each batch; gradients are added up. Only the first
+one's outputs are kept.
+"""
+
+import os
+import sys
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import nn
+
+
+def rank() -> int:
+    """This process's number, 0 when it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join() -> None:
+    """Meet the other processes, if torchrun has started this one with others."""
+    if size() > 1 and not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend)
+
+
+def share(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """This process's part of a batch; all of it when it is alone."""
+    return rows[rank() :: size()]
+
+
+def add_gradients(net: nn.Module) -> None:
+    """Replace every gradient by its sum over all processes."""
+    if size() == 1:
+        return
+    learning = [p for p in net.parameters() if p.requires_grad]
+    for parameter in learning:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.reshape(-1) for p in learning if p.grad is not None])
+    torch.distributed.all_reduce(flat)
+    start = 0
+    for parameter in learning:
+        assert parameter.grad is not None
+        count = parameter.numel()
+        parameter.grad.copy_(flat[start : start + count].view_as(parameter))
+        start += count
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if size() > 1:
+        torch.distributed.barrier()
+
+
+def add(value: float) -> float:
+    """The sum of a number over all processes."""
+    if size() == 1:
+        return value
+    device = f"cuda:{rank()}" if torch.distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return float(total)
+
+
+def launch(count: int) -> list[str]:
+    """The command that runs this process's own command line `count` times, together."""
+    module = sys.modules["__main__"].__spec__
+    assert module is not None
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={count}", "-m", module.name, *sys.argv[1:],
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`, or `make bench ONLY=decode`. They measure; they assert nothing."""

@@ -1,0 +1,111 @@
+"""What a benchmark gives, how it is kept in data/reports/bench.json, and the README's table."""
+
+import io
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.core.runtime import device_name
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table.
+
+    Attributes:
+        name: key in bench.json.
+        what: what is compared, and at which size; goes into the table as it is.
+        figures: one ratio for every pair of runs, or one value for every run.
+        goal: the ratio at least, or the value at most; None where nothing was asked for.
+        unit: of the values; "" for ratios.
+        summary: which of the figures is the result: the middle one, or the worst.
+    """
+
+    name: str
+    what: str
+    figures: list[float]
+    goal: float | None = None
+    unit: str = ""
+    summary: Literal["median", "largest"] = "median"
+
+    def entry(self) -> dict[str, Any]:
+        """As in bench.json."""
+        middle = statistics.median(self.figures)
+        found = max(self.figures) if self.summary == "largest" else middle
+        return {
+            ("value" if self.unit else "ratio"): _rounded(found),
+            "low": _rounded(min(self.figures)),
+            "high": _rounded(max(self.figures)),
+            "goal": self.goal,
+            "unit": self.unit,
+            "what": self.what,
+            "machine": f"{device_name()}, {len(os.sched_getaffinity(0))} cores",
+        }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def seconds(run: Run) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress lines that the project's code prints."""
+    with redirect_stdout(io.StringIO()):
+        yield
+
+
+def interleaved(rounds: int, *runs: Callable[[], float]) -> list[list[float]]:
+    """What each of `runs` gives (its seconds), called in turn: A, B, A, B; one list a run."""
+    found: list[list[float]] = [[] for _ in runs]
+    for number in range(rounds):
+        for place, run in zip(found, runs, strict=True):
+            place.append(run())
+        shown = ", ".join(f"{place[-1]:.2f} s" for place in found)
+        print(f"  round {number + 1} of {rounds}: {shown}", flush=True)
+    return found
+
+
+def ratios(slow: list[float], fast: list[float]) -> list[float]:
+    """How many times longer the first took, round by round."""
+    return [a / b for a, b in zip(slow, fast, strict=True)]
+
+
+def merge(path: Path, results: list[Result]) -> dict[str, dict[str, Any]]:
+    """Put results into the file, beside what is there; gives all of it."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, dict[str, Any]] = known | {r.name: r.entry() for r in results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial.{path.name}")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.replace(path)
+    return found
+
+
+def table(entries: dict[str, dict[str, Any]]) -> str:
+    """The README's Markdown table."""
+    lines = ["| benchmark | goal | measured | lowest to highest |", "|---|---|---|---|"]
+    for name, entry in entries.items():
+        unit = f" {entry['unit']}" if entry["unit"] else " times"
+        bound = "at most" if entry["unit"] else "at least"
+        goal = "" if entry["goal"] is None else f"{bound} {entry['goal']:g}{unit}"
+        found = entry["value" if entry["unit"] else "ratio"]
+        low, high = entry["low"], entry["high"]
+        spread = f"{low:g} to {high:g}" if low != high else ""
+        lines.append(f"| {name}: {entry['what']} | {goal} | **{found:g}{unit}** | {spread} |")
+    machines = sorted({entry["machine"] for entry in entries.values()})
+    return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}."])

@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from stages.core import nets, prefix, weights
+from stages.core.nets import Net
+from stages.core.prefix import Prefix
+from stages.core.views import Views
+from tests.conftest import dataset
+
+DATA = dataset(n=10, px=64)
+LITE = "tf_efficientnet_lite0"
+
+
+def net(backbone: str = LITE, stages: list[int] | None = None, *, frozen: int = 2) -> Net:
+    torch.manual_seed(0)
+    state = weights.packaged(LITE) if backbone == LITE else timm.create_model(backbone).state_dict()
+    made = nets.build(backbone, state, stages=stages or [0, 1], data=DATA)
+    torch.nn.init.normal_(made.head.linear.weight, std=0.1)
+    made.freeze_lowest(frozen)
+    return made.eval()
+
+
+VIEWS = Views(DATA.pixels, seed=1, jitter=0.1)
+TRAIN, VAL = DATA.rows("train"), DATA.rows("val")
+
+
+def stored(made: Net, folder: Path) -> Prefix:
+    return Prefix(made, VIEWS, TRAIN, 2, folder, plain=VAL)
+
+
+@pytest.mark.parametrize("backbone", [LITE, "lcnet_050", "resnet18", "vgg11_bn", "convnext_atto"])
+def test_stored_activations_give_the_networks_own_logits(tmp_path: Path, backbone: str) -> None:
+    made = net(backbone)
+    found = stored(made, tmp_path)
+    assert found.length > 0
+    with torch.inference_mode():
+        live = made(VIEWS.batch(TRAIN[[3, 0]], 1))
+        again = found.logits(made, TRAIN[[3, 0]], 1)
+    assert torch.allclose(live, again, atol=2e-3, rtol=2e-3)
+    plain = found.evaluate(made, VAL)
+    assert np.allclose(plain, made(VIEWS.plain(VAL)).detach().numpy(), atol=2e-3, rtol=2e-3)
+
+
+def test_a_transformer_is_no_chain_and_is_run_as_a_whole(tmp_path: Path) -> None:
+    made = net("vit_tiny_patch16_224", [0])
+    assert made.links() == []
+    found = stored(made, tmp_path)
+    assert found.length == 0
+    with torch.inference_mode():
+        assert torch.equal(found.logits(made, TRAIN, 1), made(VIEWS.batch(TRAIN, 1)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stored(net(), tmp_path)
+
+    def never(self: Net, images: torch.Tensor, length: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Net, "prefix", never)
+    other = net()
+    torch.nn.init.zeros_(other.head.linear.weight)
+    again = stored(other, tmp_path)
+    assert torch.equal(first.inputs(TRAIN, 1)[0], again.inputs(TRAIN, 1)[0])
+
+
+def test_other_weights_or_views_are_computed_anew(tmp_path: Path) -> None:
+    stored(net(), tmp_path)
+    changed = net()
+    with torch.no_grad():
+        changed.backbone.model.conv_stem.weight[0, 0, 0, 0] += 1
+    stored(changed, tmp_path)
+    folders = {p.name for p in tmp_path.iterdir()}
+    assert len(folders) == 2
+    Prefix(net(), Views(DATA.pixels, seed=2, jitter=0.1), TRAIN, 2, tmp_path, plain=VAL)
+    assert len({p.name for p in tmp_path.iterdir()} - folders) == 1
+
+
+def test_a_killed_computation_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = stored(net(), tmp_path / "a").inputs(TRAIN, 1)[0]
+    real, calls = prefix.Net.prefix, 0
+
+    def dies(self: Net, images: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(self, images, length)
+
+    monkeypatch.setattr(Net, "prefix", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stored(net(), tmp_path / "b")
+    monkeypatch.setattr(Net, "prefix", real)
+    assert torch.equal(stored(net(), tmp_path / "b").inputs(TRAIN, 1)[0], expected)
+
+
+def test_frozen_layers_do_not_change_in_training(tmp_path: Path) -> None:
+    made = net()
+    found = stored(made, tmp_path)
+    before = {k: v.clone() for k, v in made.state_dict().items()}
+    made.train()
+    found.logits(made, TRAIN, 0).square().sum().backward()  # type: ignore[no-untyped-call]
+    frozen = [p for _, link in made.links()[: found.length] for p in link.parameters()]
+    assert frozen
+    assert all(p.grad is None for p in frozen)
+    assert all(torch.equal(v, before[k]) for k, v in made.state_dict().items())

@@ -1,0 +1,514 @@
+"""Layouts of folders: each is found out, nothing in one goes unmentioned."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stages.core.errors import AtelierError, DataError
+from stages.core.sources import COLUMNS, Source, Unreadable, locate, open_source, same_names
+from tests.conftest import MakeFolder
+
+HYPOTHESIS = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+ROWS = [
+    {
+        "file_name": f"{i}.png",
+        "label": "ab"[i % 2],
+        "group": f"g{i // 2}",
+        "serial": i,
+        "note": None,
+    }
+    for i in range(6)
+]
+
+
+def picture(seed: int = 0) -> bytes:
+    draws = np.random.default_rng(seed).integers(0, 256, (40, 40), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(draws).save(file, "PNG")
+    return file.getvalue()
+
+
+def put(folder: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(seed))
+
+
+def as_csv(rows: list[dict[str, object]]) -> bytes:
+    return pd.DataFrame(rows).to_csv(index=False).encode()
+
+
+def as_jsonl(rows: list[dict[str, object]]) -> bytes:
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+
+
+def as_parquet(rows: list[dict[str, object]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def as_tar(members: list[tuple[str, bytes]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members:
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    return file.getvalue()
+
+
+FORMATS = {
+    "metadata.csv": as_csv,
+    "metadata.jsonl": as_jsonl,
+    "metadata.parquet": as_parquet,
+}
+formats = pytest.mark.parametrize("name", list(FORMATS))
+
+
+def by_name(folder: Path, columns: str = "label") -> dict[str, str]:
+    table = open_source(folder).table
+    return dict(zip(table["file_name"], table[columns], strict=True))
+
+
+@formats
+def test_imagefolder(tmp_path: Path, name: str) -> None:
+    put(tmp_path, *(f"{i}.png" for i in range(6)), "extra.png", ".hidden.png")
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / name).write_bytes(FORMATS[name](ROWS))
+    source = open_source(tmp_path)
+    assert source.layout == f"imagefolder with {name}"
+    assert source.table.columns.tolist() == [*COLUMNS, "serial", "note"]
+    assert source.table["file_name"].tolist() == [f"{i}.png" for i in range(6)]
+    assert source.table["label"].tolist() == list("ababab")
+    assert source.table["group"].tolist() == ["g0", "g0", "g1", "g1", "g2", "g2"]
+    assert source.table["serial"].tolist() == list("012345")
+    for nothing in ("domain", "split", "note"):
+        assert source.table[nothing].tolist() == [""] * 6
+    assert source.known == {"group"}
+    assert source.classes is None
+    assert not source.split_folders
+    assert source.others == {
+        "extra.png": f"not in {name}",
+        "README.md": "no image by its name",
+    }
+    assert source.read("3.png") == picture(3)
+
+
+@formats
+def test_a_missing_label_leaves_the_others_as_they_are(tmp_path: Path, name: str) -> None:
+    """Numbers beside an empty cell must not become 0.0 and 1.0."""
+    labels = [0, 1, None]
+    rows: list[dict[str, object]] = [
+        {"file_name": f"{i}.png", "label": value} for i, value in enumerate(labels)
+    ]
+    if name == "metadata.csv":
+        (tmp_path / name).write_text("file_name,label\n0.png,0\n1.png,1\n2.png,\n")
+    else:
+        (tmp_path / name).write_bytes(FORMATS[name](rows))
+    assert by_name(tmp_path) == {"0.png": "0", "1.png": "1", "2.png": ""}
+
+
+@formats
+def test_text_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    labels = ["NA", "null", "007", "1e3", "True", "größer, 好", 'a "quoted" one', "two\nlines"]
+    labels += ["a line\u2028separator"]
+    rows: list[dict[str, object]] = [
+        {"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)
+    ]
+    (tmp_path / name).write_bytes(FORMATS[name](rows))
+    assert list(by_name(tmp_path).values()) == labels
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + FORMATS[name](ROWS))
+    assert by_name(tmp_path)["0.png"] == "a"
+
+
+def test_names_are_written_one_way(tmp_path: Path) -> None:
+    put(tmp_path, "sub/1.png", "2.png")
+    rows = "file_name,label\n./sub//1.png,a\n2.png,b\n,a\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    source = open_source(tmp_path)
+    assert source.table["file_name"].tolist() == ["sub/1.png", "2.png", ""]
+    assert source.others == {}
+
+
+def test_a_carriage_return_in_a_cell_is_a_line_break(tmp_path: Path) -> None:
+    """Alone, it would end the row in the manifest."""
+    rows: list[dict[str, object]] = [{"file_name": "1.png", "label": "a", "note": "one\rtwo"}]
+    (tmp_path / "metadata.jsonl").write_bytes(as_jsonl(rows))
+    assert by_name(tmp_path, "note") == {"1.png": "one\ntwo"}
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "cat/deep/2.JPG", "dog/1.png", "stray.webp", "cat/.x/3.png")
+    (tmp_path / "dog" / "notes.txt").write_text("")
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    source = open_source(tmp_path)
+    assert source.layout == "class folders"
+    assert by_name(tmp_path) == {"cat/1.png": "cat", "cat/deep/2.JPG": "cat", "dog/1.png": "dog"}
+    assert source.classes == ["dog", "cat"]
+    assert source.known == frozenset()
+    assert source.others == {
+        "stray.webp": "an image outside the class folders",
+        "dog/notes.txt": "no image by its name",
+    }
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training", "dev", "testing"), ("train", "test")]
+)
+def test_class_folders_in_split_folders(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        put(tmp_path, f"{name}/cat/1.png", f"{name}/dog/1.png", f"{name}/stray.png")
+    source = open_source(tmp_path)
+    assert source.layout == "class folders in split folders"
+    assert source.split_folders
+    assert source.known == {"split"}
+    split = by_name(tmp_path, "split")
+    plain = dict.fromkeys(names, "train") | {names[1]: "val", names[-1]: "test"}
+    assert split == {f"{n}/{c}/1.png": plain[n] for n in names for c in ("cat", "dog")}
+    assert by_name(tmp_path)[f"{names[0]}/dog/1.png"] == "dog"
+    assert set(source.others) == {f"{name}/stray.png" for name in names}
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    put(tmp_path, "train/1.png", "bus/1.png")
+    source = open_source(tmp_path)
+    assert source.layout == "class folders"
+    assert set(source.table["label"]) == {"train", "bus"}
+
+
+@formats
+def test_metadata_in_each_split_folder(tmp_path: Path, name: str) -> None:
+    for split in ("train", "validation", "test"):
+        put(tmp_path, f"{split}/0.png", f"{split}/1.png", f"{split}/extra.png")
+        (tmp_path / split / name).write_bytes(FORMATS[name](ROWS[:2]))
+    source = open_source(tmp_path)
+    assert source.layout == f"imagefolder with {name} in split folders"
+    assert source.split_folders
+    assert by_name(tmp_path, "split") == {
+        f"{folder}/{i}.png": split
+        for folder, split in (("train", "train"), ("validation", "val"), ("test", "test"))
+        for i in range(2)
+    }
+    assert set(source.others) == {f"{s}/extra.png" for s in ("train", "validation", "test")}
+    assert source.read("validation/1.png") == picture(1)
+
+
+def test_metadata_above_split_folders(tmp_path: Path) -> None:
+    put(tmp_path, "train/0.png", "test/0.png")
+    rows = "file_name,label\ntrain/0.png,a\ntest/0.png,b\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    assert open_source(tmp_path).split_folders
+    assert by_name(tmp_path, "split") == {"train/0.png": "train", "test/0.png": "test"}
+
+
+def test_a_split_column(tmp_path: Path) -> None:
+    rows = "file_name,label,split\n0.png,a,training\n1.png,b,valid\n2.png,a,test\n3.png,b,\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    source = open_source(tmp_path)
+    assert source.table["split"].tolist() == ["train", "val", "test", ""]
+    assert not source.split_folders
+
+
+def test_shards(tmp_path: Path) -> None:
+    (tmp_path / "a-0.tar").write_bytes(
+        as_tar(
+            [
+                ("1.png", picture(1)),
+                ("1.cls", b"cat\n"),
+                ("sub/1.left.png", picture(2)),
+                ("sub/1.json", b'{"label": 3, "group": "g", "file_name": "no", "place": [1, 2]}'),
+                ("1.txt", b"about"),
+                ("1.jpg", picture(3)),
+                ("lonely.cls", b"cat"),
+                ("empty.json", b"{}"),
+            ]
+        )
+    )
+    (tmp_path / "a-1.tar").write_bytes(as_tar([("1.png", picture(4)), ("1.cls", b"dog")]))
+    (tmp_path / "classes.txt").write_text("dog\ncat\n3\n")
+    (tmp_path / "README.md").write_text("")
+    source = open_source(tmp_path)
+    assert source.layout == "webdataset shards"
+    assert by_name(tmp_path) == {
+        "a-0.tar/1.png": "cat", "a-0.tar/sub/1.left.png": "3", "a-1.tar/1.png": "dog",
+    }  # fmt: skip
+    assert source.table["group"].tolist() == ["", "g", ""]
+    assert source.table["place"].tolist() == ["", "[1, 2]", ""]
+    assert source.classes == ["dog", "cat", "3"]
+    assert source.others == {
+        "README.md": "no shard",
+        "a-0.tar/1.txt": "neither image nor .cls nor .json",
+        "a-0.tar/1.jpg": "a second image of key 1",
+        "a-0.tar/lonely": "a label without an image",
+        "a-0.tar/empty": "a label without an image",
+    }
+    assert source.read("a-0.tar/1.png") == picture(1)
+    assert source.read("a-0.tar/sub/1.left.png") == picture(2)
+    assert source.read("a-1.tar/1.png") == picture(4)
+
+
+def test_links_in_a_shard_are_mentioned(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        (tmp_path / "1.png").write_bytes(picture())
+        tar.add(tmp_path / "1.png", "1.png")
+        for kind, name in ((tarfile.LNKTYPE, "2.png"), (tarfile.SYMTYPE, "3.png")):
+            about = tarfile.TarInfo(name)
+            about.type, about.linkname = kind, "1.png"
+            tar.addfile(about)
+    (tmp_path / "1.png").unlink()
+    source = open_source(tmp_path)
+    assert source.table["file_name"].tolist() == ["a.tar/1.png"]
+    reason = "a link, or no plain file; put the file itself there"
+    assert source.others == {"a.tar/2.png": reason, "a.tar/3.png": reason}
+
+
+@pytest.mark.parametrize("style", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_shards_of_all_styles(tmp_path: Path, style: int) -> None:
+    long = "folder/" * 12 + "größe.png"
+    with tarfile.open(tmp_path / "a.tar", "w", format=style) as tar:
+        for name, data in ((long, picture()), (long.replace(".png", ".cls"), b"a")):
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    assert by_name(tmp_path) == {f"a.tar/{long}": "a"}
+    assert open_source(tmp_path).read(f"a.tar/{long}") == picture()
+
+
+def test_every_cut_of_a_shard_is_noticed(tmp_path: Path) -> None:
+    whole = as_tar([(f"{i}.{e}", b"x" * 700) for i in range(3) for e in ("png", "cls")])
+    shard = tmp_path / "a.tar"
+    content = 6 * (512 + 1024)
+    for end in range(0, content + 1, 256):
+        shard.write_bytes(whole[:end])
+        with pytest.raises(DataError, match=r"a\.tar: not readable as a tar"):
+            open_source(tmp_path)
+    shard.write_bytes(whole[: content + 512])
+    assert len(open_source(tmp_path).table) == 3
+
+
+def test_every_damaged_header_of_a_shard_is_noticed(tmp_path: Path) -> None:
+    whole = as_tar([(f"{i}.{e}", b"x" * 700) for i in range(3) for e in ("png", "cls")])
+    for member in range(6):
+        broken = bytearray(whole)
+        broken[member * 1536 + 3] ^= 1
+        (tmp_path / "a.tar").write_bytes(broken)
+        with pytest.raises(DataError, match=r"a\.tar: not readable as a tar"):
+            open_source(tmp_path)
+
+
+def test_names_in_another_encoding_have_a_line(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / "dog" / os.fsdecode(b"\xff.txt")).write_text("")
+    source = open_source(tmp_path)
+    assert source.table["file_name"].tolist() == ["cat/caf\\udce9.png", "dog/1.png"]
+    assert list(source.others) == ["dog/\\udcff.txt"]
+    with pytest.raises(Unreadable, match="not UTF-8: rename it"):
+        source.read("cat/caf\\udce9.png")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "../x.png", "sub/../../x.png", "/etc/passwd", "a\0.png", "a\r.png", "sub/.."],
+)
+def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path.parent / "x.png").write_bytes(picture())
+    with pytest.raises(Unreadable, match="not a path inside the folder"):
+        locate(tmp_path, name)
+
+
+def test_links_are_followed_inside_the_folder_only(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    put(folder, "1.png")
+    put(tmp_path, "out.png")
+    (folder / "inside.png").symlink_to("1.png")
+    (folder / "outside.png").symlink_to("../out.png")
+    (folder / "all").symlink_to(tmp_path)
+    assert locate(folder, "inside.png").read_bytes() == picture()
+    for name in ("outside.png", "all/out.png"):
+        with pytest.raises(Unreadable, match="a link that leaves the folder"):
+            locate(folder, name)
+
+
+def test_a_linked_folder_of_images_is_fine(tmp_path: Path) -> None:
+    put(tmp_path / "real", "1.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert locate(tmp_path / "link", "1.png").read_bytes() == picture()
+
+
+def test_names_that_are_the_same() -> None:
+    names = [
+        "a.png",
+        "b.png",
+        "A.png",
+        "a.png",
+        "cafe\u0301",
+        "caf\u00e9",
+        "stra\u00dfe",
+        "STRASSE",
+    ]
+    found = same_names(pd.Series(names, index=range(10, 18)))
+    assert found == {
+        12: "the same name as a.png but for case or Unicode form; rename it",
+        13: "listed twice; keep one row",
+        15: "the same name as cafe\u0301 but for case or Unicode form; rename it",
+        17: "the same name as stra\u00dfe but for case or Unicode form; rename it",
+    }
+
+
+LOADER = """
+import json, sys
+from datasets import load_dataset
+for folder in sys.argv[1:]:
+    found = load_dataset("imagefolder", data_dir=folder)
+    print(json.dumps({split: [[r["image"].size, r["label"], r["group"]] for r in rows]
+                      for split, rows in found.items()}))
+"""
+
+
+@formats
+def test_hugging_face_loads_the_same_folder(
+    tmp_path: Path, image_folder: MakeFolder, name: str
+) -> None:
+    flat = image_folder(groups=2)
+    table = pd.read_csv(flat / "metadata.csv", dtype=str)
+    (flat / "metadata.csv").unlink()
+    rows: list[dict[str, object]] = table.to_dict("records")  # type: ignore[assignment]
+    (flat / name).write_bytes(FORMATS[name](rows))
+    nested = tmp_path / "nested"
+    for split, part in (("train", rows[:8]), ("test", rows[8:])):
+        (nested / split).mkdir(parents=True)
+        (nested / split / name).write_bytes(FORMATS[name](part))
+        for row in part:
+            file = str(row["file_name"])
+            (nested / split / file).write_bytes((flat / file).read_bytes())
+    away = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    away |= {"HF_DATASETS_CACHE": str(tmp_path / "hf" / "datasets"), "TQDM_DISABLE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", LOADER, str(flat), str(nested)],
+        env=os.environ | away, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    theirs = [json.loads(line) for line in ended.stdout.splitlines()]
+    for folder, found in zip((flat, nested), theirs, strict=True):
+        ours = open_source(folder).table
+        splits = ours["split"].where(ours["split"] != "", "train")
+        for split, part in ours.groupby(splits):
+            pairs = sorted((label, group) for _, label, group in found[split])
+            assert pairs == sorted(zip(part["label"], part["group"], strict=True))
+            assert {tuple(size) for size, _, _ in found[split]} == {(40, 40)}
+        assert sum(map(len, found.values())) == len(ours) == 12
+
+
+SHARD = as_tar(
+    [
+        (f"{i}.{ending}", data)
+        for i in range(3)
+        for ending, data in (("png", b"x" * 700), ("cls", b"a"), ("json", b'{"group": "g"}'))
+    ]
+)
+VALID = {name: write(ROWS) for name, write in FORMATS.items()} | {"a.tar": SHARD}
+changes = st.lists(
+    st.tuples(
+        st.integers(0, 10**6),
+        st.sampled_from(["put", "set", "cut", "drop"]),
+        st.one_of(
+            st.binary(min_size=1, max_size=4),
+            st.sampled_from(
+                [b'"', b",", b"\n", b"\r", b"\0", b"\xe2\x80\xa8", b"\\ud800", b"1e999", b"NaN",
+                 b"[" * 3000, b"9" * 5000, b"{}", b"\xef\xbb\xbf"]
+            ),
+        ),
+    ),
+    max_size=6,
+)  # fmt: skip
+
+
+def changed(content: bytes, edits: list[tuple[int, str, bytes]]) -> bytes:
+    for place, kind, data in edits:
+        at = place % (len(content) + 1)
+        if kind == "cut":
+            content = content[:at]
+        elif kind == "drop":
+            content = content[:at] + content[at + len(data) :]
+        else:
+            after = at + len(data) * (kind == "set")
+            content = content[:at] + data + content[after:]
+    return content
+
+
+def opened(folder: Path) -> Source | str:
+    """What is in a folder, or why not."""
+    try:
+        return open_source(folder)
+    except AtelierError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", list(VALID))
+@HYPOTHESIS
+@given(edits=changes)
+def test_damaged_files_are_refused_or_read(
+    tmp_path: Path, name: str, edits: list[tuple[int, str, bytes]]
+) -> None:
+    (tmp_path / name).write_bytes(changed(VALID[name], edits))
+    found = opened(tmp_path)
+    if isinstance(found, str):
+        assert str(tmp_path) in found
+        return
+    cells = "".join(cell for row in found.table.to_numpy() for cell in row)
+    assert cells.encode()
+    assert "\r" not in "".join(found.table.drop(columns="file_name").to_numpy().ravel())
+
+
+@pytest.mark.parametrize("name", list(VALID))
+@HYPOTHESIS
+@given(content=st.binary(max_size=300))
+def test_random_bytes_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = opened(tmp_path)
+    assert isinstance(found, str)
+    assert str(tmp_path) in found
+
+
+@HYPOTHESIS
+@given(
+    parts=st.lists(
+        st.sampled_from(["..", ".", "", "sub", "up", "images", "1.png", "out.png", "link.png"]),
+        max_size=6,
+    )
+)
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, parts: list[str]) -> None:
+    folder = tmp_path / "images"
+    if not folder.exists():
+        put(tmp_path, "out.png", "images/1.png", "images/sub/1.png")
+        (folder / "up").symlink_to("..")
+        (folder / "link.png").symlink_to("../out.png")
+    try:
+        found = locate(folder, "/".join(parts))
+    except Unreadable:
+        return
+    assert found.is_file()
+    assert found.resolve().is_relative_to(folder.resolve())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,13 +33,14 @@ class Node:
     Attributes:
         name: how DVC addresses it.
         needs: names of the nodes whose outputs it reads.
-        metrics, pictures: files that it writes for people.
+        metrics, pictures, tables: files that it writes for people.
     """
 
     name: str
     needs: tuple[str, ...] = ()
     metrics: tuple[Path, ...] = ()
-    pictures: tuple[Path, ...] = field(default=())
+    pictures: tuple[Path, ...] = ()
+    tables: tuple[Path, ...] = ()
 
 
 def _node(stage: Stage, graph: "nx.DiGraph[Stage]") -> Node:
@@ -49,6 +50,7 @@ def _node(stage: Stage, graph: "nx.DiGraph[Stage]") -> Node:
         needs=tuple(sorted(s.addressing for s in graph.successors(stage))),
         metrics=tuple(Path(o.fs_path) for o in stage.outs if o.metric),
         pictures=tuple(p for p in outs if p.suffix == ".png"),
+        tables=tuple(p for p in outs if p.suffix == ".csv" and p.name != "predictions.csv"),
     )
 
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import ROOT
+from stages.core.params import load_yaml
+from stages.core.sources import EXTENSIONS
 
 
 def _gain(gain: dict[str, float]) -> str:
@@ -72,8 +74,9 @@ def show(root: Path, message: str) -> None:
     console.print(table)
     here = root.relative_to(ROOT) if root != ROOT else Path()
     release = here / "data" / "release"
-    example = next((root / "data").glob("*/images/*.png"), Path("IMAGE"))
-    example = example.relative_to(ROOT) if example.is_absolute() else example
+    folder = root / load_yaml(root / "params.yaml")["data"]["dir"]
+    images = (p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    example = next((p.relative_to(ROOT) for p in images), Path("IMAGE"))
     console.print(f"report   {here / 'data' / 'reports' / 'index.html'}", soft_wrap=True)
     console.print(f"model    {release / 'model.onnx'}", soft_wrap=True)
     console.print(f"try it   .venv/bin/python {release / 'predict.py'} {example}", soft_wrap=True)

@@ -1,6 +1,8 @@
 """What a run leaves on its page in the Prefect UI."""
 
 import base64
+import csv
+import itertools
 import json
 import re
 from typing import Any
@@ -10,6 +12,7 @@ from prefect.artifacts import (
     create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
+    create_table_artifact,
     update_progress_artifact,
 )
 
@@ -54,14 +57,22 @@ class StageProgress:
             update_progress_artifact(self._id, progress=percent, description=text)
 
 
+# A page is to be read; the whole table is in the file.
+MOST_ROWS = 200
+
+
 def publish(node: Node) -> None:
-    """A stage's metrics as a table and its pictures, as artifacts of the running task."""
+    """A stage's metrics, tables and pictures, as artifacts of the running task."""
     for path in node.metrics:
         rows = flatten(json.loads(path.read_text()))
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
         create_markdown_artifact(
             f"| metric | value |\n|---|---|\n{table}", key=_key(node.name, path.stem)
         )
+    for path in node.tables:
+        with path.open(newline="") as file:
+            shown = list(itertools.islice(csv.DictReader(file), MOST_ROWS))
+        create_table_artifact(shown, key=_key(node.name, path.stem), description=str(path.name))
     for path in node.pictures:
         encoded = base64.b64encode(path.read_bytes()).decode()
         create_image_artifact(f"data:image/png;base64,{encoded}", key=_key(node.name, path.stem))

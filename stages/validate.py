@@ -150,6 +150,8 @@ def split(
     if method == "stratified_group":
         table = table.assign(group=join_groups(groups.to_numpy(object), pairs))
     joined = int(groups.nunique() - table["group"].nunique())
+    if joined:
+        print(f"{joined} groups joined with others that have near duplicates of them", flush=True)
     where = {"folds": params.folds, "fold": params.fold, "val_folds": params.val_folds}
     table = table.assign(split=assign(table, method, **where, seed=params.seed))
     leaks = leaking(table, pairs)

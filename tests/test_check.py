@@ -14,8 +14,8 @@ from stages.core.runtime import Resources
 from tests.conftest import ROOT
 
 PICTURES = {
-    "validate": "grid", "teacher": "curves", "distill": "curves",
-    "augment": "samples", "benchmark": "latency",
+    "validate": ["grid", "complaints"], "teacher": ["curves"], "distill": ["curves"],
+    "augment": ["samples"], "benchmark": ["latency"],
 }  # fmt: skip
 
 
@@ -35,6 +35,9 @@ def reports(root: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
         "validate": {
             "images": 300, "expectations": 9, "image_px": 32, "channels": 1,
+            "layout": "class folders", "bad_images": 2, "other_files": 1,
+            "split_tears_groups": False, "leaks": {"groups_joined": 1, "left_out": 0},
+            "duplicates": {"identical": 0, "near": 3, "across_groups": 1, "contradicting": 0},
             "splits": dict.fromkeys(("train", "val", "test"), split),
         },
         "teacher": {
@@ -70,8 +73,8 @@ def reports(root: Path) -> dict[str, dict[str, Any]]:
     for name, metrics in found.items():
         (root / name).mkdir()
         (root / name / "metrics.json").write_text(json.dumps(metrics))
-        if name in PICTURES:
-            Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / name / f"{PICTURES[name]}.png")
+        for picture in PICTURES.get(name, ()):
+            Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / name / f"{picture}.png")
     return found
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from stages import validate
 from stages.core import stage
+from stages.core.contract import Contract
 from stages.core.data import load_dataset
 from stages.core.errors import DataError, ParamsError
 from stages.core.params import parse_section
@@ -57,8 +58,10 @@ def paths(root: Path) -> validate.Paths:
 def run(root: Path, **changes: Any) -> Path:
     """Validate `root`/images; gives the folder of the outputs."""
     params = parse_section({"validate": PARAMS | changes}, "validate", validate.Params, source="")
+    resources = Resources(device="cpu", threads=1, processes=1)
     with stage.staged(paths(root)) as partial:
-        validate.run(params, paths=partial, resources=Resources(device="cpu", threads=1))
+        assert isinstance(partial, validate.Paths)
+        validate.run(params, paths=partial, resources=resources)
     return root / "out"
 
 
@@ -223,9 +226,16 @@ def in_other_case(root: Path) -> None:
 
 def in_other_form(root: Path) -> None:
     name = "cellule_é.png"
-    for seed, form in enumerate(("NFC", "NFD")):
-        noise(seed).save(root / "images" / unicodedata.normalize(form, name))
-        append(unicodedata.normalize(form, name))(root)
+    forms = (unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    for seed, form in enumerate(forms):
+        noise(seed).save(root / "images" / form)
+        append(form)(root)
+
+
+def into_train(root: Path) -> None:
+    (root / "images").rename(root / "train")
+    (root / "images").mkdir()
+    (root / "train").rename(root / "images" / "train")
 
 
 def another_encoding(root: Path) -> None:
@@ -605,11 +615,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         ["no image has the split test; expected some that measure the model: mark them"], USERS,
     ),
     "no test folder": (
-        lambda root: (
-            shutil.copytree(root / "images", root / "elsewhere"),
-            emptied(root),
-            (root / "elsewhere").rename(root / "images" / "train"),
-        )[-1],
+        into_train,
         ["no image has the split test", "without split folders"], {},
     ),
     "a class in one split only": (
@@ -744,14 +750,20 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# Data Docs, whatever is in the data, take half of the time.
+@pytest.mark.parametrize("docs", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("breakage", "words", "changes"), BROKEN.values(), ids=list(BROKEN))
 def test_broken_input_is_named_and_stops(
     tmp_path: Path,
     image_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
     breakage: Breakage,
     words: list[str],
     changes: dict[str, Any],
+    docs: bool,
 ) -> None:
+    if not docs:
+        monkeypatch.setattr(Contract, "document", lambda _: None)
     image_folder()
     breakage(tmp_path)
     with pytest.raises(DataError) as caught:
@@ -764,7 +776,8 @@ def test_broken_input_is_named_and_stops(
 
 def stage_process(root: Path, **changes: Any) -> "subprocess.Popen[str]":
     """`python -m stages.validate` in a workspace of its own."""
-    sections = {"validate": PARAMS | changes, "resources": {"device": "cpu", "threads": 1}}
+    resources = {"device": "cpu", "threads": 1, "processes": 1}
+    sections = {"validate": PARAMS | changes, "resources": resources}
     (root / "params.yaml").write_text(json.dumps(sections))
     command = [sys.executable, "-m", "stages.validate"]
     chosen = paths(root)
@@ -777,7 +790,9 @@ def stage_process(root: Path, **changes: Any) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["truncated PNG", "bad JSON line"])
+@pytest.mark.parametrize(
+    "kind", ["truncated PNG", pytest.param("bad JSON line", marks=pytest.mark.slow)]
+)
 def test_the_user_sees_one_line(tmp_path: Path, image_folder: MakeFolder, kind: str) -> None:
     image_folder()
     breakage, words, _ = BROKEN[kind]

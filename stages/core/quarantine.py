@@ -16,7 +16,8 @@ def refuse(violations: list[Violation], folder: Path, why: str = "") -> None:
         # That an unreadable image has no width says nothing new.
         shown = [v for v in violations if v.column == "problem"] or violations
         more = "" if max(len(v.rows) for v in shown) <= 5 else " | all of them in quarantine.csv"
-        raise DataError(f"{folder}: {why}{' | '.join(map(str, shown))}{more}")
+        text = f"{folder}: {why}{' | '.join(map(str, shown))}{more}"
+        raise DataError(text.replace("\n", "\\n"))  # of a file's name, or a label
 
 
 class Quarantine:

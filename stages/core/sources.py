@@ -13,7 +13,6 @@ import json
 import os
 import tarfile
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -102,9 +101,19 @@ def open_source(folder: Path) -> Source:
         raise DataError(
             f"{folder}: found no folder; expected one with labelled images: set data.dir"
         )
-    top = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    try:
+        top = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise _locked(error) from None
     folders = [p for p in top if p.is_dir()]
-    split_folders = bool(folders) and all(p.name.lower() in SPLIT_NAMES for p in folders)
+    splits = [p.name for p in folders if p.name.lower() in SPLIT_NAMES]
+    split_folders = bool(folders) and len(splits) == len(folders)
+    if len(splits) > 1 and not split_folders:
+        more = next(p.name for p in folders if p.name not in splits)
+        raise DataError(
+            f"{folder}: found the folders {', '.join(splits)} and {more}; expected folders of "
+            f"splits alone, or none: take {more} out, or rename the others"
+        )
     shards = [p for p in top if p.suffix == ".tar"]
     places = [where / name for where in (folder, *folders) for name in METADATA]
     tables = [path for path in places if path.is_file()]
@@ -168,12 +177,26 @@ def _finish(
     )
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Names of all files below a folder, relative to it, hidden ones left out, as `_plain`."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if (path.is_file() or path.is_symlink()) and not any(p.startswith(".") for p in name.parts):
-            yield _plain(name.as_posix())
+def _locked(error: OSError) -> DataError:
+    return DataError(f"{error.filename}: cannot be read ({error.strerror}); give access to it")
+
+
+def _walk(folder: Path) -> list[str]:
+    """Names of all files below a folder, relative to it, hidden ones left out, as `_plain`.
+
+    Raises: DataError when a folder cannot be read.
+    """
+
+    def stop(error: OSError) -> None:
+        raise _locked(error)
+
+    found = []
+    for place, below, files in os.walk(folder, onerror=stop):
+        below[:] = [name for name in below if not name.startswith(".")]
+        links = [name for name in below if Path(place, name).is_symlink()]
+        inside = PurePosixPath(os.path.relpath(place, folder))
+        found += [(inside / name).parts for name in (*files, *links) if not name.startswith(".")]
+    return [_plain("/".join(parts)) for parts in sorted(found)]
 
 
 def _is_image(name: str) -> bool:

@@ -8,6 +8,7 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.core import losses
 from stages.core.losses import (
     class_confusion,
     correlation,
@@ -298,3 +299,47 @@ def test_gradients_are_finite(name: str, batch: str, dtype: torch.dtype, classes
         assert loss.dtype == dtype
         assert bool(loss.isfinite())
         assert bool(gradient.isfinite().all())
+
+
+def naive_relational(s: np.ndarray, t: np.ndarray) -> float:
+    def huber(a: float, b: float) -> float:
+        d = abs(a - b)
+        return 0.5 * d * d if d < 1 else d - 0.5
+
+    n = len(s)
+
+    def distance(x: np.ndarray) -> np.ndarray:
+        found = np.array([[np.linalg.norm(x[i] - x[j]) for j in range(n)] for i in range(n)])
+        return found / (found.sum() / (n * (n - 1)))
+
+    def angle(x: np.ndarray, i: int, j: int, k: int) -> float:
+        a, b = x[j] - x[i], x[k] - x[i]
+        if i in (j, k):
+            return 0.0
+        return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+    ds, dt = distance(s), distance(t)
+    apart = np.mean([huber(ds[i, j], dt[i, j]) for i in range(n) for j in range(n)])
+    triples = [(i, j, k) for i in range(n) for j in range(n) for k in range(n)]
+    angles = np.mean([huber(angle(s, *x), angle(t, *x)) for x in triples])
+    return float(25 * apart + 50 * angles)
+
+
+def test_relational_is_the_formula() -> None:
+    draws = np.random.default_rng(0)
+    s, t = draws.normal(size=(6, 4)), draws.normal(size=(6, 7))
+    found = losses.relational(torch.tensor(s), torch.tensor(t))
+    assert float(found) == pytest.approx(naive_relational(s, t), rel=1e-5)
+
+
+def test_relations_do_not_depend_on_scale_or_rotation() -> None:
+    x = torch.randn(6, 4, dtype=torch.float64)
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
+    assert float(losses.relational(x, 3 * x @ rotation)) == pytest.approx(0, abs=1e-6)
+
+
+def test_relations_of_equal_images_have_finite_gradients() -> None:
+    x = torch.zeros(5, 3, requires_grad=True)
+    losses.relational(x, torch.randn(5, 4)).backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()

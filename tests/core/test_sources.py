@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,8 @@ HYPOTHESIS = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-ROWS = [
+Rows = list[dict[str, Any]]
+ROWS: Rows = [
     {
         "file_name": f"{i}.png",
         "label": "ab"[i % 2],
@@ -51,15 +53,16 @@ def put(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(picture(seed))
 
 
-def as_csv(rows: list[dict[str, object]]) -> bytes:
-    return pd.DataFrame(rows).to_csv(index=False).encode()
+def as_csv(rows: Rows) -> bytes:
+    text: str = pd.DataFrame(rows).to_csv(index=False)
+    return text.encode()
 
 
-def as_jsonl(rows: list[dict[str, object]]) -> bytes:
+def as_jsonl(rows: Rows) -> bytes:
     return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
 
 
-def as_parquet(rows: list[dict[str, object]]) -> bytes:
+def as_parquet(rows: Rows) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), file)
     return file.getvalue()
@@ -116,9 +119,7 @@ def test_imagefolder(tmp_path: Path, name: str) -> None:
 def test_a_missing_label_leaves_the_others_as_they_are(tmp_path: Path, name: str) -> None:
     """Numbers beside an empty cell must not become 0.0 and 1.0."""
     labels = [0, 1, None]
-    rows: list[dict[str, object]] = [
-        {"file_name": f"{i}.png", "label": value} for i, value in enumerate(labels)
-    ]
+    rows: Rows = [{"file_name": f"{i}.png", "label": value} for i, value in enumerate(labels)]
     if name == "metadata.csv":
         (tmp_path / name).write_text("file_name,label\n0.png,0\n1.png,1\n2.png,\n")
     else:
@@ -130,9 +131,7 @@ def test_a_missing_label_leaves_the_others_as_they_are(tmp_path: Path, name: str
 def test_text_stays_as_it_is(tmp_path: Path, name: str) -> None:
     labels = ["NA", "null", "007", "1e3", "True", "größer, 好", 'a "quoted" one', "two\nlines"]
     labels += ["a line\u2028separator"]
-    rows: list[dict[str, object]] = [
-        {"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)
-    ]
+    rows: Rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)]
     (tmp_path / name).write_bytes(FORMATS[name](rows))
     assert list(by_name(tmp_path).values()) == labels
 
@@ -154,7 +153,7 @@ def test_names_are_written_one_way(tmp_path: Path) -> None:
 
 def test_a_carriage_return_in_a_cell_is_a_line_break(tmp_path: Path) -> None:
     """Alone, it would end the row in the manifest."""
-    rows: list[dict[str, object]] = [{"file_name": "1.png", "label": "a", "note": "one\rtwo"}]
+    rows: Rows = [{"file_name": "1.png", "label": "a", "note": "one\rtwo"}]
     (tmp_path / "metadata.jsonl").write_bytes(as_jsonl(rows))
     assert by_name(tmp_path, "note") == {"1.png": "one\ntwo"}
 
@@ -395,7 +394,7 @@ def test_hugging_face_loads_the_same_folder(
     flat = image_folder(groups=2)
     table = pd.read_csv(flat / "metadata.csv", dtype=str)
     (flat / "metadata.csv").unlink()
-    rows: list[dict[str, object]] = table.to_dict("records")  # type: ignore[assignment]
+    rows: Rows = table.to_dict("records")
     (flat / name).write_bytes(FORMATS[name](rows))
     nested = tmp_path / "nested"
     for split, part in (("train", rows[:8]), ("test", rows[8:])):

@@ -14,9 +14,10 @@ import pytest
 from tests.flows.tiny import DETERMINISTIC, TRAIN, Workspace, make
 
 FILES = {
-    "data/elpv": ["images", "metadata.csv"],
-    "data/validated": ["classes.json", "manifest.csv", "pixels.npy"],
-    "data/models/teacher": ["config.json", "model.safetensors"],
+    "data/elpv": ["classes.txt", "images", "metadata.csv"],
+    "data/validated": ["classes.json", "manifest.csv", "pixels.npy", "profile.json"],
+    "data/models/teacher": ["member_0"],
+    "data/models/teacher/member_0": ["config.json", "model.safetensors"],
     "data/targets": ["plain.npy", "views.json", "views.npy"],
     "data/models/student": ["config.json", "model.safetensors"],
     "data/augmented": ["labels.npy", "logits.npy", "pixels.npy"],

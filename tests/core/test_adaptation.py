@@ -1,0 +1,72 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.core import losses, nets, weights
+from stages.core.adaptation import MCC_TEMPERATURE, adapt_statistics, confusion_of
+from stages.core.errors import DataError
+from stages.core.prefix import Prefix
+from stages.core.views import Views
+from stages.teacher import task_of
+from tests.conftest import dataset
+
+DATA = dataset(n=12, px=32)
+PLAIN = Views(DATA.pixels, 0, 0).plain
+
+
+@pytest.fixture
+def net() -> nets.Net:
+    lite = "tf_efficientnet_lite0"
+    made = nets.build(lite, weights.packaged(lite), stages=[0, 1], data=DATA)
+    made.freeze_lowest(2)
+    return made
+
+
+def test_statistics_become_those_of_the_images(net: nets.Net) -> None:
+    rows = np.arange(12)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    adapt_statistics(net, PLAIN, rows)
+    with torch.inference_mode():
+        x = net.backbone.model.conv_stem(net.prepare(PLAIN(rows)))
+    norm = net.backbone.model.bn1
+    assert torch.allclose(norm.running_mean, x.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(norm.running_var, x.var((0, 2, 3)), rtol=1e-4)
+    features = net.features(PLAIN(rows)).detach()
+    assert torch.allclose(net.head.mean, features.mean(0), atol=1e-4)
+    changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert not {k for k in changed if k.endswith(("weight", "bias"))}
+    # What was frozen, and only that, is frozen again.
+    frozen = [p.requires_grad for group in net.layer_groups() for p in group]
+    assert False in frozen
+    assert True in frozen
+    assert net.frozen_statistics
+
+
+def test_confusion_is_of_the_targets_images(net: nets.Net, tmp_path: Path) -> None:
+    rows = np.array([2, 4, 6])
+    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), rows, 2, tmp_path, plain=rows)
+    torch.nn.init.normal_(net.head.linear.weight, std=0.1)
+    net.eval()
+    loss = confusion_of(prefix, rows, 2, seed=5)
+    batch = np.array([0, 1])
+    chosen = np.random.default_rng([5, 3, 0]).choice(rows, 2, replace=False)
+    expected = losses.class_confusion(prefix.logits(net, chosen, 1), temperature=MCC_TEMPERATURE)
+    assert torch.equal(loss(net, batch, 3), expected)
+
+
+def test_the_targets_labels_are_not_used() -> None:
+    domains = np.random.default_rng(0).choice(["mono", "poly"], 40).astype(object)
+    data = dataclasses.replace(dataset(n=40), domains=domains)
+    task = task_of(data, "poly")
+    assert set(data.domains[task.train]) == set(data.domains[task.val]) == {"mono"}
+    assert set(data.domains[task.unlabelled]) == set(data.domains[task.test]) == {"poly"}
+    assert set(data.splits[task.unlabelled]) == {"train"}
+    assert len(task_of(data, None).unlabelled) == 0
+
+
+def test_an_unknown_domain_is_refused() -> None:
+    with pytest.raises(DataError, match=r"target_domain = 'thin': the data has the domains"):
+        task_of(dataset(n=40), "thin")

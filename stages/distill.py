@@ -77,10 +77,11 @@ class Trainer:
         data: Dataset,
         targets: Targets,
         weights: Weights | None,
-        device: torch.device,
+        resources: Resources,
     ) -> None:
         self.params, self.paths, self.data, self.targets = params, paths, data, targets
-        self.weights, self.device = weights, device
+        self.weights, self.resources = weights, resources
+        self.device = resources.torch_device()
         self.curves: list[pd.DataFrame] = []
 
     def untrained(self, seed: int) -> Net:
@@ -109,7 +110,15 @@ class Trainer:
         net = self.untrained(seed)
         train, val = self.data.rows("train"), self.data.rows("val")
         views = self.targets.views
-        prefix = Prefix(net, views, train, self.targets.count, self.paths.cache, plain=val)
+        prefix = Prefix(
+            net,
+            views,
+            train,
+            min(self.targets.count, self.params.recipe.epochs),
+            self.paths.cache,
+            plain=val,
+            most_gb=self.resources.cache_gb,
+        )
         history = fit(
             net,
             distillation_loss(self.data, self.targets, prefix, self.params, alpha=alpha),
@@ -145,7 +154,6 @@ def seed_figures(pairs: list[metrics.Paired]) -> dict[str, dict[str, float]]:
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Train students and controls, measure them and the teacher on the test split."""
-    device = resources.torch_device()
     data = load_dataset(paths.validated)
     params.refuse_void(len(data.classes))
     targets = load_targets(paths.targets, data)
@@ -154,7 +162,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     test = data.rows("test")
     labels, groups = data.labels[test], data.groups[test]
     weights = load_weights(params.backbone, params.weights, paths.weights)
-    trainer = Trainer(params, paths, data, targets, weights, device)
+    trainer = Trainer(params, paths, data, targets, weights, resources)
 
     pairs: list[metrics.Paired] = []
     students: list[Net] = []

@@ -118,7 +118,15 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     nets = {name: load_net(paths.student).to(device) for name in ("distilled", *WAYS)}
     for name in WAYS:
         nets[name].freeze_lowest(params.frozen_groups)
-    prefix = Prefix(nets["real"], targets.views, train, targets.count, paths.cache, plain=val)
+    prefix = Prefix(
+        nets["real"],
+        targets.views,
+        train,
+        min(targets.count, params.recipe.epochs),
+        paths.cache,
+        plain=val,
+        most_gb=resources.cache_gb,
+    )
     lesson = Lesson(
         method="kd",
         standardize_logits=False,

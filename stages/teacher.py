@@ -137,8 +137,9 @@ def fit_probe(net: Net, data: Dataset, rows: Rows, c: float) -> None:
 class Trainer:
     """Trains the members on one task; they share the frozen layers' views."""
 
-    def __init__(self, params: Params, paths: Paths, data: Dataset, device: torch.device) -> None:
-        self.params, self.paths, self.data, self.device = params, paths, data, device
+    def __init__(self, params: Params, paths: Paths, data: Dataset, resources: Resources) -> None:
+        self.params, self.paths, self.data, self.resources = params, paths, data, resources
+        self.device = resources.torch_device()
         self.task = task_of(data, params.target_domain)
         self.views = Views(data.pixels, params.seed, params.jitter)
         self.curves: list[pd.DataFrame] = []
@@ -166,7 +167,15 @@ class Trainer:
         if params.mode == "finetune":
             net.freeze_lowest(params.frozen_groups)
             seen = np.concatenate([task.train, task.unlabelled])
-            prefix = Prefix(net, self.views, seen, params.views, self.paths.cache, plain=task.val)
+            prefix = Prefix(
+                net,
+                self.views,
+                seen,
+                min(params.views, params.recipe.epochs),
+                self.paths.cache,
+                plain=task.val,
+                most_gb=self.resources.cache_gb,
+            )
             loss = params.loss(self.data, prefix, params.views, params.seed + member)
             if adapt == "mcc":
                 loss = self._with_confusion(loss, prefix)
@@ -212,7 +221,7 @@ class Trainer:
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Probe, fine-tune, measure both on the test split."""
     data = load_dataset(paths.validated)
-    trainer = Trainer(params, paths, data, resources.torch_device())
+    trainer = Trainer(params, paths, data, resources)
     test = trainer.task.test
     labels = data.labels[test]
     # Without a target domain there is nothing to adapt to, and nothing to compare with.

@@ -32,6 +32,9 @@ def validated(folder: Path) -> Path:
     return folder
 
 
+RESOURCES = Resources(device="cpu", threads=2, processes=1, cache_gb=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "stages"),
@@ -66,7 +69,7 @@ def test_builds_freezes_trains_and_exports(
             "recipe": params.recipe.model_copy(update={"epochs": 1}),
         }
     )
-    teacher.run(params, paths=paths, resources=Resources(device="cpu", threads=2, processes=1))
+    teacher.run(params, paths=paths, resources=RESOURCES)
 
     (member,) = nets.load_teacher(paths.teacher).each()
     frozen = {n for g in member.layer_groups()[:2] for p in g

@@ -13,6 +13,7 @@ from stages.core.params import load_section
 from stages.core.runtime import Resources
 from tests.conftest import ROOT
 
+RESOURCES = Resources(device="cpu", threads=1, processes=1, cache_gb=1)
 PICTURES = {
     "validate": ["grid", "complaints"], "teacher": ["curves"], "distill": ["curves"],
     "augment": ["samples"], "benchmark": ["latency"],
@@ -95,7 +96,7 @@ def paths(tmp_path: Path) -> check.Paths:
 def run(paths: check.Paths) -> None:
     params = load_section(ROOT / "params.yaml", "check", check.Params)
     with stage.staged(paths) as partial:
-        check.run(params, paths=partial, resources=Resources(device="cpu", threads=1, processes=1))
+        check.run(params, paths=partial, resources=RESOURCES)
 
 
 def test_a_good_model_is_released(paths: check.Paths) -> None:

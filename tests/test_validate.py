@@ -26,7 +26,7 @@ from stages.core import stage
 from stages.core.contract import Contract
 from stages.core.data import load_dataset
 from stages.core.errors import DataError, ParamsError
-from stages.core.params import parse_section
+from stages.core.params import load_yaml, parse_section
 from stages.core.runtime import Resources
 from tests.conftest import ROOT, MakeFolder
 
@@ -37,6 +37,8 @@ PARAMS: dict[str, Any] = {
     "split": "stratified_group", "folds": 4, "fold": 0, "val_folds": 3, "seed": 0,
     "max_share_error": 0.5, "drift_warn": 0.1, "drift_fail": 0.25,
 }  # fmt: skip
+
+RESOURCES = load_yaml(ROOT / "params.yaml")["resources"] | {"device": "cpu", "threads": 1}
 
 # What is there even when validation has failed, to show why.
 SHOWN = {"docs", "outcomes", "quarantine", "complaints"}
@@ -58,7 +60,7 @@ def paths(root: Path) -> validate.Paths:
 def run(root: Path, **changes: Any) -> Path:
     """Validate `root`/images; gives the folder of the outputs."""
     params = parse_section({"validate": PARAMS | changes}, "validate", validate.Params, source="")
-    resources = Resources(device="cpu", threads=1, processes=1)
+    resources = parse_section({"resources": RESOURCES}, "resources", Resources, source="")
     with stage.staged(paths(root)) as partial:
         assert isinstance(partial, validate.Paths)
         validate.run(params, paths=partial, resources=resources)
@@ -352,6 +354,10 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         content(saved(noise(0), "JPEG")),
         ["g1_1.png: its content is JPEG, its name says .png; rename it", WHOLE], {},
     ),
+    "a line break in the name": (
+        both(renamed("g1\n1.png"), content(b"", "g1\n1.png")),
+        ["g1\\n1.png: an empty file (0 bytes)"], {},
+    ),
     "no extension": (
         renamed("g1_1"), ["g1_1: its content is PNG, its name says nothing; rename it"], {},
     ),
@@ -614,6 +620,12 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         column("split", lambda t: ["train"] * len(t)),
         ["no image has the split test; expected some that measure the model: mark them"], USERS,
     ),
+    "split folders beside another": (
+        both(emptied, beside("images/train/a/1.png"), beside("images/test/a/1.png"),
+             beside("images/extra/1.png")),
+        ["found the folders test, train and extra; expected folders of splits alone", "take extra"],
+        {},
+    ),
     "no test folder": (
         into_train,
         ["no image has the split test", "without split folders"], {},
@@ -776,8 +788,7 @@ def test_broken_input_is_named_and_stops(
 
 def stage_process(root: Path, **changes: Any) -> "subprocess.Popen[str]":
     """`python -m stages.validate` in a workspace of its own."""
-    resources = {"device": "cpu", "threads": 1, "processes": 1}
-    sections = {"validate": PARAMS | changes, "resources": resources}
+    sections = {"validate": PARAMS | changes, "resources": RESOURCES}
     (root / "params.yaml").write_text(json.dumps(sections))
     command = [sys.executable, "-m", "stages.validate"]
     chosen = paths(root)
@@ -1140,10 +1151,13 @@ def test_classes_that_are_numbers(tmp_path: Path, image_folder: MakeFolder) -> N
     assert np.bincount(data.labels).tolist() == [24, 24]
 
 
-def test_near_duplicates_share_a_split(tmp_path: Path, image_folder: MakeFolder) -> None:
+def test_near_duplicates_share_a_split(
+    tmp_path: Path, image_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     image_folder()
     near_copy(tmp_path)
     out = run(tmp_path)
+    assert "1 groups joined with others that have near duplicates" in capsys.readouterr().out
     groups = manifest(out).set_index("file_name")["group"]
     assert groups["g1_1.png"] == groups["g2_3.png"] == "g1+g2"
     assert metrics(out)["duplicates"] == {

@@ -35,7 +35,15 @@ class Prefix:
     """
 
     def __init__(
-        self, net: Net, views: Views, rows: Rows, count: int, folder: Path, *, plain: Rows
+        self,
+        net: Net,
+        views: Views,
+        rows: Rows,
+        count: int,
+        folder: Path,
+        *,
+        plain: Rows,
+        most_gb: float,
     ) -> None:
         """Compute what is not there yet.
 
@@ -44,11 +52,17 @@ class Prefix:
             rows: images whose views 0 to `count` - 1 are wanted.
             folder: where such files are kept.
             plain: images that are wanted as they are.
+            most_gb: with more than so many gigabytes nothing is stored, and the frozen layers run
+                in every step, with the same result up to rounding.
         """
         self._views, self._net = views, net
         self.length = net.frozen_links()
         self._device = net.mean.device
-        if not self.length:
+        images = len(rows) * count + len(plain)
+        self._stored = self.length > 0 and images * _bytes_each(net, self.length) < most_gb * 1e9
+        if not self._stored:
+            if self.length:
+                print(f"frozen layers' output is above {most_gb:g} GB and not stored", flush=True)
             return
         self._place = np.full(len(views.pixels), -1)
         self._place[rows] = np.arange(len(rows))
@@ -110,8 +124,10 @@ class Prefix:
 
     def inputs(self, rows: Rows, view: int = PLAIN) -> tuple[Tensor, Tensor]:
         """What `Net.features_from` takes, for one view of images."""
-        if not self.length:
-            return self._net.prefix(self._images(rows, view).to(self._device), 0)
+        if not self._stored:
+            x, pooled = self._net.prefix(self._images(rows, view).to(self._device), self.length)
+            # As if it had been stored.
+            return (x.half().float() if self.length else x), pooled
         place = (self._plain_place if view == PLAIN else self._place)[rows]
         activations, pooled = self._parts[view]
         x = torch.from_numpy(activations[place]).to(self._device).permute(0, 3, 1, 2).float()
@@ -136,6 +152,15 @@ class Prefix:
                 self.logits(net, batch).float().cpu().numpy() for batch in batched(rows, BATCH)
             ]
         return np.concatenate(found)
+
+
+def _bytes_each(net: Net, length: int) -> int:
+    """Size of one image's stored activations."""
+    spec = net.spec
+    shape = (1, spec.image_px, spec.image_px, spec.channels)
+    with torch.inference_mode():
+        x, _ = net.prefix(torch.zeros(shape, dtype=torch.uint8, device=net.mean.device), length)
+    return 2 * x.numel()
 
 
 def _key(net: Net, length: int, views: Views) -> str:

@@ -20,6 +20,7 @@ class Resources(Section):
     device: Literal["auto", "cpu", "cuda"]
     threads: int | None = Field(ge=1, le=1024)
     processes: int = Field(ge=1, le=64)
+    cache_gb: float = Field(ge=0)
 
     def apply(self) -> None:
         """Set up this process: as many threads as asked for, and the same result every time."""

@@ -47,7 +47,7 @@ def test_statistics_become_those_of_the_images(net: nets.Net) -> None:
 
 def test_confusion_is_of_the_targets_images(net: nets.Net, tmp_path: Path) -> None:
     rows = np.array([2, 4, 6])
-    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), rows, 2, tmp_path, plain=rows)
+    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), rows, 2, tmp_path, plain=rows, most_gb=1)
     torch.nn.init.normal_(net.head.linear.weight, std=0.1)
     net.eval()
     loss = confusion_of(prefix, rows, 2, seed=5)

@@ -29,7 +29,7 @@ TRAIN, VAL = DATA.rows("train"), DATA.rows("val")
 
 
 def stored(made: Net, folder: Path) -> Prefix:
-    return Prefix(made, VIEWS, TRAIN, 2, folder, plain=VAL)
+    return Prefix(made, VIEWS, TRAIN, 2, folder, plain=VAL, most_gb=1)
 
 
 @pytest.mark.parametrize("backbone", [LITE, "lcnet_050", "resnet18", "vgg11_bn", "convnext_atto"])
@@ -58,10 +58,10 @@ def test_a_transformer_is_no_chain_and_is_run_as_a_whole(tmp_path: Path) -> None
 def test_nothing_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stored(net(), tmp_path)
 
-    def never(self: Net, images: torch.Tensor, length: int) -> None:
+    def never(self: Prefix, *_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(Net, "prefix", never)
+    monkeypatch.setattr(Prefix, "_compute", never)
     other = net()
     torch.nn.init.zeros_(other.head.linear.weight)
     again = stored(other, tmp_path)
@@ -76,7 +76,7 @@ def test_other_weights_or_views_are_computed_anew(tmp_path: Path) -> None:
     stored(changed, tmp_path)
     folders = {p.name for p in tmp_path.iterdir()}
     assert len(folders) == 2
-    Prefix(net(), Views(DATA.pixels, seed=2, jitter=0.1), TRAIN, 2, tmp_path, plain=VAL)
+    Prefix(net(), Views(DATA.pixels, seed=2, jitter=0.1), TRAIN, 2, tmp_path, plain=VAL, most_gb=1)
     assert len({p.name for p in tmp_path.iterdir()} - folders) == 1
 
 
@@ -89,7 +89,7 @@ def test_a_killed_computation_is_done_again(
     def dies(self: Net, images: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == 3:
             raise KeyboardInterrupt
         return real(self, images, length)
 
@@ -98,6 +98,17 @@ def test_a_killed_computation_is_done_again(
         stored(net(), tmp_path / "b")
     monkeypatch.setattr(Net, "prefix", real)
     assert torch.equal(stored(net(), tmp_path / "b").inputs(TRAIN, 1)[0], expected)
+
+
+def test_what_is_too_large_is_not_stored_and_gives_the_same(tmp_path: Path) -> None:
+    made = net()
+    stored_ = stored(made, tmp_path / "a")
+    live = Prefix(made, VIEWS, TRAIN, 2, tmp_path / "b", plain=VAL, most_gb=1e-6)
+    assert not (tmp_path / "b").exists()
+    with torch.inference_mode():
+        for a, b in zip(stored_.inputs(TRAIN, 1), live.inputs(TRAIN, 1), strict=True):
+            assert torch.allclose(a, b, atol=1e-3, rtol=1e-3)
+        assert np.allclose(stored_.evaluate(made, VAL), live.evaluate(made, VAL), atol=1e-3)
 
 
 def test_frozen_layers_do_not_change_in_training(tmp_path: Path) -> None:

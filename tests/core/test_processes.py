@@ -29,7 +29,7 @@ net = small_net()
 net.head.dropout.p = 0.0
 net.freeze_lowest(2)
 rows = np.arange(10)
-prefix = Prefix(net, shown, rows, 3, folder / "prefixes", plain=rows[:2])
+prefix = Prefix(net, shown, rows, 3, folder / "prefixes", plain=rows[:2], most_gb=1)
 labels = torch.arange(10) % 2
 fit(
     net,

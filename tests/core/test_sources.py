@@ -190,6 +190,12 @@ def test_class_folders_in_split_folders(tmp_path: Path, names: tuple[str, ...]) 
     assert set(source.others) == {f"{name}/stray.png" for name in names}
 
 
+def test_split_folders_beside_others_are_ambiguous(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.png", "val/cat/1.png", "extra/1.png")
+    with pytest.raises(DataError, match="found the folders train, val and extra; expected"):
+        open_source(tmp_path)
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     put(tmp_path, "train/1.png", "bus/1.png")
     source = open_source(tmp_path)
@@ -315,6 +321,46 @@ def test_every_damaged_header_of_a_shard_is_noticed(tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(broken)
         with pytest.raises(DataError, match=r"a\.tar: not readable as a tar"):
             open_source(tmp_path)
+
+
+@pytest.mark.parametrize("locked", [".", "cat", "cat/deep"])
+def test_a_folder_without_access_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    """The tests may run as root, who has access to everything."""
+    put(tmp_path, "cat/deep/1.png", "dog/1.png")
+    scandir, listdir = os.scandir, os.listdir
+
+    def refuse(place: str) -> None:
+        if Path(place) == tmp_path / locked:
+            raise PermissionError(13, "Permission denied", str(place))
+
+    def careful_scandir(place: str) -> Any:
+        refuse(place)
+        return scandir(place)
+
+    def careful_listdir(place: str) -> list[str]:
+        refuse(place)
+        return listdir(place)
+
+    monkeypatch.setattr(os, "scandir", careful_scandir)
+    monkeypatch.setattr(os, "listdir", careful_listdir)
+    with pytest.raises(DataError) as caught:
+        open_source(tmp_path)
+    expected = f"{tmp_path / locked}: cannot be read (Permission denied); give access to it"
+    assert str(caught.value) == expected
+
+
+def test_a_file_without_access_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "cat/1.png")
+    source = open_source(tmp_path)
+
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(Unreadable, match=r"cannot be read \(Permission denied\)"):
+        source.read("cat/1.png")
 
 
 def test_names_in_another_encoding_have_a_line(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ Work = Callable[[Paths], None]
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text(
-        "toy: {strength: 1}\nresources: {device: cpu, threads: null, processes: 1}\n"
+        "toy: {strength: 1}\nresources: {device: cpu, threads: null, processes: 1, cache_gb: 1}\n"
     )
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_text("a")

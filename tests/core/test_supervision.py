@@ -40,7 +40,7 @@ def net() -> nets.Net:
 
 
 def value(net: nets.Net, folder: Path, **changes: Any) -> tuple[float, torch.Tensor]:
-    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1])
+    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1)
     loss = supervision(**changes).loss(DATA, prefix, 2, seed=0)
     # Epoch 3 shows view 1 again.
     return float(loss(net, TRAIN[:5], 3).detach()), prefix.logits(net, TRAIN[:5], 1).detach()
@@ -72,7 +72,7 @@ def test_focal_and_smoothing_differ_from_plain(net: nets.Net, tmp_path: Path) ->
 
 def test_mixup_mixes_inputs_and_targets(net: nets.Net, tmp_path: Path) -> None:
     found, _ = value(net, tmp_path, mixup=0.4)
-    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, tmp_path, plain=TRAIN[:1])
+    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, tmp_path, plain=TRAIN[:1], most_gb=1)
     draws = np.random.default_rng([0, 3, int(TRAIN[0])])
     share, other = draws.beta(0.4, 0.4), draws.permutation(5)
     x, pooled = prefix.inputs(TRAIN[:5], 1)

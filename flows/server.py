@@ -112,9 +112,12 @@ def connected(meanwhile: Callable[[], None]) -> Iterator[None]:
         if own:
             url = own.wait()
         stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
-        yield
-        # Before the server goes: records are sent in batches, in the background.
-        APILogHandler().flush()
+        try:
+            yield
+        finally:
+            # Before the server goes: records are sent in batches, in the background, and whoever
+            # is left with some when it is gone waits for minutes.
+            APILogHandler().flush()
 
 
 def _prefect(*arguments: str) -> list[str]:

@@ -9,13 +9,18 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from flows import ROOT, params, server, ui, workspace
 from flows.graph import Graph
@@ -34,17 +39,9 @@ from flows.study import (
     trials,
 )
 from flows.terminal import Display
-from stages.core import lock, progress
+from stages.core import lock
 from stages.core.errors import AtelierError
 from stages.core.params import load_yaml
-
-os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
 
 
 def _commit() -> str:
@@ -58,15 +55,7 @@ def run_trial(
     study: Study, trial: Trial, at: Path, results: Results, display: Display
 ) -> State[Any]:
     """Run the graph up to the study's target with the trial's params; write its row."""
-    logger = get_run_logger()
-    bar = ui.StageProgress(trial.label)
-
-    def on_line(line: str) -> None:
-        display.line(trial.label, line)
-        logger.info(line)
-        if parsed := progress.parse(line):
-            bar.show(*parsed)
-
+    on_line = ui.follow(trial.label, display)
     display.start(trial.label)
     row = {PARAMS: digest(trial), COMMIT: _commit(), STATE: "done", MESSAGE: ""}
     try:

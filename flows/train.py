@@ -2,27 +2,23 @@
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from flows import ROOT, params, server, summary, ui, workspace
-from flows.graph import Graph, Node, StageFailed
-from flows.terminal import Display
-from stages.core import lock, progress
-from stages.core.errors import AtelierError
-from stages.core.params import load_yaml
-
-# Only our own lines go to the terminal; Prefect's records go to its server, for the UI.
-os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
+
+from flows import ROOT, params, server, summary, ui, workspace
+from flows.graph import Graph, Node, StageFailed
+from flows.terminal import Display
+from stages.core import lock
+from stages.core.errors import AtelierError
+from stages.core.params import load_yaml
 
 
 class Options(BaseModel):
@@ -44,15 +40,7 @@ class Options(BaseModel):
 @task(cache_policy=NO_CACHE)
 def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> State[Any]:
     """Bring one stage up to date; its lines go to Prefect and to the terminal."""
-    logger = get_run_logger()
-    bar = ui.StageProgress(node.name)
-
-    def on_line(line: str) -> None:
-        display.line(node.name, line)
-        logger.info(line)
-        if parsed := progress.parse(line):
-            bar.show(*parsed)
-
+    on_line = ui.follow(node.name, display)
     display.start(node.name)
     unchanged = not force and graph.is_unchanged(node.name)
     try:

@@ -5,9 +5,11 @@ import csv
 import itertools
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from prefect import get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
     create_markdown_artifact,
@@ -17,6 +19,8 @@ from prefect.artifacts import (
 )
 
 from flows.graph import Node
+from flows.terminal import Display
+from stages.core import progress
 
 
 def _key(*parts: str) -> str:
@@ -55,6 +59,20 @@ class StageProgress:
             self._id = created
         else:
             update_progress_artifact(self._id, progress=percent, description=text)
+
+
+def follow(name: str, display: Display) -> Callable[[str], None]:
+    """What to do with each line of the running task: terminal, Prefect's log, progress bar."""
+    logger = get_run_logger()
+    bar = StageProgress(name)
+
+    def on_line(line: str) -> None:
+        display.line(name, line)
+        logger.info(line)
+        if parsed := progress.parse(line):
+            bar.show(*parsed)
+
+    return on_line
 
 
 # A page is to be read; the whole table is in the file.

@@ -128,16 +128,12 @@ class Trainer:
             evaluate=validation(self.data, prefix),
             checkpoint=Checkpoint(self.paths.scratch, what.replace(" ", "_")),
             what=what,
-            watch=lambda history: self._draw([*self.curves, history.assign(net=what)]),
+            watch=lambda history: pictures.learning_curves(
+                self.paths.curves, self.paths.picture, [*self.curves, history.assign(net=what)]
+            ),
         )
         self.curves.append(history.assign(net=what))
         return net
-
-    def _draw(self, curves: list[pd.DataFrame]) -> None:
-        together = pd.concat(curves)
-        together.to_csv(self.paths.curves, index=False)
-        lines = {n: c.set_index("epoch")["val_auroc"] for n, c in together.groupby("net")}
-        pictures.curves(self.paths.picture, lines, x="epoch", y="AUROC, validation")
 
 
 def seed_figures(pairs: list[metrics.Paired]) -> dict[str, dict[str, float]]:

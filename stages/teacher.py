@@ -192,7 +192,9 @@ class Trainer:
                 },
                 checkpoint=Checkpoint(self.paths.scratch, name.replace(", ", "_")),
                 what=f"fine-tuning {name}",
-                watch=lambda history: self._draw([*self.curves, history.assign(net=name)]),
+                watch=lambda history: pictures.learning_curves(
+                    self.paths.curves, self.paths.picture, [*self.curves, history.assign(net=name)]
+                ),
             )
             self.curves.append(history.assign(net=name))
         if adapt == "adabn":
@@ -206,16 +208,10 @@ class Trainer:
             loss(net, rows, epoch) + params.mcc_weight * confusion(net, rows, epoch)
         )
 
-    def _draw(self, curves: list[pd.DataFrame]) -> None:
-        together = pd.concat(curves)
-        together.to_csv(self.paths.curves, index=False)
-        lines = {n: c.set_index("epoch")["val_auroc"] for n, c in together.groupby("net")}
-        pictures.curves(self.paths.picture, lines, x="epoch", y="AUROC, validation")
-
     def finish(self) -> None:
         """Write curves and picture also when nothing was trained."""
-        empty = pd.DataFrame({"epoch": [], "loss": [], "val_auroc": [], "net": []})
-        self._draw(self.curves or [empty])
+        nothing = pd.DataFrame({"epoch": [], "loss": [], "val_auroc": [], "net": []})
+        pictures.learning_curves(self.paths.curves, self.paths.picture, self.curves or [nothing])
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:

@@ -13,6 +13,7 @@ import tarfile
 import unicodedata
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from stages.core import stage
 from stages.core.contract import Contract
 from stages.core.data import load_dataset
 from stages.core.errors import DataError, ParamsError
+from stages.core.images import Cache, Look
 from stages.core.params import load_yaml, parse_section
 from stages.core.runtime import Resources
 from tests.conftest import ROOT, MakeFolder
@@ -65,6 +67,19 @@ def run(root: Path, **changes: Any) -> Path:
         assert isinstance(partial, validate.Paths)
         validate.run(params, paths=partial, resources=resources)
     return root / "out"
+
+
+@pytest.fixture
+def docs() -> bool:
+    """For tests that want Data Docs."""
+    return True
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data Docs take half of the time."""
+    if "docs" not in request.fixturenames or not request.getfixturevalue("docs"):
+        monkeypatch.setattr(Contract, "document", lambda _: None)
 
 
 def metrics(out: Path) -> dict[str, Any]:
@@ -762,20 +777,16 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-# Data Docs, whatever is in the data, take half of the time.
 @pytest.mark.parametrize("docs", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("breakage", "words", "changes"), BROKEN.values(), ids=list(BROKEN))
 def test_broken_input_is_named_and_stops(
     tmp_path: Path,
     image_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
     breakage: Breakage,
     words: list[str],
     changes: dict[str, Any],
     docs: bool,
 ) -> None:
-    if not docs:
-        monkeypatch.setattr(Contract, "document", lambda _: None)
     image_folder()
     breakage(tmp_path)
     with pytest.raises(DataError) as caught:
@@ -823,7 +834,9 @@ def test_the_user_sees_one_line(tmp_path: Path, image_folder: MakeFolder, kind: 
         assert shown <= SHOWN
 
 
-def test_a_good_folder_comes_out_whole(tmp_path: Path, image_folder: MakeFolder) -> None:
+def test_a_good_folder_comes_out_whole(
+    tmp_path: Path, image_folder: MakeFolder, docs: bool
+) -> None:
     image_folder()
     out = run(tmp_path)
     data = load_dataset(out / "validated")
@@ -1123,6 +1136,23 @@ def test_cmyk_and_sixteen_bits_are_fine(tmp_path: Path, image_folder: MakeFolder
     assert unlisted == {"g1_1.png": "not in metadata.csv"}
 
 
+def test_odd_text_comes_through(tmp_path: Path, image_folder: MakeFolder, docs: bool) -> None:
+    image_folder()
+    odd = {"functional": "<b>&\"'{{ x }} %s", "defective": "$x$ \\frac{ two\nlines"}
+    both(
+        column("label", lambda t: t["label"].map(odd)),
+        column("group", lambda t: t["group"] + "</td>,;\t\u2028"),
+        column("<b>", lambda t: "\u00e9\u597d"),
+        column("problem", lambda t: "none"),
+    )(tmp_path)
+    out = run(tmp_path)
+    rows = manifest(out)
+    assert set(rows["label"]) == set(odd.values())
+    assert rows["group"].tolist() == listed(tmp_path)["group"].tolist()
+    assert set(rows["<b>"]) == {"\u00e9\u597d"}
+    assert len(load_dataset(out / "validated").labels) == 48
+
+
 def test_many_classes_in_shards(tmp_path: Path) -> None:
     members = {}
     for i in range(240):
@@ -1203,6 +1233,16 @@ def test_a_folder_that_grows_keeps_its_hashed_split(
     after = manifest(run(tmp_path, **changes)).set_index("file_name")["split"]
     assert len(after) == len(before) + 12
     assert (after[before.index] == before).all()
+
+
+def test_the_cache_forgets_images_that_are_gone(tmp_path: Path, image_folder: MakeFolder) -> None:
+    image_folder()
+    max_pixels = round(PARAMS["max_megapixels"] * 1e6)
+    with closing(Cache(tmp_path / "cache", PARAMS["image_px"], max_pixels)) as cache:
+        cache.add({str(i): Look() for i in range(49)})
+    out = run(tmp_path)
+    with closing(Cache(tmp_path / "cache", PARAMS["image_px"], max_pixels)) as cache:
+        assert set(cache.known()) == set(manifest(out)["sha256"])
 
 
 def test_drift_is_measured_against_the_accepted_data(

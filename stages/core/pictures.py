@@ -77,6 +77,14 @@ def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> No
     _save(figure, path)
 
 
+def learning_curves(table: Path, picture: Path, histories: Sequence[pd.DataFrame]) -> None:
+    """Write and draw the histories of several trainings: columns epoch, net, val_auroc, more."""
+    together = pd.concat(histories)
+    together.to_csv(table, index=False)
+    lines = {str(n): c.set_index("epoch")["val_auroc"] for n, c in together.groupby("net")}
+    curves(picture, lines, x="epoch", y="AUROC, validation")
+
+
 def bars(
     path: Path,
     values: Mapping[str, float],

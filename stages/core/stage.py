@@ -100,19 +100,21 @@ def inputs_of(paths: Paths) -> dict[str, str]:
     return {name: digest.md5(getattr(paths, name)) for name in paths.inputs()}
 
 
-def code_digest(root: Path) -> str:
-    """Hash of the project's source files that this process has imported."""
+def code_digests(root: Path) -> dict[Path, str]:
+    """md5 of each of the project's source files that this process has imported."""
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     ours = root / "stages"
     sources = sorted(Path(file) for file in files if file and Path(file).is_relative_to(ours))
-    return hashlib.md5("".join(digest.file_md5(s) for s in sources).encode()).hexdigest()
+    return {source: digest.file_md5(source) for source in sources}
 
 
 @contextlib.contextmanager
-def _unchanged(paths: Paths, section: Callable[[], Section]) -> Iterator[dict[str, str]]:
+def _unchanged(
+    paths: Paths, section: Callable[[], Section], root: Path
+) -> Iterator[dict[str, str]]:
     """Yield the inputs' md5 by field; raise InputsChanged if any of them differs at the end.
 
-    DVC hashes dependencies and params after the command, so what changed meanwhile would be
+    DVC hashes dependencies, code and params after the command, so what changed meanwhile would be
     recorded as if it had been used.
     """
     inputs = {name: getattr(paths, name) for name in paths.inputs()}
@@ -121,12 +123,17 @@ def _unchanged(paths: Paths, section: Callable[[], Section]) -> Iterator[dict[st
             raise ParamsError(f"{_option(name)} {path}: no such file or folder")
     stamps = {name: digest.stamp(path) for name, path in inputs.items()}
     before = inputs_of(paths)
-    params = section()
+    params, code = section(), code_digests(root)
     yield before
     for name, path in inputs.items():
         gone = not path.exists()
         if gone or (digest.stamp(path) != stamps[name] and digest.md5(path) != before[name]):
             raise InputsChanged(f"{path} changed while the stage ran; run it again")
+    for file, found in code.items():
+        if not file.exists() or digest.file_md5(file) != found:
+            raise InputsChanged(
+                f"{file.relative_to(root)} changed while the stage ran; run it again"
+            )
     if section() != params:
         raise InputsChanged(
             "this stage's section of params.yaml changed while it ran; run it again"
@@ -190,11 +197,12 @@ def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
 
     resources = load_section(params_file, "resources", Resources)
     # Outputs are moved into place only after the inputs have been looked at again.
-    with staged(paths) as partial, _unchanged(paths, section) as inputs:
+    with staged(paths) as partial, _unchanged(paths, section, root) as inputs:
         params = section()
         resources.apply()
         processes.join()
-        work = [params.model_dump_json(), json.dumps(inputs, sort_keys=True), code_digest(root)]
+        code = "".join(code_digests(root).values())
+        work = [params.model_dump_json(), json.dumps(inputs, sort_keys=True), code]
         scratch = paths.scratch / name / hashlib.md5("".join(work).encode()).hexdigest()
         partial = dataclasses.replace(partial, scratch=scratch)
         module.run(params, paths=partial, resources=resources)

@@ -137,6 +137,11 @@ def test_sixteen_bits_keep_their_brightness() -> None:
     assert row.tolist() == list(range(256))
 
 
+def test_sixteen_bits_are_rounded_to_the_nearest() -> None:
+    deep = Image.fromarray(np.full((40, 40), 257 * 3 + 129, np.uint16))
+    assert set(look(saved(deep, "PNG"), PX, LIMIT).pixels) == {4}
+
+
 def test_dark_sixteen_bits_are_not_stretched() -> None:
     deep = Image.fromarray(np.full((40, 40), 257 * 3, np.uint16))
     assert set(look(saved(deep, "TIFF"), PX, LIMIT).pixels) == {3}
@@ -148,6 +153,15 @@ def test_large_jpegs_are_close_to_the_whole_decoding() -> None:
     assert (found.width, found.height) == (900, 700)
     apart = np.abs(pixels(found).astype(int) - naive(big, 3))
     assert apart.mean() < 2
+
+
+def test_jpegs_are_never_decoded_too_small() -> None:
+    draws = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    detailed = Image.fromarray(draws).resize((512, 512), Image.Resampling.BICUBIC)
+    found = look(saved(detailed, "JPEG", quality=95), 128, LIMIT)
+    made = np.frombuffer(found.pixels, np.uint8).reshape(128, 128, 3).astype(int)
+    whole = np.asarray(detailed.resize((128, 128), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(made - whole).mean() < 3
 
 
 def test_a_camera_jpeg_with_a_preview_is_a_jpeg() -> None:
@@ -197,7 +211,7 @@ SMALL = [
                        ("JPEG", "CMYK"), ("TIFF", "L"), ("WEBP", "RGB"), ("BMP", "RGB"))
 ]  # fmt: skip
 TURNED = Image.Exif()
-TURNED[0x0112] = 6
+TURNED[0x010E], TURNED[0x0112], TURNED[0x8769] = "hello", 6, {0x9000: b"0220"}
 SMALL.append(saved(scene("RGB", 24, 20), "JPEG", exif=TURNED))
 
 
@@ -217,6 +231,18 @@ def test_damaged_images_never_raise(content: bytes, edits: list[tuple[int, int]]
     found = look(bytes(broken[:whole]), PX, LIMIT)
     assert "\n" not in found.problem
     assert bool(found.problem) != bool(found.pixels)
+
+
+@pytest.mark.parametrize("content", SMALL, ids=range(len(SMALL)))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_byte_of_a_header_raises(content: bytes) -> None:
+    places = [*range(min(len(content), 130)), *range(max(0, len(content) - 130), len(content))]
+    for place in dict.fromkeys(places):
+        for value in (0, 1, 2, 12, 255):
+            broken = bytearray(content)
+            broken[place] = value
+            found = look(bytes(broken), PX, LIMIT)
+            assert bool(found.problem) != bool(found.pixels)
 
 
 @settings(max_examples=60, deadline=None)

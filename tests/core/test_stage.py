@@ -119,6 +119,21 @@ def test_changed_params_are_noticed(workspace: Path) -> None:
         execute(workspace, work)
 
 
+def test_changed_code_is_noticed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = workspace / "stages" / "toy.py"
+    file.parent.mkdir()
+    file.write_text("one = 1")
+    monkeypatch.setitem(sys.modules, "toy", SimpleNamespace(__file__=str(file)))
+
+    def work(paths: Paths) -> None:
+        write_both(paths)
+        file.write_text("one = 2")
+
+    with pytest.raises(InputsChanged, match=r"stages/toy\.py changed while the stage ran"):
+        execute(workspace, work)
+    assert not (workspace / "result").exists()
+
+
 def test_missing_input(workspace: Path) -> None:
     shutil.rmtree(workspace / "data")
     with pytest.raises(ParamsError, match="no such file or folder"):

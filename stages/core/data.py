@@ -81,7 +81,9 @@ def save_dataset(folder: Path, manifest: pd.DataFrame, classes: list[str]) -> No
 def load_dataset(folder: Path) -> Dataset:
     """What the validate stage wrote."""
     manifest = pd.read_csv(
-        folder / "manifest.csv", dtype={"group": str, "domain": str}, keep_default_na=False
+        folder / "manifest.csv",
+        dtype=dict.fromkeys(("file_name", "label", "group", "domain", "split"), str),
+        keep_default_na=False,
     )
     classes = json.loads((folder / "classes.json").read_text())
     groups, _ = pd.factorize(manifest["group"])

@@ -239,7 +239,7 @@ def main(name: str) -> None:
             else:
                 execute(name, module, paths, root)
     except AtelierError as error:
-        sys.exit(f"error: {name}: {error}")
+        sys.exit(f"error: {name}: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
     print(f"{name} took {time.monotonic() - started:.1f} s", flush=True)

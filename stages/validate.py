@@ -25,7 +25,7 @@ from stages.core.contract import Contract, Expectation, Suite, Violation, load_e
 from stages.core.data import SPLITS, save_dataset
 from stages.core.duplicates import Pairs, join_groups, near_pairs
 from stages.core.errors import DataError
-from stages.core.images import HASH_BYTES, Cache, examine, pack
+from stages.core.images import CHUNK, HASH_BYTES, Cache, examine, pack
 from stages.core.params import Section
 from stages.core.quarantine import Quarantine, refuse
 from stages.core.runtime import Resources
@@ -331,14 +331,16 @@ def save(
 ) -> NDArray[np.uint8]:
     """Write the validated dataset; gives its pixels, memory-mapped."""
     paths.validated.mkdir()
-    pixels: NDArray[np.uint8] = np.lib.format.open_memmap(
-        paths.validated / "pixels.npy",
-        mode="w+",
-        dtype=np.uint8,
-        shape=(len(table), params.image_px, params.image_px, int(table["channels"].max())),
-    )
-    pack(pixels, table["sha256"], table["channels"], cache)
-    pixels.flush()  # type: ignore[attr-defined]
+    shape = (len(table), params.image_px, params.image_px, int(table["channels"].max()))
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (paths.validated / "pixels.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(table), CHUNK):
+            part = table.iloc[start : start + CHUNK]
+            some = np.empty((len(part), *shape[1:]), np.uint8)
+            pack(some, part["sha256"], part["channels"], cache)
+            file.write(some.data)
+    pixels: NDArray[np.uint8] = np.load(paths.validated / "pixels.npy", mmap_mode="r")
     manifest = table.drop(columns=["problem", "channels"])
     manifest["phash"] = [found.hex() for found in manifest["phash"]]
     save_dataset(paths.validated, manifest, classes)

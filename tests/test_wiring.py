@@ -70,6 +70,13 @@ def test_command_line_is_paths(stage: str) -> None:
     assert definition["params"] == [stage]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_run_cache_covers_every_stage(stage: str) -> None:
+    # DVC keeps no run of a stage with an uncached output that is neither metrics nor plot.
+    outs = load_yaml(ROOT / "dvc.yaml")["stages"][stage].get("outs", [])
+    assert all(isinstance(out, str) for out in outs)
+
+
 def test_every_section_has_a_class_and_every_stage_a_section() -> None:
     params.check(ROOT / "params.yaml")
     assert set(load_yaml(ROOT / "params.yaml")) == {*STAGES, *params.SHARED}

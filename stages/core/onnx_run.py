@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
 
 from stages.core.errors import Unavailable
@@ -26,6 +27,8 @@ def session(model: Path, provider: Provider, *, threads: int) -> ort.InferenceSe
     ort.set_default_logger_severity(4)
     options.log_severity_level = 4
     if provider == "cuda":
+        if not torch.cuda.is_available():
+            raise Unavailable("ONNX Runtime on cuda: this machine has no CUDA device")
         ort.preload_dlls()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:

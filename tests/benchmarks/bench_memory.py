@@ -57,8 +57,9 @@ def train(work: Path) -> None:
         **written,
     )
     weights = load_weights(params.backbone, params.weights, where.weights)
-    device = resources().torch_device()
-    trainer = distill.Trainer(params, where, data, load_targets(targets, data), weights, device)
+    trainer = distill.Trainer(
+        params, where, data, load_targets(targets, data), weights, resources()
+    )
     trainer.train(params.seed, alpha=params.alpha, what="student")
 
 

@@ -31,6 +31,8 @@ class Study(Section):
         trials: a params overlay by name.
         grid: dotted key of params.yaml to its values; every trial is run with all combinations.
         show: heading to dotted metric (STAGE.KEY): the columns of the summary.
+        models: name to the metrics of one model (STAGE.MODEL), in which the keys of `show` are then
+            looked up: the summary has a line for each. Without, a line a trial.
         gains: heading to two models, the better one and what it is held against. A model is a name
             in the predictions of the stages, of the same trial, or of another one as TRIAL/NAME.
     """
@@ -41,6 +43,7 @@ class Study(Section):
     trials: dict[str, dict[str, Any]] = Field(min_length=1)
     grid: dict[str, list[Any]] = Field(default={})
     show: dict[str, str] = Field(min_length=1)
+    models: dict[str, str] = Field(default={})
     gains: dict[str, list[str]] = Field(default={})
 
 
@@ -160,8 +163,19 @@ def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:
     return metrics, merged
 
 
-def _spread(values: pd.Series) -> str:
-    numbers = values.astype(float)
+def _markdown(rows: list[dict[str, str]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    head, *rest = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return [head, "|" + "---|" * len(rows[0]), *rest]
+
+
+def _shown(rows: pd.DataFrame, metric: str) -> str:
+    """Mean and deviation of a metric, a dash where it was not measured."""
+    if metric not in rows:
+        return "-"
+    numbers = rows[metric].astype(float)
     if numbers.nunique() == 1:
         return f"{numbers.iloc[0]:,.3f}" if numbers.iloc[0] % 1 else f"{numbers.iloc[0]:,.0f}"
     return f"{numbers.mean():.3f} ± {numbers.std():.3f}"
@@ -194,17 +208,23 @@ def summary(study: Study, results: Results) -> str:
     rows = results.rows
     done = rows[rows[STATE] == "done"].copy()
     done["_place"] = [tuple(str(row.get(k)) for k in study.grid) for _, row in done.iterrows()]
-    heads = ["trial", "runs", *study.show, *study.gains]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     found = results.predictions
+    table, gains = [], []
     for name in study.trials:
         mine = done[done["name"] == name]
         if mine.empty:
             continue
-        cells = [name, str(len(mine))]
-        cells += [_spread(mine[key]) if key in mine else "-" for key in study.show.values()]
-        cells += [_gain(found, done, name, models) for models in study.gains.values()]
-        lines.append("| " + " | ".join(cells) + " |")
+        start = {"trial": name, "runs": str(len(mine))}
+        gain = {h: _gain(found, done, name, models) for h, models in study.gains.items()}
+        for model, prefix in study.models.items():
+            shown = {h: _shown(mine, f"{prefix}.{key}") for h, key in study.show.items()}
+            table.append({**start, "model": model, **shown})
+        if study.models:
+            gains.append({"trial": name, **gain})
+        else:
+            shown = {h: _shown(mine, key) for h, key in study.show.items()}
+            table.append({**start, **shown, **gain})
+    lines = _markdown(table) + (["", *_markdown(gains)] if gains and study.gains else [])
     planned = len(trials(study))
     failed = rows[rows[STATE] != "done"]
     lines.append("")

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,18 +90,21 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
     todo = [trial for trial in trials(plan) if not results.is_done(trial, digest(trial))]
     end = time.monotonic() + 60 * (minutes or float("inf"))
     failed = 0
+    kept = ROOT / ".worktrees" / f"{name}-kept"
     with Display([trial.label for trial in todo]) as display:
         for trial in todo:
             if time.monotonic() > end:
                 break
             at = ROOT / ".worktrees" / f"{name}-{trial.label}"
-            workspace.prepare(ROOT, trial.changes, at, source=study)
+            workspace.prepare(ROOT, trial.changes, at, source=study, kept=kept)
             state = run_trial.with_options(name=name, task_run_name=trial.label)(
                 plan, trial, at, results, display, return_state=True
             )
             display.close(trial.label, str(state.name), str(state.message))
             failed += not state.is_completed()
             workspace.remove(ROOT, at)
+        else:
+            shutil.rmtree(kept, ignore_errors=True)
     table = summary(plan, results)
     create_markdown_artifact(f"{plan.question}\n\n{table}", key=f"study-{name}")
     print(table, flush=True)

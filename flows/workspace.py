@@ -11,6 +11,8 @@ from stages.core.errors import ParamsError
 
 # What a run writes: these files belong to each workspace itself.
 OWN = ("dvc.lock", "data/reports/")
+# What stages keep from run to run, in data/scratch: named by all that it depends on.
+KEPT = ("looks", "prefixes")
 # How DVC brings files from the shared cache: links, so that ten workspaces are not ten copies.
 LINKS = "reflink,hardlink,copy"
 
@@ -51,7 +53,13 @@ def _copy_sources(root: Path, workspace: Path) -> None:
 
 
 def prepare(
-    root: Path, changes: dict[str, Any], at: Path, *, source: str, cache: Path | None = None
+    root: Path,
+    changes: dict[str, Any],
+    at: Path,
+    *,
+    source: str,
+    cache: Path | None = None,
+    kept: Path | None = None,
 ) -> Path:
     """Make or refresh a workspace with other params, and give its folder.
 
@@ -61,6 +69,8 @@ def prepare(
         at: the workspace's folder.
         source: where `changes` come from, for messages.
         cache: the workspace's DVC cache, when not the project's own.
+        kept: where what stages keep from run to run lies, when not in the workspace; for
+            workspaces that run one after the other.
 
     Raises: ParamsError for a key that params.yaml does not have.
     """
@@ -75,6 +85,13 @@ def prepare(
     (at / ".dvc" / "config.local").write_text(
         f'[cache]\n    dir = {cache or root / ".dvc" / "cache"}\n    type = "{LINKS}"\n'
     )
+    if kept:
+        for name in KEPT:
+            place = at / "data" / "scratch" / name
+            (kept / name).mkdir(parents=True, exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not place.is_symlink():
+                place.symlink_to(kept / name)
     for tracked in at.glob("data/*.dvc"):
         subprocess.run(["dvc", "checkout", "--quiet", str(tracked)], check=True, cwd=at)
     return at

@@ -155,13 +155,14 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     targets = load_targets(paths.targets, data)
     if params.method == "feature" and not targets.has_features:
         raise ParamsError("distill.method = 'feature': set targets.features to true for it")
-    test = data.rows("test")
+    test, val = data.rows("test"), data.rows("val")
     labels, groups = data.labels[test], data.groups[test]
     weights = load_weights(params.backbone, params.weights, paths.weights)
     trainer = Trainer(params, paths, data, targets, weights, resources)
 
     pairs: list[metrics.Paired] = []
     students: list[Net] = []
+    validation: dict[str, dict[str, float]] = {}
     shown: dict[str, metrics.Logits] = {"teacher": targets.plain[test]}
     for number in range(params.seeds):
         suffix = f" {number}" if number else ""
@@ -169,6 +170,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         for name, alpha in (("student", params.alpha), ("control", 0.0)):
             net = trainer.train(params.seed + number, alpha=alpha, what=name + suffix)
             logits.append(logits_of(net, targets.views.plain, test))
+            seen = logits_of(net, targets.views.plain, val)
+            validation[name + suffix] = {"auroc": metrics.auroc(seen, data.labels[val])}
             shown[name + suffix] = logits[-1]
             if name == "student":
                 students.append(net)
@@ -188,6 +191,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             "seeds": {"count": params.seeds, **seed_figures(pairs)},
             "gain_over_control": metrics.mean_paired_gain(pairs),
             "gain_over_teacher": metrics.paired_gain(first.better, teacher, labels, groups),
+            "validation": validation,
             "retention": metrics.auroc(first.better, labels) / metrics.auroc(teacher, labels),
         },
     )

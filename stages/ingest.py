@@ -12,6 +12,7 @@ import importlib.resources
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -25,11 +26,14 @@ from stages.core.runtime import Resources
 # images/ and labels.csv of elpv-dataset 1.0.0.post1, as `digest.md5` sees them.
 IMAGES_MD5 = "ad7813882cc55c39850399366e53b687.dir"
 LABELS_MD5 = "a1f3116e99fa0754608ad05be2bab78f"
+# Of two classes, the last is the one to find.
+STATES = ["functional", "defective"]
 
 
 class Params(Section):
     """Section `ingest`."""
 
+    classes: Literal["defect", "type_and_defect"]
     defective_above: float = Field(ge=0, lt=1)
     max_cells: int | None = Field(ge=100)
 
@@ -56,12 +60,13 @@ def label_cells(cells: pd.DataFrame, first_cells: list[int], params: Params) -> 
         modules spread evenly over the data, as many as fit.
     """
     module = np.searchsorted(first_cells, np.arange(len(cells)), side="right") - 1
+    label = np.where(cells["probability"] > params.defective_above, *reversed(STATES))
+    if params.classes == "type_and_defect":
+        label = cells["type"] + " " + label
     table = pd.DataFrame(
         {
             "file_name": cells["path"],
-            "label": np.where(
-                cells["probability"] > params.defective_above, "defective", "functional"
-            ),
+            "label": label,
             "group": [f"module_{m:02d}" for m in module],
             "domain": cells["type"],
             "defect_probability": cells["probability"].round(4),
@@ -93,8 +98,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     for name in table["file_name"]:
         shutil.copyfile(source / name, paths.images / name)
     table.to_csv(paths.images / "metadata.csv", index=False, lineterminator="\n")
-    # Of two classes, the last is the one to find.
-    (paths.images / "classes.txt").write_text("functional\ndefective\n")
+    classes = STATES
+    if params.classes == "type_and_defect":
+        classes = [f"{kind} {state}" for kind in ("mono", "poly") for state in STATES]
+    (paths.images / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     print(f"{len(table)} cells of {table['group'].nunique()} modules", flush=True)
     report.write_metrics(
         paths.metrics,

@@ -236,6 +236,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     trainer.finish()
     save_teacher(paths.teacher, members)
 
+    val = trainer.task.val
+    validation = np.mean([logits_of(net, trainer.views.plain, val) for net in members], axis=0)
     logits = {name: np.mean(each, axis=0) for name, each in found.items()}
     finetuned = logits[ways[-1]]
     shown = {"probe": logits["probe"], "finetuned": finetuned}
@@ -261,6 +263,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             "macs": sum(count_macs(net) for net in members),
             **figures,
             "finetuning_gain": gain,
+            "validation": {"auroc": metrics.auroc(validation, data.labels[val])},
         },
     )
     print(

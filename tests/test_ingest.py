@@ -19,8 +19,11 @@ def cells() -> pd.DataFrame:
     )
 
 
+PARAMS = {"classes": "defect", "defective_above": 0.5, "max_cells": None}
+
+
 def label(**changes: object) -> pd.DataFrame:
-    params = ingest.Params.model_validate({"defective_above": 0.5, "max_cells": None} | changes)
+    params = ingest.Params.model_validate(PARAMS | changes)
     return ingest.label_cells(cells(), FIRST, params)
 
 
@@ -28,6 +31,12 @@ def test_threshold() -> None:
     assert label()["label"].tolist()[:4] == ["functional", "functional", "defective", "defective"]
     strict = label(defective_above=0.7)["label"].tolist()[:4]
     assert strict == ["functional", "functional", "functional", "defective"]
+
+
+def test_types_may_have_classes_of_their_own() -> None:
+    table = label(classes="type_and_defect")
+    assert table["label"].tolist()[1073:1075] == ["mono functional", "poly defective"]
+    assert table["label"].nunique() == 4
 
 
 def test_groups_are_whole_modules() -> None:

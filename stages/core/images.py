@@ -1,7 +1,9 @@
 """Looking at image files: what each one is, whether it can be used, and its pixels, once.
 
 What a file's content says is kept by content hash in a cache, so that a folder that has grown by a
-few images costs a few images.
+few images costs a few images. A file that the file system has not seen changed since it was hashed
+is not read again, as in git's index and with the same care: what changed just before is read again,
+since a clock may not tell two changes apart.
 """
 
 import hashlib
@@ -10,6 +12,7 @@ import logging
 import os
 import sqlite3
 import struct
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import PIL
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
 
@@ -48,6 +50,8 @@ HASH_BYTES = HASH_SIDE**2 // 8
 CHUNK = 256
 # Images that a core takes at once: fewer would cost more in handing them over.
 PIECE = 16
+# Seconds for which a file must have been left alone for its stamp to count.
+SETTLED = 2.0
 # What Pillow raises for damaged files.
 DAMAGED = (
     OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError,
@@ -89,8 +93,8 @@ class Look:
 # All of a look but its pixels.
 FACTS = tuple(f.name for f in fields(Look) if f.name != "pixels")
 facts_of = attrgetter(*FACTS)
-# Bytes, sha256 and look of a file.
-Seen = tuple[int, str, Look]
+# Bytes, sha256 and look of a file, and its stamp where that will tell whether it has changed.
+Seen = tuple[int, str, Look, str]
 
 
 def perceptual_hash(grey: Image.Image) -> bytes:
@@ -169,8 +173,10 @@ class Cache:
             self._database = sqlite3.connect(self.path)
             for statement in (
                 "PRAGMA page_size = 16384",
+                "PRAGMA mmap_size = 1099511627776",
                 f"CREATE TABLE IF NOT EXISTS looks (sha256 PRIMARY KEY, {facts}) WITHOUT ROWID",
                 "CREATE TABLE IF NOT EXISTS pixels (sha256 PRIMARY KEY, content)",
+                "CREATE TABLE IF NOT EXISTS stamps (stamp PRIMARY KEY, sha256) WITHOUT ROWID",
             ):
                 self._database.execute(statement)
 
@@ -199,6 +205,17 @@ class Cache:
                 "INSERT OR REPLACE INTO pixels VALUES (?, ?)",
                 [(sha256, found.pixels) for sha256, found in looks.items()],
             )
+
+    def stamps(self) -> dict[str, str]:
+        """The hashes of the files that were last examined, by their stamps."""
+        with self._sound():
+            return dict(self._database.execute("SELECT stamp, sha256 FROM stamps").fetchall())
+
+    def set_stamps(self, found: dict[str, str]) -> None:
+        """Write what `stamps` gives, in place of what there was."""
+        with self._sound(), self._database:
+            self._database.execute("DELETE FROM stamps")
+            self._database.executemany("INSERT INTO stamps VALUES (?, ?)", found.items())
 
     def pixels(self, sha256: str) -> bytes:
         """The pixels of one entry. Raises: KeyError."""
@@ -251,30 +268,38 @@ def examine(source: Source, cache: Cache, *, image_px: int, max_pixels: int) -> 
 
     Columns: those of `Look` but pixels, bytes, sha256.
     """
-    known = cache.known()
+    known, hashed = cache.known(), cache.stamps()
 
     def one(name: str) -> Seen:
         try:
+            stamp = source.stamp(name)
+            if (seen := hashed.get(stamp.identity)) in known:
+                return stamp.size, seen, known[seen], stamp.identity
+            settled = time.time() - stamp.changed > SETTLED
             content = source.read(name)
         except Unreadable as error:
-            return 0, "", Look(problem=str(error))
+            return 0, "", Look(problem=str(error)), ""
         sha256 = hashlib.sha256(content).hexdigest()
-        return len(content), sha256, known.get(sha256) or look(content, image_px, max_pixels)
+        found = known.get(sha256) or look(content, image_px, max_pixels)
+        return len(content), sha256, found, stamp.identity if settled else ""
 
     names = source.table["file_name"].tolist()
     progress = Progress("images", len(names))
     rows: list[tuple[object, ...]] = []
+    stamps: dict[str, str] = {}
     with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF, say
         for chunk in _in_parallel(one, names):
-            new = {sha256: found for _, sha256, found in chunk if sha256 and sha256 not in known}
+            new = {sha256: found for _, sha256, found, _ in chunk if sha256 and sha256 not in known}
             if new:
                 cache.add(new)
                 known |= {sha256: replace(found, pixels=b"") for sha256, found in new.items()}
-            for size, sha256, found in chunk:
+            for size, sha256, found, stamp in chunk:
                 *facts, problem = facts_of(found)
                 problem = problem or _wrong_extension(names[len(rows)], found.format)
                 rows.append((*facts, problem, size, sha256))
+                stamps |= {stamp: sha256} if stamp else {}
             progress.step(len(chunk))
+    cache.set_stamps(stamps)
     columns = [*FACTS, "bytes", "sha256"]
     return pd.DataFrame(rows, index=source.table.index, columns=columns)
 
@@ -286,11 +311,13 @@ def _wrong_extension(name: str, kind: str) -> str:
     return f"its content is {kind}, its name says {suffix or 'nothing'}; rename it"
 
 
-def pack(
-    out: NDArray[np.uint8], hashes: Iterable[str], channels: Iterable[int], cache: Cache
-) -> None:
-    """Fill `out` (N, P, P, C) with the pixels of the given contents; grey becomes RGB if C is 3."""
-    side = out.shape[1]
-    for row, (sha256, found) in enumerate(zip(hashes, channels, strict=True)):
-        pixels = np.frombuffer(cache.pixels(sha256), np.uint8)
-        out[row] = pixels.reshape(side, side, found)
+def packed(
+    hashes: Iterable[str], channels: Iterable[int], wanted: int, cache: Cache
+) -> Iterator[bytes]:
+    """The pixels (P, P, `wanted`) of the given contents, which have so many `channels`: 1 or 3.
+
+    Grey becomes colour where that is wanted.
+    """
+    for sha256, found in zip(hashes, channels, strict=True):
+        pixels = cache.pixels(sha256)
+        yield pixels if found == wanted else np.repeat(np.frombuffer(pixels, np.uint8), 3).tobytes()

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, told apart by colour-blind readers too.
@@ -26,30 +25,23 @@ def _save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def _show(axis: Axes, image: Images) -> None:
-    axis.axis("on")
-    axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
 def grid(path: Path, rows: Mapping[str, Sequence[Images]]) -> None:
     """Images (S, S, C) in rows, each row with its name; empty rows are left out."""
     shown = {name: images for name, images in rows.items() if len(images)}
     columns = max((len(images) for images in shown.values()), default=1)
-    figure, axes = plt.subplots(
-        max(len(shown), 1), columns, figsize=(1.1 * columns, 1.15 * max(len(shown), 1)),
-        squeeze=False,
-    )  # fmt: skip
-    for axis in axes.flat:
-        axis.axis("off")
+    figure, axis = plt.subplots(figsize=(1.1 * columns, 1.1 * max(len(shown), 1)))
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=9)
+    axis.set_xticks([])
+    axis.set_yticks(np.arange(len(shown)) + 0.48, list(shown))
+    for number, images in enumerate(shown.values()):
+        for column, image in enumerate(images):
+            place = (column, column + 0.96, number + 0.96, number)
+            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, extent=place)
+    axis.set_xlim(0, columns)
+    axis.set_ylim(max(len(shown), 1), 0)
     if not shown:
-        axes[0, 0].text(0.5, 0.5, "none", ha="center", va="center")
-    for line, (name, images) in zip(axes, shown.items(), strict=False):
-        for axis, image in zip(line, images, strict=False):
-            _show(axis, image)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+        axis.text(0.5, 0.5, "none", ha="center", va="center")
     _save(figure, path)
 
 

@@ -40,6 +40,22 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """What the file system knows of an image's bytes.
+
+    Attributes:
+        size: in bytes.
+        identity: differs when the bytes have been written anew: device, inode, place, times of
+            writing and of change (which nobody can set).
+        changed: the time of change, in seconds since 1970.
+    """
+
+    size: int
+    identity: str
+    changed: float
+
+
+@dataclass(frozen=True)
 class Source:
     """A folder of labelled images.
 
@@ -62,23 +78,41 @@ class Source:
     split_folders: bool
     others: dict[str, str]
     _members: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
+    _inside: dict[Path, bool] = field(default_factory=dict)
+
+    def _place(self, name: str) -> tuple[Path, int, int | None]:
+        """File, offset, and size where it is not all that follows."""
+        return self._members.get(name) or (locate(self.folder, name, self._inside), 0, None)
+
+    def stamp(self, name: str) -> Stamp:
+        """Whether an image's bytes are still the same, without reading them. Raises: Unreadable."""
+        path, offset, size = self._place(name)
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise Unreadable(f"cannot be read ({error.strerror})") from None
+        size = found.st_size if size is None else size
+        times = (found.st_mtime_ns, found.st_ctime_ns)
+        identity = (found.st_dev, found.st_ino, found.st_size, offset, size, *times)
+        return Stamp(size, " ".join(map(str, identity)), found.st_ctime)
 
     def read(self, name: str) -> bytes:
         """The bytes of an image. Raises: Unreadable."""
-        if self._members:
-            shard, offset, size = self._members[name]
-            with shard.open("rb") as file:
-                return os.pread(file.fileno(), size, offset)
+        path, offset, size = self._place(name)
         try:
-            return locate(self.folder, name).read_bytes()
+            with path.open("rb", buffering=0) as file:
+                return file.read() if size is None else os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise Unreadable(f"cannot be read ({error.strerror})") from None
 
 
-def locate(folder: Path, name: str) -> Path:
-    """The file that metadata calls `name`. Raises: Unreadable, when it is none of the folder's."""
-    parts = PurePosixPath(name)
-    if not name or {"\0", "\r"} & set(name) or parts.is_absolute() or ".." in parts.parts:
+def locate(folder: Path, name: str, inside: dict[Path, bool]) -> Path:
+    """The file that metadata calls `name`. Raises: Unreadable, when it is none of the folder's.
+
+    `inside` keeps, from call to call, which folders lie within `folder` once links are followed.
+    """
+    outside = name.startswith("/") or ".." in name.split("/")
+    if outside or not name or "\0" in name or "\r" in name:
         raise Unreadable("not a path inside the folder; name it relative to the folder")
     path = folder / name
     try:
@@ -87,10 +121,12 @@ def locate(folder: Path, name: str) -> Path:
             if "\\udc" in name:
                 advice = "its name is not UTF-8: rename it"
             raise Unreadable(f"no such file; {advice}")
-        inside = path.resolve().is_relative_to(folder.resolve())
+        where = path if path.is_symlink() else path.parent
+        if where not in inside:
+            inside[where] = where.resolve().is_relative_to(folder.resolve())
     except OSError as error:  # a name that is too long, say
         raise Unreadable(f"no such file ({error.strerror})") from None
-    if not inside:
+    if not inside[where]:
         raise Unreadable("a link that leaves the folder; put the file itself there")
     return path
 

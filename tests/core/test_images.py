@@ -1,5 +1,6 @@
 """Looking at files: every mode and format, what is broken, and the cache that survives a kill."""
 
+import hashlib
 import io
 import os
 import random
@@ -25,9 +26,10 @@ from PIL import Image
 
 from stages.core import images
 from stages.core.errors import Unavailable
-from stages.core.images import HASH_SIDE, Cache, Look, examine, look, pack
+from stages.core.images import HASH_SIDE, Cache, Look, examine, look, packed
 from stages.core.predict import decode
 from stages.core.sources import Source, open_source
+from tests.benchmarks.synthetic import shards
 from tests.conftest import ROOT, MakeFolder
 
 PX = 32
@@ -334,18 +336,66 @@ def test_the_name_is_no_part_of_what_is_remembered(source: Source, cache: Cache)
         assert set(problems.values()) == {""}
 
 
-def test_changed_content_is_noticed(source: Source, cache: Cache) -> None:
-    """Even if size and time of change stay the same."""
-    before = examined(source, cache)
-    path = source.folder / "g1_1.png"
-    stat = path.stat()
-    content = saved(scene("L", 40, 40), "PNG")
-    path.write_bytes(content.ljust(stat.st_size, b"\0"))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+def no_read(_: Source, name: str) -> bytes:
+    raise AssertionError(f"{name} was read again")
+
+
+@pytest.fixture
+def settled(source: Source, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    """What was seen first, with every file's stamp written down."""
+    monkeypatch.setattr(images, "SETTLED", -60)
+    return examined(source, cache)
+
+
+def test_what_is_unchanged_is_not_read_again(
+    source: Source, cache: Cache, settled: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Source, "read", no_read)
+    pd.testing.assert_frame_equal(examined(source, cache), settled)
+    pd.testing.assert_frame_equal(examined(source, cache), settled)
+
+
+def test_what_has_just_changed_is_read_again(
+    source: Source, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examined(source, cache)
+    monkeypatch.setattr(Source, "read", no_read)
+    with pytest.raises(AssertionError, match="was read again"):
+        examined(source, cache)
+
+
+@pytest.mark.parametrize("how", ["in place", "another file in its place", "a link to another"])
+def test_same_size_and_time_hide_no_change(
+    source: Source, cache: Cache, settled: pd.DataFrame, how: str
+) -> None:
+    file, other = (source.folder / name for name in source.table["file_name"][[0, 1]])
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    if how == "in place":
+        file.write_bytes(content)
+    elif how == "a link to another":
+        file.unlink()
+        file.symlink_to(other.resolve())
+    else:
+        new = file.with_name("new")
+        new.write_bytes(content)
+        new.replace(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = examined(source, cache)
-    changed = source.table["file_name"] == "g1_1.png"
-    assert (before["sha256"] != after["sha256"]).tolist() == changed.tolist()
-    assert (before["phash"] != after["phash"]).tolist() == changed.tolist()
+    assert (settled["sha256"] != after["sha256"]).tolist() == [True] + [False] * (len(after) - 1)
+    assert (
+        after["sha256"][0] == hashlib.sha256(source.read(source.table["file_name"][0])).hexdigest()
+    )
+
+
+def test_stamps_of_shards(tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "SETTLED", -60)
+    shards(tmp_path / "shards", range(6), PX)
+    found = examined(open_source(tmp_path / "shards"), cache)
+    assert found["sha256"].nunique() == 6
+    monkeypatch.setattr(Source, "read", no_read)
+    pd.testing.assert_frame_equal(examined(open_source(tmp_path / "shards"), cache), found)
 
 
 @pytest.mark.parametrize(("px", "limit"), [(64, LIMIT), (PX, 1599)])
@@ -421,11 +471,9 @@ def test_packing(cache: Cache) -> None:
     grey = look(saved(scene("L"), "PNG"), PX, LIMIT)
     colour = look(saved(scene("RGB"), "PNG"), PX, LIMIT)
     cache.add({"grey": grey, "colour": colour})
-    out = np.zeros((3, PX, PX, 3), np.uint8)
-    pack(out, ["colour", "grey", "colour"], [3, 1, 3], cache)
-    assert np.array_equal(out[0], pixels(colour))
-    assert np.array_equal(out[1], np.repeat(pixels(grey), 3, 2))
-    assert np.array_equal(out[2], out[0])
+    first, second, third = packed(["colour", "grey", "colour"], [3, 1, 3], 3, cache)
+    assert first == third == pixels(colour).tobytes()
+    assert second == np.repeat(pixels(grey), 3, 2).tobytes()
 
 
 KILLED = """
@@ -449,12 +497,10 @@ images.examine(source, cache, image_px=32, max_pixels=10**6)
 
 
 def test_a_killed_run_leaves_the_next_one_right(source: Source, tmp_path: Path) -> None:
-    def result(folder: Path) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
+    def result(folder: Path) -> tuple[pd.DataFrame, list[bytes]]:
         with closing(Cache(folder, PX, LIMIT)) as cache:
             table = examined(source, cache)
-            out = np.zeros((len(table), PX, PX, 1), np.uint8)
-            pack(out, table["sha256"], table["channels"], cache)
-        return table, out
+            return table, list(packed(table["sha256"], table["channels"], 1, cache))
 
     expected_table, expected_pixels = result(tmp_path / "undisturbed")
     draws = random.Random(0)

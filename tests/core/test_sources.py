@@ -355,10 +355,10 @@ def test_a_file_without_access_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     put(tmp_path, "cat/1.png")
     source = open_source(tmp_path)
 
-    def refuse(_: Path) -> bytes:
+    def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(Unreadable, match=r"cannot be read \(Permission denied\)"):
         source.read("cat/1.png")
 
@@ -381,7 +381,7 @@ def test_names_in_another_encoding_have_a_line(tmp_path: Path) -> None:
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path.parent / "x.png").write_bytes(picture())
     with pytest.raises(Unreadable, match="not a path inside the folder"):
-        locate(tmp_path, name)
+        locate(tmp_path, name, {})
 
 
 def test_links_are_followed_inside_the_folder_only(tmp_path: Path) -> None:
@@ -391,16 +391,16 @@ def test_links_are_followed_inside_the_folder_only(tmp_path: Path) -> None:
     (folder / "inside.png").symlink_to("1.png")
     (folder / "outside.png").symlink_to("../out.png")
     (folder / "all").symlink_to(tmp_path)
-    assert locate(folder, "inside.png").read_bytes() == picture()
+    assert locate(folder, "inside.png", {}).read_bytes() == picture()
     for name in ("outside.png", "all/out.png"):
         with pytest.raises(Unreadable, match="a link that leaves the folder"):
-            locate(folder, name)
+            locate(folder, name, {})
 
 
 def test_a_linked_folder_of_images_is_fine(tmp_path: Path) -> None:
     put(tmp_path / "real", "1.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert locate(tmp_path / "link", "1.png").read_bytes() == picture()
+    assert locate(tmp_path / "link", "1.png", {}).read_bytes() == picture()
 
 
 def test_names_that_are_the_same() -> None:
@@ -552,7 +552,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, parts: list[str]) -> No
         (folder / "up").symlink_to("..")
         (folder / "link.png").symlink_to("../out.png")
     try:
-        found = locate(folder, "/".join(parts))
+        found = locate(folder, "/".join(parts), {})
     except Unreadable:
         return
     assert found.is_file()

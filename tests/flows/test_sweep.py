@@ -90,6 +90,25 @@ def test_summary(tmp_path: Path) -> None:
     assert end.startswith("4 of 4 trials")
 
 
+def test_summary_by_model(tmp_path: Path) -> None:
+    study = STUDY.model_copy(
+        update={"models": {"small": "distill.student", "none": "x.y"}, "show": {"AUROC": "auroc"}}
+    )
+    results = Results(tmp_path, "s")
+    for trial in all_trials(study)[:3]:
+        row = {PARAMS: "", COMMIT: "", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.25}
+        results.add(trial, row, predicted(3.0, seed=0))
+    lines = summary(study, results).splitlines()
+    assert lines[0] == "| trial | runs | model | AUROC |"
+    assert lines[2:6] == [
+        "| one | 2 | small | 0.250 |", "| one | 2 | none | - |",
+        "| two | 1 | small | 0.250 |", "| two | 1 | none | - |",
+    ]  # fmt: skip
+    assert lines[7] == "| trial | over control | over one |"
+    assert [line.split(" | ")[0] for line in lines[9:11]] == ["| one", "| two"]
+    assert lines[-1].startswith("3 of 4 trials")
+
+
 SMALL = """
 question: Does it go on?
 target: validate

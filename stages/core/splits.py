@@ -15,6 +15,9 @@ Method = Literal["stratified_group", "hash", "column", "random"]
 
 # Where an image that stands in several splits may stay: what measures before what trains.
 RANK = {"train": 0, "val": 1, "test": 2}
+# With fewer images than this share in groups of several, a group is placed by its first image: to
+# weigh groups against each other takes as long as there are groups, and there is nothing to weigh.
+FEW = 0.05
 
 
 def _fold(
@@ -28,19 +31,23 @@ def _fold(
             f"{groups.nunique()} groups cannot be split into {folds} folds without tearing one "
             "apart; expected as many groups as folds: lower validate.folds or validate.val_folds"
         )
-    kind = StratifiedGroupKFold if grouped else StratifiedKFold
+    first = ~groups.duplicated()
+    weighed = grouped and (~first).sum() >= FEW * len(rows)
+    kind = StratifiedGroupKFold if weighed else StratifiedKFold
     splitter = kind(folds, shuffle=True, random_state=seed)
+    placed = rows[first] if grouped and not weighed else rows
     with warnings.catch_warnings():
         # A class with fewer images than folds; the suite says which class a split lacks.
         warnings.simplefilter("ignore")
         try:
-            pieces = list(splitter.split(rows, strata, groups))
+            pieces = list(splitter.split(placed, strata[placed], groups[placed]))
         except ValueError as error:
             raise DataError(
                 f"{len(rows)} images cannot be split into {folds} folds ({error}); "
                 "add images, or lower validate.folds or validate.val_folds"
             ) from None
-    return rows[pieces[index][1]]
+    found = placed[pieces[index][1]]
+    return rows[groups.isin(groups[found])] if grouped else found
 
 
 def _hashed(group: str, seed: int, salt: str) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.core import splits
 from stages.core.duplicates import Pairs
 from stages.core.errors import DataError
 from stages.core.splits import Method, assign, leaking
@@ -45,6 +46,31 @@ def test_groups_stay_whole(method: Method, seed: int) -> None:
     found = split(manifest, method, seed=seed)
     assert set(found) == {"train", "val", "test"}
     assert found.groupby(manifest["group"]).nunique().eq(1).all()
+
+
+def no_weighing(*_: Any, **__: Any) -> None:
+    raise AssertionError("groups were weighed against each other")
+
+
+@pytest.mark.parametrize("pairs", [0, 20])
+def test_where_hardly_any_image_has_company(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = made(groups=1000, most=1)
+    manifest.loc[manifest.index[-pairs:] if pairs else [], "group"] = manifest["group"][
+        :pairs
+    ].tolist()
+    monkeypatch.setattr(splits, "StratifiedGroupKFold", no_weighing)
+    places = [split(manifest, "stratified_group", fold=fold) for fold in range(4)]
+    assert ((np.stack(places) == "test").sum(0) == 1).all()
+    for found in places:
+        assert found.groupby(manifest["group"]).nunique().eq(1).all()
+        for _, stratum in found.groupby(manifest["label"] + manifest["domain"]):
+            assert abs((stratum == "test").sum() - len(stratum) / 4) <= 1 + pairs
+
+
+def test_many_in_company_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "StratifiedGroupKFold", no_weighing)
+    with pytest.raises(AssertionError, match="weighed"):
+        split(made(), "stratified_group")
 
 
 def test_random_tears_groups_and_keeps_the_strata() -> None:

@@ -8,6 +8,7 @@ Params: validate
 Run:    dvc repro validate
 """
 
+import dataclasses
 import json
 from contextlib import closing
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ class Paths(stage.Paths):
     quarantine: Path = stage.writes(even_on_failure=True)
     grid: Path = stage.writes()
     complaints: Path = stage.writes(even_on_failure=True)
+
+
+def keep_apart(source: Source, measured: list[str]) -> Source:
+    """`source` with those of its columns renamed that are called as what is measured."""
+    names = {name: f"given_{name}" for name in measured if name in source.table}
+    for old, new in names.items():
+        print(f"the metadata's column {old} is kept as {new}: {old} is measured", flush=True)
+    return dataclasses.replace(source, table=source.table.rename(columns=names))
 
 
 def find_classes(source: Source, params: Params) -> list[str]:
@@ -214,6 +223,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         shown: dict[str, list[NDArray[np.uint8]]] = {}
         try:
             look = examine(source, cache, image_px=params.image_px, max_pixels=max_pixels)
+            source = keep_apart(source, list(look))
             classes = find_classes(source, params)
             own = load_expectations(paths.expectations, [*source.table, *look])
             table = accepted_images(source, look, classes, own, params, contract, quarantine)
@@ -263,7 +273,7 @@ def accepted_images(
     quarantine: Quarantine,
 ) -> pd.DataFrame:
     """The manifest of the images that are fit for use. Raises: DataError."""
-    table = source.table.drop(columns=[c for c in look if c in source.table]).join(look)
+    table = source.table.join(look)
     for row, reason in same_names(table["file_name"]).items():
         table.loc[row, "problem"] = reason
     unlabelled = (table["problem"] == "") & (table["label"] == "")

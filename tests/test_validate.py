@@ -28,6 +28,7 @@ from tests.front_door import (
     copied,
     cut,
     edit,
+    list_again,
     listed,
     manifest,
     metrics,
@@ -400,6 +401,18 @@ def test_classes_that_are_numbers(tmp_path: Path, image_folder: MakeFolder) -> N
     data = load_dataset(out / "validated")
     assert data.classes == ["0", "1"]
     assert np.bincount(data.labels).tolist() == [24, 24]
+
+
+def test_columns_called_as_what_is_measured_are_kept(
+    tmp_path: Path, image_folder: MakeFolder
+) -> None:
+    image_folder()
+    table = listed(tmp_path)
+    list_again(tmp_path, table.assign(width=7, sharpness="much"))
+    found = manifest(run(tmp_path))
+    assert (found["width"] == "40").all()
+    assert (found["given_width"] == "7").all()
+    assert (found["given_sharpness"] == "much").all()
 
 
 def test_near_duplicates_share_a_split(

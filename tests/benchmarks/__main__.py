@@ -10,10 +10,13 @@ from pathlib import Path
 
 from tests.benchmarks import (
     bench_decode,
+    bench_distill,
     bench_memory,
+    bench_pipeline,
     bench_revalidate,
     bench_shards,
     bench_suite,
+    bench_transfer,
     record,
 )
 
@@ -27,6 +30,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": bench_memory.run,
     "suite": bench_suite.run,
     "shards": bench_shards.run,
+    "distill": bench_distill.run,
+    "transfer": bench_transfer.run,
+    "pipeline": bench_pipeline.run,
 }
 
 

@@ -1,15 +1,23 @@
 """The project's own stages, run in this process on folders of our choice."""
 
+import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from stages import validate
+from stages.core import stage
+from stages.core.data import Dataset, load_dataset
 from stages.core.params import Section, load_section
 from stages.core.runtime import Resources
 from tests.benchmarks.record import quiet
 
 Kind = TypeVar("Kind", bound=Section)
+SomePaths = TypeVar("SomePaths", bound=stage.Paths)
+VALIDATED, TEACHER = Path("data/validated"), Path("data/models/teacher")
 
 
 def section(name: str, kind: type[Kind], **changed: object) -> Kind:
@@ -46,3 +54,22 @@ def validate_stage(where: validate.Paths, **changed: object) -> None:
     params = section("validate", validate.Params, **changed)
     with quiet():
         validate.run(params, paths=where, resources=resources())
+
+
+def work_paths(kind: type[SomePaths], root: Path) -> SomePaths:
+    """A stage's paths on the default run's data: what it writes, and its caches, below `root`."""
+    known = {"validated": VALIDATED, "weights": Path("data/weights")}
+    options = {name: known.get(name, root / name) for name in kind.options()}
+    return kind(scratch=root / "scratch", **options)
+
+
+def default_run(share: float = 1.0) -> Dataset:
+    """The default run's data, with about this share of its training images: whole groups."""
+    if not (VALIDATED.exists() and TEACHER.exists()):
+        sys.exit("error: this benchmark needs the default run's data and teacher: `make run` first")
+    data = load_dataset(VALIDATED)
+    train = data.splits == "train"
+    groups = np.unique(data.groups[train])
+    kept = groups[np.linspace(0, len(groups) - 1, max(round(share * len(groups)), 1)).astype(int)]
+    splits = np.where(train & ~np.isin(data.groups, kept), "left out", data.splits)
+    return dataclasses.replace(data, splits=splits)

@@ -1,0 +1,232 @@
+"""Distillation on cached views against loops that run the teacher in every step.
+
+All train the project's student from the same start, with its params but for the number of epochs,
+on a quarter of the default run's training modules, and are judged on all of its test images.
+
+- cached, the project's way: the teacher's logits of VIEWS views, once, what the student's frozen
+  layers make of them, once, then the epochs; all of that counts;
+- live: the same loop, but teacher and frozen layers run in every step, on a new view every epoch;
+- torchdistill, from the package registry: its DistillationBox with KDLoss on the same networks and
+  packed images, its usual DataLoader with two workers, the same optimizer and schedule.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import RandomSampler
+from torchdistill.core.distillation import DistillationBox
+
+from stages import distill
+from stages.core import metrics
+from stages.core.checkpoint import Checkpoint
+from stages.core.data import Dataset
+from stages.core.fit import WARM_UP, fit
+from stages.core.inference import logits_of, run_batched
+from stages.core.nets import Ensemble, Net, load_teacher
+from stages.core.prefix import Prefix
+from stages.core.student import distillation_loss, validation
+from stages.core.targets import Targets, load_targets, save_targets
+from stages.core.views import Views
+from stages.core.weights import load_weights
+from tests.benchmarks.project import TEACHER, default_run, resources, section, work_paths
+from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
+
+SHARE, VIEWS, EPOCHS, ROUNDS = 0.25, 4, 24, 3
+
+
+class Live(Targets):
+    """A teacher that is asked in every step."""
+
+    teacher: Ensemble
+
+    @classmethod
+    def asked(cls, teacher: Ensemble, views: Views, count: int) -> "Live":
+        """`count` views, none of them known beforehand."""
+        nothing = np.empty((0, len(teacher.spec.classes)), np.float32)
+        made = cls(views, count, nothing, torch.empty(0), None, np.empty(0, np.int64))
+        object.__setattr__(made, "teacher", teacher)
+        return made
+
+    def logits(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = self.teacher(self.views.batch(rows, view))
+        return found
+
+
+class RandomViews(TorchDataset[tuple[torch.Tensor, int]]):
+    """Training images as torchdistill wants them: one at a time, another view each time."""
+
+    def __init__(self, data: Dataset, views: Views) -> None:
+        self.data, self.views, self.rows = data, views, data.rows("train")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.rows[index : index + 1]
+        one = Views(self.data.pixels[row], int(torch.randint(2**31, ())), self.views.jitter)
+        return one.batch(np.array([0]), 0)[0], int(self.data.labels[row[0]])
+
+
+class Distillation:
+    """The student's training, in three ways; `seed` differs from round to round."""
+
+    def __init__(self, work: Path, data: Dataset, epochs: int) -> None:
+        self.work, self.data, self.seed = work, data, 0
+        params = section("distill", distill.Params)
+        recipe = params.recipe.model_copy(update={"epochs": epochs})
+        self.params = params.model_copy(update={"recipe": recipe})
+        self.teacher = load_teacher(TEACHER)
+        self.views = Views(data.pixels, seed=2, jitter=0.2)
+        weights = work_paths(distill.Paths, work).weights
+        self.weights = load_weights(params.backbone, params.weights, weights)
+        self.accuracies: dict[str, list[float]] = {}
+
+    def _seconds(self, name: str, train: Callable[[Path], Net]) -> float:
+        """Time one way, and measure what it has trained."""
+        net: list[Net] = []
+        with tempfile.TemporaryDirectory(dir=self.work) as folder, quiet():
+            found = seconds(lambda: net.append(train(Path(folder))))
+        test = self.data.rows("test")
+        logits = logits_of(net[0], self.views.plain, test)
+        figures = metrics.classification(logits, self.data.labels[test], self.data.classes)
+        accuracy = figures["accuracy"]
+        assert isinstance(accuracy, float)
+        self.accuracies.setdefault(name, []).append(100 * accuracy)
+        return found
+
+    def _untrained(self, folder: Path, targets: Targets) -> Net:
+        paths = work_paths(distill.Paths, folder)
+        how = (self.params, paths, self.data, targets, self.weights, resources())
+        return distill.Trainer(*how).untrained(self.seed)
+
+    def _targets(self, folder: Path) -> Targets:
+        """What the targets stage makes."""
+        train = self.data.rows("train")
+        logits = [
+            run_batched(
+                self.teacher, lambda rows, v=view: self.views.batch(rows, v), train,
+                torch.device("cpu"),
+            )
+            for view in range(VIEWS)
+        ]  # fmt: skip
+        plain = np.zeros((len(self.data.labels), len(self.data.classes)), np.float32)
+        save_targets(folder, self.views, np.stack(logits), plain, None)
+        return load_targets(folder, self.data)
+
+    def _fit(self, folder: Path, targets: Targets, most_gb: float) -> Net:
+        net, recipe = self._untrained(folder, targets), self.params.recipe
+        train, val = self.data.rows("train"), self.data.rows("val")
+        views = min(targets.count, recipe.epochs)
+        prefix = Prefix(
+            net, targets.views, train, views, folder / "kept", plain=val, most_gb=most_gb
+        )
+        fit(
+            net,
+            distillation_loss(self.data, targets, prefix, self.params),
+            train,
+            recipe,
+            seed=self.seed,
+            evaluate=validation(self.data, prefix),
+            checkpoint=Checkpoint(folder, "net"),
+            what="student",
+        )
+        return net
+
+    def cached(self) -> float:
+        """Seconds of the project's way; a new seed."""
+        self.seed += 1
+        return self._seconds("cached", lambda at: self._fit(at, self._targets(at / "made"), 1e3))
+
+    def live(self) -> float:
+        """Seconds with a live teacher."""
+        asked = Live.asked(self.teacher, self.views, self.params.recipe.epochs)
+        return self._seconds("live", lambda at: self._fit(at, asked, 0.0))
+
+    def torchdistill(self) -> float:
+        """Seconds of torchdistill."""
+        return self._seconds("torchdistill", self._in_a_box)
+
+    def _in_a_box(self, folder: Path) -> Net:
+        params, recipe = self.params, self.params.recipe
+        torch.manual_seed(self.seed)
+        asked = Live.asked(self.teacher, self.views, recipe.epochs)
+        net = self._untrained(folder, asked)
+        images = RandomViews(self.data, self.views)
+        steps = recipe.epochs * -(-len(images) // recipe.batch_size)
+        both = {f"{who}_module_path": "." for who in ("student", "teacher")}
+        both |= {f"{who}_module_io": "output" for who in ("student", "teacher")}
+        loss = {"temperature": params.temperature, "alpha": 1 - params.alpha}
+        box = DistillationBox(
+            self.teacher,
+            net,
+            {"train": images},
+            {
+                "num_epochs": recipe.epochs,
+                "train_data_loader": {
+                    "dataset_id": "train",
+                    "sampler": {"class_or_func": RandomSampler},
+                    "kwargs": {"batch_size": recipe.batch_size, "num_workers": 2},
+                },
+                "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+                "student": {"forward_proc": "forward_batch_only"},
+                "optimizer": {
+                    "key": "AdamW",
+                    "kwargs": {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+                },
+                "scheduler": {
+                    "key": "OneCycleLR",
+                    "kwargs": {
+                        "max_lr": recipe.learning_rate, "total_steps": steps,
+                        "pct_start": WARM_UP,
+                    },
+                    "scheduling_step": 1,
+                },
+                "criterion": {
+                    "key": "WeightedSumLoss",
+                    "kwargs": {
+                        "sub_terms": {
+                            "kd": {
+                                "criterion": {"key": "KDLoss", "kwargs": {**both, **loss}},
+                                "weight": 1.0,
+                            }
+                        }
+                    },
+                },
+            },
+            torch.device("cpu"), [], False, 1,
+        )  # fmt: skip
+        for epoch in range(recipe.epochs):
+            box.pre_epoch_process(epoch=epoch)
+            for shown, labels, more in box.train_data_loader:
+                box.pre_forward_process()
+                box.post_forward_process(box.forward_process(shown, labels, more))
+            box.post_epoch_process()
+        return net
+
+    def lost(self, other: str) -> float:
+        """Points of accuracy that the cached way loses against another, mean of the rounds."""
+        return float(np.mean(self.accuracies[other]) - np.mean(self.accuracies["cached"]))
+
+
+def run(work: Path, scale: float) -> list[Result]:
+    """Measure."""
+    epochs = max(round(EPOCHS * scale), 1)
+    made = Distillation(work, default_run(SHARE), epochs)
+    cached, *others = interleaved(ROUNDS, made.cached, made.live, made.torchdistill)
+    results = []
+    for name, other, goal in zip(("live", "torchdistill"), others, (3.0, None), strict=True):
+        what = f"{epochs} epochs of {len(made.data.rows('train'))} cells, {VIEWS} cached views"
+        results += [
+            Result(f"distill_{name}", f"{what}, targets included: {name} over them",
+                   ratios(other, cached), goal),
+            Result(f"distill_{name}_accuracy", f"{what}: accuracy lost against {name}",
+                   [made.lost(name)], goal and 0.5, unit="points"),
+        ]  # fmt: skip
+    print(f"  accuracies in per cent: {made.accuracies}", flush=True)
+    return results

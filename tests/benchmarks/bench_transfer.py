@@ -1,0 +1,111 @@
+"""Transfer learning with what is frozen computed once, against computing it in every epoch.
+
+- probe: a logistic regression on frozen features, against a linear layer that learns for 20 epochs
+  behind the frozen backbone;
+- prefix: fine-tuning the teacher above a freeze boundary, on four views, from stored activations,
+  against running the frozen layers in every step. Storing them counts. How much there is to win
+  depends on the boundary: what lies above it must be run forwards and backwards in any case, which
+  bounds the ratio; so it is measured for two of them, the project's and one that leaves only the
+  top two layer groups to learn.
+
+On a part of the default run's training modules.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from stages import teacher
+from stages.core.checkpoint import Checkpoint
+from stages.core.data import Dataset
+from stages.core.fit import fit
+from stages.core.nets import Net, batched
+from stages.core.prefix import Prefix
+from tests.benchmarks.project import default_run, resources, section, work_paths
+from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
+
+SHARE, PROBE_EPOCHS, EPOCHS, VIEWS, ROUNDS = 0.1, 20, 24, 4, 3
+
+
+class Transfer:
+    """One network's transfer, in the project's ways and in the plain ones."""
+
+    def __init__(self, work: Path, data: Dataset) -> None:
+        self.work, self.data = work, data
+        params = section("teacher", teacher.Params, dropout=0.0)
+        paths = work_paths(teacher.Paths, work)
+        self.trainer = teacher.Trainer(params, paths, data, resources())
+        self.train = data.rows("train")
+
+    def probe(self) -> float:
+        """Seconds of the project's probe."""
+        return seconds(lambda: self.trainer.probe(0))
+
+    def plain_probe(self) -> float:
+        """Seconds of a linear layer's training, the backbone run in every step."""
+        net = self.trainer.probe(0)
+        views, labels = self.trainer.views, torch.from_numpy(self.data.labels)
+        optimizer = torch.optim.AdamW(net.head.parameters(), 1e-3)
+
+        def epochs() -> None:
+            for _ in range(PROBE_EPOCHS):
+                for rows in batched(self.train, 32):
+                    with torch.no_grad():
+                        features = net.features(views.plain(rows))
+                    optimizer.zero_grad()
+                    F.cross_entropy(net.head(features), labels[rows]).backward()
+                    optimizer.step()
+
+        return seconds(epochs)
+
+    def tune(self, net: Net, epochs: int, frozen: int, most_gb: float) -> float:
+        """Seconds of fine-tuning above the lowest `frozen` layer groups."""
+        net.freeze_lowest(frozen)
+        recipe = self.trainer.params.recipe.model_copy(update={"epochs": epochs})
+
+        def train(folder: Path) -> None:
+            prefix = Prefix(
+                net, self.trainer.views, self.train, VIEWS, folder / "kept",
+                plain=self.train[:1], most_gb=most_gb,
+            )  # fmt: skip
+            loss = self.trainer.params.loss(self.data, prefix, VIEWS, 0)
+            fit(
+                net,
+                loss,
+                self.train,
+                recipe,
+                seed=0,
+                evaluate=lambda _: {},
+                checkpoint=Checkpoint(folder, "net"),
+                what="fine-tuning",
+            )
+
+        with tempfile.TemporaryDirectory(dir=self.work) as folder, quiet():
+            return seconds(lambda: train(Path(folder)))
+
+
+def run(work: Path, scale: float) -> list[Result]:
+    """Measure."""
+    made = Transfer(work, default_run(SHARE))
+    epochs = max(round(EPOCHS * scale), 1)
+    with quiet():
+        groups = len(made.trainer.probe(0).layer_groups())
+    few = made.trainer.params.frozen_groups
+    results = []
+    for name, frozen in (("prefix", groups - 2), ("prefix_default", few)):
+
+        def tune(most_gb: float, frozen: int = frozen) -> float:
+            with quiet():
+                net = made.trainer.probe(0)
+            return made.tune(net, epochs, frozen, most_gb)
+
+        slow, fast = interleaved(ROUNDS, lambda: tune(0.0), lambda: tune(1e3))
+        what = f"fine-tuning for {epochs} epochs, {frozen} of {groups} layer groups frozen"
+        results.append(
+            Result(name, f"{what}: run in every step over stored", ratios(slow, fast), 3.0)
+        )
+    slow, fast = interleaved(ROUNDS, made.plain_probe, made.probe)
+    what = f"probe: {PROBE_EPOCHS} epochs behind the frozen backbone over features computed once"
+    return [*results, Result("probe", what, ratios(slow, fast), 10.0)]

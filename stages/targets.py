@@ -1,6 +1,7 @@
 """The teacher's logits: for seeded views of the training images, and for every image as it is.
 
-Computed once; a student that learns from them never waits for the teacher, and sees the very same
+Computed once, above what the teacher's frozen layers make of the views, which the student shares if
+it has the same; a student that learns from them never waits for the teacher, and sees the very same
 views (Beyer et al. 2022, arXiv 2106.05237: the function has to match, not just the labels).
 
 Reads:  data/validated/, data/models/teacher/
@@ -16,17 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from stages.core import metrics, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import load_dataset
-from stages.core.inference import run_batched
-from stages.core.nets import Ensemble, load_teacher
+from stages.core.inference import BATCH, run_batched
+from stages.core.nets import Ensemble, batched, load_teacher
 from stages.core.params import Section
+from stages.core.prefix import Prefix
 from stages.core.progress import Progress
 from stages.core.runtime import Resources
 from stages.core.targets import save_targets
 from stages.core.views import Views
+
+Rows = NDArray[np.int64]
 
 
 class Params(Section):
@@ -44,33 +49,33 @@ class Paths(stage.Paths):
 
     validated: Path = stage.reads()
     teacher: Path = stage.reads()
+    cache: Path = stage.keeps()
     targets: Path = stage.writes()
     metrics: Path = stage.writes()
 
 
-def _one_view(
-    teacher: Ensemble,
-    views: Views,
-    rows: NDArray[np.int64],
-    view: int,
-    params: Params,
-    progress: Progress,
-) -> dict[str, torch.Tensor]:
-    """Logits (n, K) and, if they are wanted, features (n, G) as float16, else (n, 0)."""
-    members = teacher.each()
+def ask(
+    teacher: Ensemble, prefixes: list[Prefix], rows: Rows, view: int, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """What the teacher says of one view of images.
 
-    def compute(images: torch.Tensor) -> torch.Tensor:
-        features = [m.head.standardize(m.features(images)) for m in members]
-        logits = [m.head.linear(f) for m, f in zip(members, features, strict=True)]
-        mean = torch.stack(logits).mean(0)
-        return torch.cat([mean, *features], 1) if params.features else mean
+    Args:
+        prefixes: one for each of its networks.
 
-    device = next(teacher.parameters()).device
-    found = torch.from_numpy(
-        run_batched(compute, lambda rows: views.batch(rows, view), rows, device, progress=progress)
-    )
-    classes = len(teacher.spec.classes)
-    return {"logits": found[:, :classes], "features": found[:, classes:].half()}
+    Returns: logits (n, K), and the standardised features (n, G) of all its networks as float16.
+    """
+    logits, features = [], []
+    with torch.inference_mode():
+        for batch in batched(rows, BATCH):
+            found = [
+                member.head.standardize(prefix.features(member, batch, view))
+                for member, prefix in zip(teacher.each(), prefixes, strict=True)
+            ]
+            each = [m.head.linear(x) for m, x in zip(teacher.each(), found, strict=True)]
+            logits.append(torch.stack(each).mean(0).float().cpu())
+            features.append(torch.cat(found, 1).half().cpu())
+            progress.step(len(batch))
+    return torch.cat(logits), torch.cat(features)
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -80,18 +85,26 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     teacher = load_teacher(paths.teacher).to(device)
     views = Views(data.pixels, params.seed, params.jitter)
     train, everything = data.rows("train"), np.arange(len(data.labels))
+    prefixes = [
+        Prefix(
+            member, views, train, params.views, paths.cache,
+            plain=train[:0], most_gb=resources.cache_gb,
+        )
+        for member in teacher.each()
+    ]  # fmt: skip
 
     kept = Checkpoint(paths.scratch, "views")
-    done: list[dict[str, torch.Tensor]] = kept.load() or []
+    done: list[dict[str, Tensor]] = kept.load() or []
     total = params.views * len(train) + len(everything)
     progress = Progress("teacher logits", total, done=len(done) * len(train))
     for view in range(len(done), params.views):
-        done.append(_one_view(teacher, views, train, view, params, progress))
+        said, features = ask(teacher, prefixes, train, view, progress)
+        done.append({"logits": said, "features": features if params.features else said[:0]})
         kept.save(done)
     plain = run_batched(teacher, views.plain, everything, device, progress=progress)
     logits = torch.stack([found["logits"] for found in done]).numpy()
-    features = torch.stack([found["features"] for found in done]).numpy()
-    save_targets(paths.targets, views, logits, plain, features if params.features else None)
+    features = torch.stack([found["features"] for found in done])
+    save_targets(paths.targets, views, logits, plain, features.numpy() if params.features else None)
     report.write_metrics(
         paths.metrics,
         {

@@ -37,6 +37,7 @@ class NetSpec(BaseModel):
         image_px, channels: the images that go in.
         reduce: the image is averaged over reduce x reduce pixels at the door.
         mean, std: of RGB values in 0 to 1, as the backbone was pretrained with.
+        frozen_groups: layer groups, from the image upwards, that training has left alone.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +52,7 @@ class NetSpec(BaseModel):
     reduce: int
     mean: list[float]
     std: list[float]
+    frozen_groups: int = 0
 
 
 # timm's own channel and depth multipliers of the one family that can be made thinner here.
@@ -222,10 +224,11 @@ class Net(nn.Module):
         return [group for group in kept if group]
 
     def freeze_lowest(self, groups: int) -> None:
-        """Stop the lowest layer groups from learning."""
-        for group in self.layer_groups()[:groups]:
+        """Stop the lowest layer groups from learning, and those alone."""
+        self.spec = self.spec.model_copy(update={"frozen_groups": groups})
+        for number, group in enumerate(self.layer_groups()):
             for parameter in group:
-                parameter.requires_grad_(False)
+                parameter.requires_grad_(number >= groups)
 
 
 class Ensemble(nn.Module):
@@ -370,10 +373,11 @@ def save_net(folder: Path, net: Net) -> None:
 
 
 def load_net(folder: Path, *, dropout: float = 0.0) -> Net:
-    """The network of a model folder, in evaluation mode."""
+    """The network of a model folder, in evaluation mode; what was frozen is so again."""
     spec = NetSpec.model_validate_json((folder / "config.json").read_text())
     net = Net(spec, dropout=dropout)
     net.load_state_dict(load_file(folder / "model.safetensors"))
+    net.freeze_lowest(spec.frozen_groups)
     return net.to(memory_format=torch.channels_last).eval()
 
 

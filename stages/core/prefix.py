@@ -1,7 +1,7 @@
 """What a network's frozen layers make of seeded views: computed once, then read from disk.
 
-Student, control and refinement share frozen layers and views, so they share these files too. They
-are a cache outside DVC: their name is a hash of all that they depend on.
+The teacher that is asked, student, control and refinement share frozen layers and views, and so
+these files too. They are a cache outside DVC: their name is a hash of all that they depend on.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Prefix:
         if not processes.rank():
             self._folder.mkdir(parents=True, exist_ok=True)
             _only(folder, self._folder)
-        wanted = [(view, rows) for view in range(count)] + [(PLAIN, plain)]
+        wanted = [(view, rows) for view in range(count)] + [(PLAIN, plain)] * bool(len(plain))
         missing = [(view, r) for view, r in wanted if not self._file(view, r, "pooled").exists()]
         progress = Progress("frozen layers", sum(len(r) for _, r in missing)) if missing else None
         if not processes.rank():
@@ -166,8 +166,9 @@ def _bytes_each(net: Net, length: int) -> int:
 def _key(net: Net, length: int, views: Views) -> str:
     """Hash of the frozen links' weights, the images, and how views of them are made."""
     found = hashlib.md5()
+    read = net.backbone.feature_info.module_name()
     for name, module in net.links()[:length]:
-        found.update(name.encode())
+        found.update(f"{name} {name in read}".encode())
         for tensor in module.state_dict().values():
             found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     spec = net.spec

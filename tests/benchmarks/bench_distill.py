@@ -21,14 +21,15 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import RandomSampler
 from torchdistill.core.distillation import DistillationBox
 
-from stages import distill
+from stages import distill, targets
 from stages.core import metrics
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset
 from stages.core.fit import WARM_UP, fit
-from stages.core.inference import logits_of, run_batched
+from stages.core.inference import logits_of
 from stages.core.nets import Ensemble, Net, load_teacher
 from stages.core.prefix import Prefix
+from stages.core.progress import Progress
 from stages.core.student import distillation_loss, validation
 from stages.core.targets import Targets, load_targets, save_targets
 from stages.core.views import Views
@@ -100,35 +101,35 @@ class Distillation:
         self.accuracies.setdefault(name, []).append(100 * accuracy)
         return found
 
-    def _untrained(self, folder: Path, targets: Targets) -> Net:
+    def _untrained(self, folder: Path, known: Targets) -> Net:
         paths = work_paths(distill.Paths, folder)
-        how = (self.params, paths, self.data, targets, self.weights, resources())
+        how = (self.params, paths, self.data, known, self.weights, resources())
         return distill.Trainer(*how).untrained(self.seed)
 
     def _targets(self, folder: Path) -> Targets:
-        """What the targets stage makes."""
-        train = self.data.rows("train")
+        """What the targets stage makes, but for the images as they are."""
+        train, kept = self.data.rows("train"), folder.with_name("kept")
+        prefixes = [
+            Prefix(member, self.views, train, VIEWS, kept, plain=train[:0], most_gb=1e3)
+            for member in self.teacher.each()
+        ]
+        progress = Progress("teacher logits", VIEWS * len(train))
         logits = [
-            run_batched(
-                self.teacher, lambda rows, v=view: self.views.batch(rows, v), train,
-                torch.device("cpu"),
-            )
+            targets.ask(self.teacher, prefixes, train, view, progress)[0].numpy()
             for view in range(VIEWS)
-        ]  # fmt: skip
+        ]
         plain = np.zeros((len(self.data.labels), len(self.data.classes)), np.float32)
         save_targets(folder, self.views, np.stack(logits), plain, None)
         return load_targets(folder, self.data)
 
-    def _fit(self, folder: Path, targets: Targets, most_gb: float) -> Net:
-        net, recipe = self._untrained(folder, targets), self.params.recipe
+    def _fit(self, folder: Path, known: Targets, most_gb: float) -> Net:
+        net, recipe = self._untrained(folder, known), self.params.recipe
         train, val = self.data.rows("train"), self.data.rows("val")
-        views = min(targets.count, recipe.epochs)
-        prefix = Prefix(
-            net, targets.views, train, views, folder / "kept", plain=val, most_gb=most_gb
-        )
+        views = min(known.count, recipe.epochs)
+        prefix = Prefix(net, known.views, train, views, folder / "kept", plain=val, most_gb=most_gb)
         fit(
             net,
-            distillation_loss(self.data, targets, prefix, self.params),
+            distillation_loss(self.data, known, prefix, self.params),
             train,
             recipe,
             seed=self.seed,

@@ -68,6 +68,24 @@ def test_nothing_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(first.inputs(TRAIN, 1)[0], again.inputs(TRAIN, 1)[0])
 
 
+def test_teacher_and_student_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = net(stages=[0, 1, 2])
+    nets.save_teacher(tmp_path / "teacher", [teacher])
+    (loaded,) = nets.load_teacher(tmp_path / "teacher").each()
+    assert loaded.frozen_links() == teacher.frozen_links() > 0
+    first = stored(loaded, tmp_path / "kept")
+    monkeypatch.setattr(Prefix, "_compute", None)
+    student = net()
+    again = stored(student, tmp_path / "kept")
+    with torch.inference_mode():
+        assert torch.equal(again.inputs(TRAIN, 1)[0], first.inputs(TRAIN, 1)[0])
+
+
+def test_other_stages_are_read_anew(tmp_path: Path) -> None:
+    one, two = (stored(net(stages=stages), tmp_path) for stages in ([0, 1], [1]))
+    assert one.inputs(TRAIN, 1)[1].shape[1] > two.inputs(TRAIN, 1)[1].shape[1] == 0
+
+
 def test_other_weights_or_views_are_computed_anew(tmp_path: Path) -> None:
     stored(net(), tmp_path)
     changed = net()

@@ -16,7 +16,7 @@ import networkx as nx
 from dvc.repo import Repo
 from dvc.stage import Stage
 
-from stages.core.errors import AtelierError
+from stages.core.errors import AtelierError, ParamsError
 from stages.core.lock import HOLDER
 
 Outcome = Literal["unchanged", "restored", "ran"]
@@ -66,6 +66,19 @@ class Graph:
         place = {stage: (i, stage.addressing) for i, stage in enumerate(self._repo.index.stages)}
         ordered = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
         self.nodes = [_node(stage, graph) for stage in ordered if stage in upstream]
+        self._check_inputs(upstream)
+
+    def _check_inputs(self, stages: set[Stage]) -> None:
+        """Raises: ParamsError for an input that is not there and that no stage makes."""
+        made = [Path(out.fs_path) for stage in self._repo.index.stages for out in stage.outs]
+        for path in sorted({Path(dep.fs_path) for stage in stages for dep in stage.deps}):
+            by_a_stage = any(path.is_relative_to(out) or out.is_relative_to(path) for out in made)
+            if not path.exists() and not by_a_stage:
+                raise ParamsError(
+                    f"{path.relative_to(self.root)}: no such file or folder, and no stage makes "
+                    "it; if it should be your images, put them there, or set data.dir to where "
+                    "they are"
+                )
 
     def is_unchanged(self, name: str) -> bool:
         """Whether DVC would do nothing for this stage: a tenth of a second, no child process."""

@@ -70,7 +70,7 @@ def train(options: Options = Options()) -> State[Any]:  # noqa: B008 (gives the 
     if bad:
         return Failed(message="\n".join(f"{name}: {state.message}" for name, state in bad.items()))
     cached = sum(state.name == "Cached" for state in states.values())
-    return Completed(message=f"{len(states) - cached} stages ran, {cached} were up to date")
+    return Completed(message=f"stages run: {len(states) - cached}, up to date: {cached}")
 
 
 def prepared(overlay: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def _dvc(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
+    subprocess.run(command, check=True, cwd=folder)
+
+
 def _copy_sources(root: Path, workspace: Path) -> None:
     """Bring the workspace's files to the state of the working tree, uncommitted edits included."""
     there = set(_git(root, "ls-files", "-coz", "--exclude-standard").split("\0")) - {""}
@@ -72,11 +78,16 @@ def prepare(
         kept: where what stages keep from run to run lies, when not in the workspace; for
             workspaces that run one after the other.
 
+    Tracked data comes as it is now in the project, where DVC takes note of it.
+
     Raises: ParamsError for a key that params.yaml does not have.
     """
     yaml = YAML()
     values = yaml.load(root / "params.yaml")
     merge(values, changes, source=source)
+    for tracked in root.glob("data/*.dvc"):
+        if tracked.with_suffix("").exists():
+            _dvc(root, "commit", "--force", str(tracked))
     if not (at / ".git").exists():
         _git(root, "worktree", "prune")
         _git(root, "worktree", "add", "--quiet", "--detach", str(at), "HEAD")
@@ -93,7 +104,7 @@ def prepare(
             if not place.is_symlink():
                 place.symlink_to(kept / name)
     for tracked in at.glob("data/*.dvc"):
-        subprocess.run(["dvc", "checkout", "--quiet", str(tracked)], check=True, cwd=at)
+        _dvc(at, "checkout", str(tracked))
     return at
 
 

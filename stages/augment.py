@@ -24,8 +24,8 @@ from stages.core import gan, metrics, pictures, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, Split, load_dataset
 from stages.core.errors import TrainingDiverged
-from stages.core.inference import run_batched
-from stages.core.nets import build, load_teacher
+from stages.core.inference import BATCH, run_batched
+from stages.core.nets import batched, build, load_teacher
 from stages.core.params import Section
 from stages.core.progress import Progress
 from stages.core.resize import resize
@@ -210,7 +210,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     teacher = load_teacher(paths.teacher).to(device)
     train = data.rows("train")
     scarce = int(np.bincount(data.labels[train]).argmin())
-    small = resize(torch.from_numpy(np.asarray(data.pixels)), params.image_px)
+    pieces = batched(np.arange(len(data.labels)), BATCH)
+    small = torch.cat([resize(torch.from_numpy(data.pixels[p]), params.image_px) for p in pieces])
 
     generator, curves = train_gan(
         small[train],

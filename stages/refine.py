@@ -176,7 +176,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             ),
         },
     )
-    print(f"synthetic images {'accepted' if accepted else 'left out'}: {on_val}", flush=True)
+    shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in on_val.items())
+    verdict = "accepted" if accepted else "left out"
+    print(f"synthetic images {verdict}; AUROC on validation: {shown}", flush=True)
 
 
 if __name__ == "__main__":

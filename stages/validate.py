@@ -160,7 +160,7 @@ def split(
         table = table.assign(group=join_groups(groups.to_numpy(object), pairs))
     joined = int(groups.nunique() - table["group"].nunique())
     if joined:
-        print(f"{joined} groups joined with others that have near duplicates of them", flush=True)
+        print(f"groups joined with others that have near duplicates of them: {joined}", flush=True)
     where = {"folds": params.folds, "fold": params.fold, "val_folds": params.val_folds}
     table = table.assign(split=assign(table, method, **where, seed=params.seed))
     leaks = leaking(table, pairs)
@@ -244,6 +244,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             pictures.grid(paths.complaints, {"left out": left_out, **shown})
         pixels = save(split_table, classes, paths, params, cache)
         cache.keep_only(set(look["sha256"]))
+    if left := len(look) - len(pixels):
+        print(f"images left out: {left}; quarantine.csv has the reasons", flush=True)
     print(f"{len(pixels)} images fulfil {len(contract.outcomes)} expectations", flush=True)
     figures = {
         "images": len(split_table),

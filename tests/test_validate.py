@@ -421,7 +421,7 @@ def test_near_duplicates_share_a_split(
     image_folder()
     near_copy(tmp_path)
     out = run(tmp_path)
-    assert "1 groups joined with others that have near duplicates" in capsys.readouterr().out
+    assert "near duplicates of them: 1" in capsys.readouterr().out
     groups = manifest(out).set_index("file_name")["group"]
     assert groups["g1_1.png"] == groups["g2_3.png"] == "g1+g2"
     assert metrics(out)["duplicates"] == {

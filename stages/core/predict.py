@@ -81,9 +81,10 @@ class Model:
 
 def main() -> None:
     """Print one line an image: its class, the probability, the file."""
-    files = [Path(argument) for argument in sys.argv[1:]]
-    if not files:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
         sys.exit(__doc__)
+    files = [Path(argument) for argument in arguments]
     model = Model(Path(__file__).with_name("model.onnx"))
     for file in files:
         try:

@@ -24,7 +24,7 @@ from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, load_dataset
 from stages.core.errors import ParamsError
 from stages.core.fit import Recipe, fit
-from stages.core.inference import BATCH, logits_of, run_batched
+from stages.core.inference import BATCH, features_of, logits_of
 from stages.core.nets import Net, batched, build, count_macs, count_parameters, save_net
 from stages.core.prefix import Prefix
 from stages.core.runtime import Resources
@@ -100,7 +100,7 @@ class Trainer:
         train = self.data.rows("train")
         if not net.frozen_statistics:
             update_bn((images(rows) for rows in batched(train, BATCH)), net, self.device)
-        features = run_batched(net.features, images, train, self.device)
+        features = features_of(net, images, train)
         net.head.fit_statistics(torch.from_numpy(features).to(self.device))
         net.freeze_lowest(params.frozen_groups)
         return net

@@ -30,7 +30,7 @@ from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, load_dataset
 from stages.core.errors import DataError
 from stages.core.fit import Loss, Recipe, fit
-from stages.core.inference import logits_of, run_batched
+from stages.core.inference import features_of, logits_of
 from stages.core.nets import Ensemble, Net, build, count_macs, count_parameters, save_teacher
 from stages.core.prefix import Prefix
 from stages.core.progress import Progress
@@ -120,7 +120,7 @@ def fit_probe(net: Net, data: Dataset, rows: Rows, c: float) -> None:
     """
     progress = Progress("frozen features", len(rows))
     plain = Views(data.pixels, seed=0, jitter=0).plain
-    found = run_batched(net.features, plain, rows, net.mean.device, progress=progress)
+    found = features_of(net, plain, rows, progress=progress)
     features = torch.from_numpy(found).to(net.mean.device)
     net.head.fit_statistics(features)
     regression = LogisticRegression(C=c, max_iter=3000)

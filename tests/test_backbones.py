@@ -78,6 +78,8 @@ def test_builds_freezes_trains_and_exports(
     assert frozen
     same = {n for n in trained if n in state and torch.equal(trained[n], state[n])}
     assert {n for n in frozen if n != "pos_embed"} <= same
+    # BatchNorm keeps its own, trained layers' too.
+    assert {n for n, _ in member.backbone.model.named_buffers()} & set(state) <= same
     assert not {n for n, _ in member.backbone.model.named_parameters()} <= same
 
     export(member, tmp_path / "model.onnx", temperature=1.0, metadata={})

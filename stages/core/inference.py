@@ -32,6 +32,19 @@ def run_batched(
     return np.concatenate(out)
 
 
+def features_of(
+    net: Net,
+    images: Callable[[NDArray[np.int64]], Tensor],
+    rows: NDArray[np.int64],
+    *,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Features (len(rows), F) of the given images."""
+    net.eval()
+    device = next(net.parameters()).device
+    return run_batched(net.features, images, rows, device, progress=progress)
+
+
 def logits_of(
     net: Net, images: Callable[[NDArray[np.int64]], Tensor], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:

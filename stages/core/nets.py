@@ -113,7 +113,7 @@ def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
     if stages[-1] not in names:
         return []
     links = links[: names.index(stages[-1]) + 1]
-    was_training = backbone.training
+    modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     try:
         with torch.inference_mode():
@@ -127,7 +127,8 @@ def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
     except (RuntimeError, ValueError, TypeError, AssertionError):
         same = False
     finally:
-        backbone.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     return links if same else []
 
 
@@ -300,6 +301,8 @@ def build(
     A thinner or shallower backbone takes a selection of the whole one's weights. Without weights,
     or with a selection, BatchNorm learns its statistics in training.
 
+    Returns: the network in evaluation mode: a forward pass changes nothing in it.
+
     Raises: ParamsError, Unavailable.
     """
     config = timm.models.get_pretrained_cfg(backbone)
@@ -330,7 +333,7 @@ def build(
         start = weights if whole else select_weights(weights, wanted)
         net.backbone.model.load_state_dict({name: start[name] for name in wanted})
     net.frozen_statistics = whole and weights is not None
-    return net.to(memory_format=torch.channels_last)
+    return net.to(memory_format=torch.channels_last).eval()
 
 
 def _at_this_size(weights: Weights, wanted: Weights, model: Any) -> Weights:

@@ -158,6 +158,7 @@ def _bytes_each(net: Net, length: int) -> int:
     """Size of one image's stored activations."""
     spec = net.spec
     shape = (1, spec.image_px, spec.image_px, spec.channels)
+    net.eval()
     with torch.inference_mode():
         x, _ = net.prefix(torch.zeros(shape, dtype=torch.uint8, device=net.mean.device), length)
     return 2 * x.numel()

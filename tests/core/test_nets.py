@@ -12,7 +12,10 @@ from timm.data import ImageNetInfo
 
 from stages.core import nets, weights
 from stages.core.errors import ParamsError, Unavailable
+from stages.core.inference import features_of
 from stages.core.nets import Net, count_macs, count_parameters, load_net, save_net
+from stages.core.prefix import Prefix
+from stages.core.views import Views
 from tests.conftest import dataset
 
 LITE = "tf_efficientnet_lite0"
@@ -48,6 +51,31 @@ def test_a_cut_network_computes_what_the_whole_one_does() -> None:
     with torch.inference_mode():
         a, b = whole.features(images), cut.features(images)
     assert torch.allclose(a[:, : b.shape[1]], b, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"width": 0.5}, {"weights": None}])
+def test_looking_at_images_changes_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
+    """BatchNorm's statistics, that is: no forward pass before the training may touch them."""
+    net = build([0, 1], **changes)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    data = dataset(px=64)
+    views, rows = Views(data.pixels, 0, 0), data.rows("train")
+    net.freeze_lowest(2)
+    net.links()
+    features_of(net, views.plain, rows)
+    Prefix(net, views, rows, 1, tmp_path, plain=rows[:0], most_gb=1)
+    count_macs(net)
+    net.links()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_finding_the_links_leaves_every_mode(training: bool) -> None:
+    net = build([0, 1])
+    net.train(training)
+    before = [module.training for module in net.modules()]
+    net.links()
+    assert [module.training for module in net.modules()] == before
 
 
 def test_a_new_head_says_nothing_yet() -> None:

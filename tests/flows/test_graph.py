@@ -13,6 +13,7 @@ import pytest
 from dvc.repo import Repo
 
 from flows.graph import Graph, StageFailed
+from stages.core.errors import ParamsError
 from tests.conftest import ROOT
 
 STAGE = """
@@ -143,3 +144,12 @@ def test_a_stage_dies_with_dvc(toy: Path) -> None:
     dvc.kill()
     dvc.wait(20)
     assert wait_for(lambda: not stage_processes(toy), seconds=10)
+
+
+def test_an_input_that_is_not_there_is_named(toy: Path) -> None:
+    (toy / "stage.py").unlink()
+    with pytest.raises(
+        ParamsError, match=r"^stage\.py: no such file or folder, and no stage makes"
+    ):
+        Graph(toy, "second")
+    assert [node.name for node in Graph(toy, "aside").nodes] == ["aside"]

@@ -41,11 +41,13 @@ class Transfer:
 
     def probe(self) -> float:
         """Seconds of the project's probe."""
-        return seconds(lambda: self.trainer.probe(0))
+        with quiet():
+            return seconds(lambda: self.trainer.probe(0))
 
     def plain_probe(self) -> float:
         """Seconds of a linear layer's training, the backbone run in every step."""
-        net = self.trainer.probe(0)
+        with quiet():
+            net = self.trainer.probe(0)
         views, labels = self.trainer.views, torch.from_numpy(self.data.labels)
         optimizer = torch.optim.AdamW(net.head.parameters(), 1e-3)
 

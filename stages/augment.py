@@ -24,8 +24,8 @@ from stages.core import gan, metrics, pictures, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, Split, load_dataset
 from stages.core.errors import TrainingDiverged
-from stages.core.inference import BATCH, run_batched
-from stages.core.nets import batched, build, load_teacher
+from stages.core.inference import BATCH, batched, run_batched
+from stages.core.nets import build, load_teacher
 from stages.core.params import Section
 from stages.core.progress import Progress
 from stages.core.resize import resize
@@ -97,7 +97,7 @@ def train_gan(
     average = copy.deepcopy(generator)
     players = {"generator": generator, "discriminator": discriminator, "average": average}
     for net in players.values():
-        net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(device).to(memory_format=torch.channels_last)
     optimizers = {
         name: torch.optim.Adam(
             players[name].parameters(), lr=params.learning_rate, betas=(0.0, 0.99)
@@ -141,7 +141,7 @@ def train_gan(
             r2 = gan.gradient_penalty(fake_score, fake_seen)
             total = loss_d + params.penalty_every * params.penalty / 2 * (r1 + r2)
         optimizers["discriminator"].zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(total)
         optimizers["discriminator"].step()
 
         real, y, z = batch()
@@ -155,7 +155,7 @@ def train_gan(
                 f"{params.learning_rate:g}) or raise augment.penalty (now {params.penalty:g})"
             )
         optimizers["generator"].zero_grad()
-        loss_g.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss_g)
         optimizers["generator"].step()
         # The average must not remember the first steps: its decay grows up to the parameter.
         gan.update_average(average, generator, min(params.average_decay, (1 + step) / (10 + step)))

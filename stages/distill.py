@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from torch.optim.swa_utils import update_bn
 
 from stages.core import metrics, pictures, predictions, report, stage
+from stages.core.adaptation import adapt_statistics
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, load_dataset
 from stages.core.errors import ParamsError
 from stages.core.fit import Recipe, fit
-from stages.core.inference import BATCH, features_of, logits_of
-from stages.core.nets import Net, batched, build, count_macs, count_parameters, save_net
+from stages.core.inference import logits_of
+from stages.core.nets import Net, build, count_macs, count_parameters, save_net
 from stages.core.prefix import Prefix
 from stages.core.runtime import Resources
 from stages.core.student import Lesson, distillation_loss, validation
@@ -42,6 +42,7 @@ class Params(Lesson):
     depth: float = Field(gt=0, le=1)
     stages: list[int] = Field(min_length=1)
     reduce: int = Field(ge=1, le=8)
+    own_statistics: float = Field(ge=0, le=1)
     frozen_groups: int = Field(ge=0)
     recipe: Recipe
     seeds: int = Field(ge=1, le=100)
@@ -86,7 +87,7 @@ class Trainer:
 
     def untrained(self, seed: int) -> Net:
         """A student of the given params, its head blank; the same for the same seed."""
-        params, images = self.params, self.targets.views.plain
+        params = self.params
         torch.manual_seed(seed)
         net = build(
             params.backbone,
@@ -98,10 +99,7 @@ class Trainer:
             reduce=params.reduce,
         ).to(self.device)
         train = self.data.rows("train")
-        if not net.frozen_statistics:
-            update_bn((images(rows) for rows in batched(train, BATCH)), net, self.device)
-        features = features_of(net, images, train)
-        net.head.fit_statistics(torch.from_numpy(features).to(self.device))
+        adapt_statistics(net, self.targets.views.plain, train, params.own_statistics)
         net.freeze_lowest(params.frozen_groups)
         return net
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from stages.core import metrics, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import load_dataset
-from stages.core.inference import BATCH, run_batched
-from stages.core.nets import Ensemble, batched, load_teacher
+from stages.core.inference import BATCH, batched, run_batched
+from stages.core.nets import Ensemble, load_teacher
 from stages.core.params import Section
 from stages.core.prefix import Prefix
 from stages.core.progress import Progress

@@ -30,10 +30,9 @@ from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, load_dataset
 from stages.core.errors import DataError
 from stages.core.fit import Loss, Recipe, fit
-from stages.core.inference import features_of, logits_of
+from stages.core.inference import logits_of
 from stages.core.nets import Ensemble, Net, build, count_macs, count_parameters, save_teacher
 from stages.core.prefix import Prefix
-from stages.core.progress import Progress
 from stages.core.runtime import Resources
 from stages.core.supervision import Supervision
 from stages.core.views import Views
@@ -50,6 +49,7 @@ class Params(Supervision):
     stages: list[int] = Field(min_length=1)
     mode: Literal["finetune", "feature_extraction"]
     members: int = Field(ge=1, le=100)
+    own_statistics: float = Field(ge=0, le=1)
     frozen_groups: int = Field(ge=0)
     views: int = Field(ge=1, le=1000)
     dropout: float = Field(ge=0, lt=1)
@@ -112,21 +112,19 @@ def task_of(data: Dataset, target_domain: str | None) -> Task:
     return found
 
 
-def fit_probe(net: Net, data: Dataset, rows: Rows, c: float) -> None:
-    """Make the head a logistic regression on the frozen features of plain images.
+def fit_probe(net: Net, features: NDArray[np.float32], labels: NDArray[np.int64], c: float) -> None:
+    """Make the head a logistic regression.
 
     Args:
+        features: (N, F) of plain images; the head's standardisation is fitted to them.
+        labels: (N,).
         c: inverse strength of the L2 penalty (scikit-learn's C).
     """
-    progress = Progress("frozen features", len(rows))
-    plain = Views(data.pixels, seed=0, jitter=0).plain
-    found = features_of(net, plain, rows, progress=progress)
-    features = torch.from_numpy(found).to(net.mean.device)
-    net.head.fit_statistics(features)
+    standardized = net.head.standardize(torch.from_numpy(features).to(net.mean.device))
     regression = LogisticRegression(C=c, max_iter=3000)
-    regression.fit(net.head.standardize(features).cpu().numpy(), data.labels[rows])
+    regression.fit(standardized.cpu().numpy(), labels)
     weight, bias = regression.coef_, regression.intercept_
-    if len(data.classes) == 2:
+    if len(net.spec.classes) == 2:
         # scikit-learn gives one row for two classes: the difference of two logits.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     with torch.no_grad():
@@ -155,9 +153,10 @@ class Trainer:
             data=self.data,
             dropout=self.params.dropout,
         ).to(self.device)
-        if self.params.adapt == "adabn":
-            adapt_statistics(net, self.views.plain, self.task.train)
-        fit_probe(net, self.data, self.task.train, self.params.probe_c)
+        share = 1.0 if self.params.adapt == "adabn" else self.params.own_statistics
+        train = self.task.train
+        features = adapt_statistics(net, self.views.plain, train, share)
+        fit_probe(net, features, self.data.labels[train], self.params.probe_c)
         return net
 
     def fine_tune(self, net: Net, member: int, adapt: str) -> None:

@@ -1,4 +1,4 @@
-"""Unsupervised domain adaptation: the target domain's images, without their labels."""
+"""A network's adaptation to images without their labels: the user's own, or another domain's."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,10 @@ from torch.optim.swa_utils import update_bn
 
 from stages.core import losses
 from stages.core.fit import Loss
-from stages.core.inference import BATCH, run_batched
-from stages.core.nets import Net, batched
+from stages.core.inference import BATCH, batched, features_of
+from stages.core.nets import Net
 from stages.core.prefix import Prefix
+from stages.core.progress import Progress
 
 Rows = NDArray[np.int64]
 
@@ -20,14 +21,36 @@ Rows = NDArray[np.int64]
 MCC_TEMPERATURE = 2.5
 
 
-def adapt_statistics(net: Net, images: Callable[[Rows], Tensor], rows: Rows) -> None:
-    """Give every BatchNorm, and the head's standardisation, the statistics of these images.
+def adapt_statistics(
+    net: Net, images: Callable[[Rows], Tensor], rows: Rows, share: float = 1.0
+) -> NDArray[np.float32]:
+    """Move every BatchNorm's statistics to these images', and fit the head's standardisation.
 
-    Source: AdaBN, Li et al. 2016 (arXiv 1603.04779).
+    Sources: AdaBN, Li et al. 2016 (arXiv 1603.04779); with a share below 1, the mixture of
+    Schneider et al. 2020 (arXiv 2006.16971).
 
     Args:
         images: rows to uint8 (B, P, P, C).
+        share: of these images' statistics, 0 to 1; the rest is what the network has. One without
+            pretrained statistics takes these images' all the same.
+
+    Returns: what the network's features of the images now are, (len(rows), F).
     """
+    frozen = net.frozen_statistics
+    share = share if frozen else 1.0
+    if share > 0:
+        before = {name: tensor.clone() for name, tensor in net.backbone.named_buffers()}
+        _measure_statistics(net, images, rows)
+        for name, tensor in net.backbone.named_buffers():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.lerp(before[name], tensor, share))
+    features = features_of(net, images, rows, progress=Progress("frozen features", len(rows)))
+    net.head.fit_statistics(torch.from_numpy(features).to(net.mean.device))
+    return features
+
+
+def _measure_statistics(net: Net, images: Callable[[Rows], Tensor], rows: Rows) -> None:
+    """Give every BatchNorm the statistics of these images alone."""
     frozen = net.frozen_statistics
     needed = [p.requires_grad for p in net.parameters()]
     # A frozen BatchNorm would keep its statistics; nothing is learned here.
@@ -39,8 +62,6 @@ def adapt_statistics(net: Net, images: Callable[[Rows], Tensor], rows: Rows) -> 
     for parameter, need in zip(net.parameters(), needed, strict=True):
         parameter.requires_grad_(need)
     net.eval()
-    features = run_batched(net.features, images, rows, net.mean.device)
-    net.head.fit_statistics(torch.from_numpy(features).to(net.mean.device))
 
 
 def confusion_of(prefix: Prefix, rows: Rows, views: int, seed: int) -> Loss:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from stages.core import processes
 from stages.core.checkpoint import Checkpoint
 from stages.core.errors import TrainingDiverged
-from stages.core.nets import Net, batched
+from stages.core.inference import batched
+from stages.core.nets import Net
 from stages.core.params import Section
 from stages.core.progress import Progress
 
@@ -66,12 +67,13 @@ class _Training:
         )
         self.average: AveragedModel | None = None
         if recipe.average:
+            # PyTorch leaves it untyped.
             decay = get_ema_multi_avg_fn(recipe.average)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(net, multi_avg_fn=decay, use_buffers=True)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         return {
             "net": self.net.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -81,14 +83,14 @@ class _Training:
             "best": self.best,
         }
 
-    def load(self, state: dict[str, object]) -> None:
-        self.net.load_state_dict(state["net"])  # type: ignore[arg-type]
+    def load(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
         if self.average:
-            self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
-        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        self.schedule.load_state_dict(state["schedule"])  # type: ignore[arg-type]
-        self.history = state["history"]  # type: ignore[assignment]
-        self.best = state["best"]  # type: ignore[assignment]
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.history = state["history"]
+        self.best = state["best"]
 
     @property
     def measured(self) -> Net:
@@ -155,7 +157,7 @@ def _run_epoch(
             value = loss(net, mine, epoch) * (len(mine) / len(batch))
             if not torch.isfinite(value):
                 raise _diverged(training, folder, progress.what, batch, epoch, value)
-            value.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(value)
             total += value.item() * len(batch)
         processes.add_gradients(net)
         training.optimizer.step()

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -305,7 +305,7 @@ def examine(source: Source, cache: Cache, *, image_px: int, max_pixels: int) -> 
 
 
 def _wrong_extension(name: str, kind: str) -> str:
-    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    suffix = PurePosixPath(name).suffix.lower()
     if not kind or suffix in FORMATS[kind]:
         return ""
     return f"its content is {kind}, its name says {suffix or 'nothing'}; rename it"

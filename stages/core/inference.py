@@ -1,17 +1,24 @@
 """Running a network over many images, in evaluation mode and without gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.core.nets import Net, batched
+from stages.core.nets import Net
 from stages.core.progress import Progress
 
 # Larger ones are no faster on two cores, and take the memory of many.
 BATCH = 32
+
+
+def batched(rows: Any, size: int) -> Iterator[Any]:
+    """Consecutive pieces of an array."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def run_batched(

@@ -6,7 +6,6 @@ Every network takes raw images, uint8 (B, P, P, C), so what is trained is what i
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -394,9 +393,3 @@ def save_teacher(folder: Path, members: list[Net]) -> None:
 def load_teacher(folder: Path) -> Ensemble:
     """What `save_teacher` wrote, in evaluation mode."""
     return Ensemble([load_net(path) for path in sorted(folder.glob("member_*"))]).eval()
-
-
-def batched(rows: Any, size: int) -> Iterator[Any]:
-    """Consecutive pieces of an array."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stages.core import digest, nets, processes
 from stages.core import views as views_module
-from stages.core.inference import BATCH
-from stages.core.nets import Net, batched
+from stages.core.inference import BATCH, batched
+from stages.core.nets import Net
 from stages.core.progress import Progress
 from stages.core.views import Views
 

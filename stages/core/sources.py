@@ -9,7 +9,6 @@ Three layouts, by the ecosystem's own conventions:
 A `classes.txt` at the top, one class a line, gives the order of the classes.
 """
 
-import json
 import os
 import tarfile
 import unicodedata
@@ -18,10 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.core.errors import DataError
+from stages.core.metadata import as_text, escaped, json_object, read_table
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -218,7 +216,7 @@ def _locked(error: OSError) -> DataError:
 
 
 def _walk(folder: Path) -> list[str]:
-    """Names of all files below a folder, relative to it, hidden ones left out, as `_plain`.
+    """Names of all files below a folder, relative to it, hidden ones left out, as `escaped`.
 
     Raises: DataError when a folder cannot be read.
     """
@@ -232,7 +230,7 @@ def _walk(folder: Path) -> list[str]:
         links = [name for name in below if Path(place, name).is_symlink()]
         inside = PurePosixPath(os.path.relpath(place, folder))
         found += [(inside / name).parts for name in (*files, *links) if not name.startswith(".")]
-    return [_plain("/".join(parts)) for parts in sorted(found)]
+    return [escaped("/".join(parts)) for parts in sorted(found)]
 
 
 def _is_image(name: str) -> bool:
@@ -257,73 +255,13 @@ def _class_folders(folder: Path, split_folders: bool) -> Source:
     return _finish(folder, layout, pd.DataFrame(rows), others, split_folders=split_folders)
 
 
-def _plain(text: str) -> str:
-    """Text that UTF-8 can hold: what it cannot, names in another encoding say, is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _text(value: Any) -> str:
-    """A metadata cell as text."""
-    if value is None or value is pd.NaT or (isinstance(value, float) and value != value):
-        return ""
-    return json.dumps(value) if isinstance(value, dict | list) else _plain(str(value))
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    """A metadata file with all cells as text. Raises: DataError."""
-    try:
-        if path.suffix == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-            if not isinstance(table.index, pd.RangeIndex):
-                raise DataError(f"{path}: the rows have more cells than the header: name them all")
-            return table
-        if path.suffix == ".parquet":
-            return _read_parquet(path)
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        return pd.DataFrame(
-            [
-                {_plain(k): _text(v) for k, v in _json_object(path, n, line).items()}
-                for n, line in enumerate(lines, 1)
-                if line.strip()
-            ]
-        ).fillna("")
-    except (ValueError, OverflowError, OSError, pa.lib.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-    kind = path.suffix[1:].upper()
-    raise DataError(f"{path}: not readable as {kind} ({reason}); save it again as UTF-8 {kind}")
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    # Not by pandas: what it stores beside the columns may be damaged, too, and a missing value
-    # would turn the labels 0 and 1 into 0.0 and 1.0.
-    with pq.ParquetFile(path) as file:
-        found = file.read()
-    names = found.column_names
-    if doubled := sorted({n for n in names if names.count(n) > 1}):
-        raise DataError(f"{path}: found the column {doubled[0]!r} twice; expected each once")
-    columns = zip(names, found.columns, strict=True)
-    return pd.DataFrame({name: [_text(v) for v in c.to_pylist()] for name, c in columns})
-
-
-def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: line {number}: not JSON ({error}); expected one object a line"
-        ) from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: line {number}: found {type(value).__name__}, expected an object")
-    return value
-
-
 def _imagefolder(folder: Path, paths: list[Path], split_folders: bool) -> Source:
     if len({p.parent for p in paths}) != len(paths) or (folder in {p.parent for p in paths[:-1]}):
         names = ", ".join(str(p.relative_to(folder)) for p in paths)
         raise DataError(f"{folder}: found {names}; expected one metadata file: keep one of them")
     parts = []
     for path in paths:
-        table = _read_table(path)
+        table = read_table(path)
         for column in ("file_name", "label"):
             if column not in table:
                 found = ", ".join(map(str, table.columns)) or "none"
@@ -385,8 +323,8 @@ def _samples(
     for member in tar:
         if member.isdir():
             continue
-        name = _plain(f"{shard.name}/{member.name}")
-        place, _, base = _plain(member.name).rpartition("/")
+        name = escaped(f"{shard.name}/{member.name}")
+        place, _, base = escaped(member.name).rpartition("/")
         stem, _, extension = base.partition(".")
         key = f"{place}/{stem}" if place else stem
         if not member.isfile() or member.issparse():
@@ -409,8 +347,8 @@ def _samples(
             if extension.lower() == "cls":
                 about: dict[str, Any] = {"label": text.strip()}
             else:
-                about = _json_object(shard / member.name, 1, text)
-            said = {_plain(k): _text(v) for k, v in about.items() if k != "file_name"}
+                about = json_object(shard / member.name, 1, text)
+            said = {escaped(k): as_text(v) for k, v in about.items() if k != "file_name"}
             samples.setdefault(key, {}).update(said)
         else:
             others[name] = "neither image nor .cls nor .json"

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from stages.core.data import Dataset
-from stages.core.nets import batched
+from stages.core.inference import batched
 from stages.core.views import Views
 from tests.benchmarks.project import default_run
 from tests.benchmarks.record import Result, interleaved, ratios, seconds

@@ -21,7 +21,8 @@ from stages import teacher
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset
 from stages.core.fit import fit
-from stages.core.nets import Net, batched
+from stages.core.inference import batched
+from stages.core.nets import Net
 from stages.core.prefix import Prefix
 from tests.benchmarks.project import default_run, resources, section, work_paths
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds

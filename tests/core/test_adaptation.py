@@ -45,6 +45,27 @@ def test_statistics_become_those_of_the_images(net: nets.Net) -> None:
     assert net.frozen_statistics
 
 
+def test_a_share_of_the_images_statistics(net: nets.Net) -> None:
+    rows, norm = np.arange(12), net.backbone.model.bn1
+    before = norm.running_mean.clone()
+    features = adapt_statistics(net, PLAIN, rows, 0.0)
+    assert torch.equal(norm.running_mean, before)
+    assert torch.allclose(net.head.mean, torch.from_numpy(features).mean(0))
+    adapt_statistics(net, PLAIN, rows, 0.25)
+    with torch.inference_mode():
+        own = net.backbone.model.conv_stem(net.prepare(PLAIN(rows))).mean((0, 2, 3))
+    assert torch.allclose(norm.running_mean, 0.75 * before + 0.25 * own, atol=1e-5)
+    assert torch.allclose(net.head.mean, net.features(PLAIN(rows)).mean(0), atol=1e-4)
+
+
+def test_without_pretrained_statistics_the_images_are_taken_whole() -> None:
+    scratch = nets.build("lcnet_050", None, stages=[0, 1], data=DATA)
+    adapt_statistics(scratch, PLAIN, np.arange(12), 0.0)
+    with torch.inference_mode():
+        x = scratch.backbone.model.conv_stem(scratch.prepare(PLAIN(np.arange(12))))
+    assert torch.allclose(scratch.backbone.model.bn1.running_mean, x.mean((0, 2, 3)), atol=1e-5)
+
+
 def test_confusion_is_of_the_targets_images(net: nets.Net, tmp_path: Path) -> None:
     rows = np.array([2, 4, 6])
     prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), rows, 2, tmp_path, plain=rows, most_gb=1)

@@ -53,3 +53,16 @@ def image_folder(tmp_path: Path) -> MakeFolder:
         return folder
 
     return make
+
+
+@pytest.fixture
+def docs() -> bool:
+    """For tests that want Data Docs from what `quick` makes quick."""
+    return True
+
+
+@pytest.fixture
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation without Data Docs, which take half of the time."""
+    if "docs" not in request.fixturenames or not request.getfixturevalue("docs"):
+        monkeypatch.setattr("stages.core.contract.Contract.document", lambda _: None)

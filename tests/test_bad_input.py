@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.core.contract import Contract
 from stages.core.errors import DataError
 from tests.conftest import MakeFolder
 from tests.front_door import (
@@ -59,18 +58,7 @@ from tests.front_door import (
     stage_process,
 )
 
-
-@pytest.fixture
-def docs() -> bool:
-    """For tests that want Data Docs."""
-    return True
-
-
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data Docs take half of the time."""
-    if "docs" not in request.fixturenames or not request.getfixturevalue("docs"):
-        monkeypatch.setattr(Contract, "document", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 # What is broken; how; the words that the message must have; what the params say instead of PARAMS.

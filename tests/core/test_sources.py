@@ -9,80 +9,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
-from stages.core.errors import AtelierError, DataError
-from stages.core.sources import COLUMNS, Source, Unreadable, locate, open_source, same_names
+from stages.core.errors import DataError
+from stages.core.sources import COLUMNS, Unreadable, locate, open_source, same_names
 from tests.conftest import MakeFolder
+from tests.layouts import FORMATS, ROWS, Rows, as_jsonl, as_tar, picture, put
 
-HYPOTHESIS = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-Rows = list[dict[str, Any]]
-ROWS: Rows = [
-    {
-        "file_name": f"{i}.png",
-        "label": "ab"[i % 2],
-        "group": f"g{i // 2}",
-        "serial": i,
-        "note": None,
-    }
-    for i in range(6)
-]
-
-
-def picture(seed: int = 0) -> bytes:
-    draws = np.random.default_rng(seed).integers(0, 256, (40, 40), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(draws).save(file, "PNG")
-    return file.getvalue()
-
-
-def put(folder: Path, *names: str) -> None:
-    for seed, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(seed))
-
-
-def as_csv(rows: Rows) -> bytes:
-    text: str = pd.DataFrame(rows).to_csv(index=False)
-    return text.encode()
-
-
-def as_jsonl(rows: Rows) -> bytes:
-    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
-
-
-def as_parquet(rows: Rows) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    return file.getvalue()
-
-
-def as_tar(members: list[tuple[str, bytes]]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, data in members:
-            about = tarfile.TarInfo(name)
-            about.size = len(data)
-            tar.addfile(about, io.BytesIO(data))
-    return file.getvalue()
-
-
-FORMATS = {
-    "metadata.csv": as_csv,
-    "metadata.jsonl": as_jsonl,
-    "metadata.parquet": as_parquet,
-}
 formats = pytest.mark.parametrize("name", list(FORMATS))
 
 
@@ -465,95 +399,3 @@ def test_hugging_face_loads_the_same_folder(
             assert pairs == sorted(zip(part["label"], part["group"], strict=True))
             assert {tuple(size) for size, _, _ in found[split]} == {(40, 40)}
         assert sum(map(len, found.values())) == len(ours) == 12
-
-
-SHARD = as_tar(
-    [
-        (f"{i}.{ending}", data)
-        for i in range(3)
-        for ending, data in (("png", b"x" * 700), ("cls", b"a"), ("json", b'{"group": "g"}'))
-    ]
-)
-VALID = {name: write(ROWS) for name, write in FORMATS.items()} | {"a.tar": SHARD}
-changes = st.lists(
-    st.tuples(
-        st.integers(0, 10**6),
-        st.sampled_from(["put", "set", "cut", "drop"]),
-        st.one_of(
-            st.binary(min_size=1, max_size=4),
-            st.sampled_from(
-                [b'"', b",", b"\n", b"\r", b"\0", b"\xe2\x80\xa8", b"\\ud800", b"1e999", b"NaN",
-                 b"[" * 3000, b"9" * 5000, b"{}", b"\xef\xbb\xbf"]
-            ),
-        ),
-    ),
-    max_size=6,
-)  # fmt: skip
-
-
-def changed(content: bytes, edits: list[tuple[int, str, bytes]]) -> bytes:
-    for place, kind, data in edits:
-        at = place % (len(content) + 1)
-        if kind == "cut":
-            content = content[:at]
-        elif kind == "drop":
-            content = content[:at] + content[at + len(data) :]
-        else:
-            after = at + len(data) * (kind == "set")
-            content = content[:at] + data + content[after:]
-    return content
-
-
-def opened(folder: Path) -> Source | str:
-    """What is in a folder, or why not."""
-    try:
-        return open_source(folder)
-    except AtelierError as error:
-        return str(error)
-
-
-@pytest.mark.parametrize("name", list(VALID))
-@HYPOTHESIS
-@given(edits=changes)
-def test_damaged_files_are_refused_or_read(
-    tmp_path: Path, name: str, edits: list[tuple[int, str, bytes]]
-) -> None:
-    (tmp_path / name).write_bytes(changed(VALID[name], edits))
-    found = opened(tmp_path)
-    if isinstance(found, str):
-        assert str(tmp_path) in found
-        return
-    cells = "".join(cell for row in found.table.to_numpy() for cell in row)
-    assert cells.encode()
-    assert "\r" not in "".join(found.table.drop(columns="file_name").to_numpy().ravel())
-
-
-@pytest.mark.parametrize("name", list(VALID))
-@HYPOTHESIS
-@given(content=st.binary(max_size=300))
-def test_random_bytes_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    found = opened(tmp_path)
-    assert isinstance(found, str)
-    assert str(tmp_path) in found
-
-
-@HYPOTHESIS
-@given(
-    parts=st.lists(
-        st.sampled_from(["..", ".", "", "sub", "up", "images", "1.png", "out.png", "link.png"]),
-        max_size=6,
-    )
-)
-def test_no_name_leads_out_of_the_folder(tmp_path: Path, parts: list[str]) -> None:
-    folder = tmp_path / "images"
-    if not folder.exists():
-        put(tmp_path, "out.png", "images/1.png", "images/sub/1.png")
-        (folder / "up").symlink_to("..")
-        (folder / "link.png").symlink_to("../out.png")
-    try:
-        found = locate(folder, "/".join(parts), {})
-    except Unreadable:
-        return
-    assert found.is_file()
-    assert found.resolve().is_relative_to(folder.resolve())

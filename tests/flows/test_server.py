@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,26 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
             error.close()
             time.sleep(0.5)
     raise TimeoutError(url)
+
+
+def ask_until(enough: Callable[[Any], bool], url: str, body: dict[str, Any]) -> Any:
+    """The answer as soon as it is enough, or after a minute.
+
+    What a run says of its tasks and its log reaches the server in batches, after the run's own end.
+    """
+    end = time.monotonic() + 60
+    while not enough(answer := ask(url, body)) and time.monotonic() < end:
+        time.sleep(0.5)
+    return answer
+
+
+def completed(tasks: list[dict[str, Any]]) -> bool:
+    return bool(tasks) and all(task["state"]["type"] == "COMPLETED" for task in tasks)
+
+
+def named(logs: list[dict[str, Any]]) -> bool:
+    """Whether the ingest stage's own words are among them."""
+    return any("cells of" in entry["message"] for entry in logs)
 
 
 @pytest.mark.slow
@@ -61,12 +82,13 @@ def test_a_triggered_run_does_what_make_run_does(tmp_path: Path) -> None:
                 time.sleep(1)
                 state = ask(f"{url}/flow_runs/{run['id']}")["state"]
             assert state["type"] == "COMPLETED", state
-            tasks = ask(f"{url}/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+            about = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+            tasks = ask_until(completed, f"{url}/task_runs/filter", about)
             assert [(t["name"], t["state"]["name"]) for t in tasks] == [("ingest", "Completed")]
             artifacts = ask(f"{url}/artifacts/filter", {})
             assert "ingest-metrics" in {a["key"] for a in artifacts}
-            logs = ask(f"{url}/logs/filter", {"limit": 200})
-            assert any("cells of" in entry["message"] for entry in logs)
+            logs = ask_until(named, f"{url}/logs/filter", {"limit": 200})
+            assert named(logs)
             # A run by hand uses the running server, and finds the work done.
             made.run([*TRAIN, "--target", "ingest"])
             runs = ask(f"{url}/flow_runs/filter", {})

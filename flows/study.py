@@ -107,7 +107,7 @@ class Results:
     def rows(self) -> pd.DataFrame:
         """One row a trial: what was run, how it ended, its place on the grid, all metrics."""
         if not self._rows.exists():
-            return pd.DataFrame(columns=[TRIAL, PARAMS, COMMIT, STATE, MESSAGE])
+            return pd.DataFrame(columns=[TRIAL, "name", PARAMS, COMMIT, STATE, MESSAGE])
         return pd.read_csv(self._rows, keep_default_na=False, na_values=[""])
 
     @property

@@ -79,12 +79,12 @@ class Display:
                 row.task, completed=done, mark=mark, text="".join(message.splitlines()[-1:])
             )
             self._bars.stop_task(row.task)
+            if message and not done:
+                self.console.print(message, style="red", markup=False, soft_wrap=True)
         else:
             self.console.print(
                 f"{stage.ljust(self._width)}  {mark}, {self.seconds[stage]:.1f} s", soft_wrap=True
             )
-        if message and state not in ("Completed", "Cached"):
-            self.console.print(message, style="red", markup=False, soft_wrap=True)
 
     def close(self, stage: str, state: str, message: str) -> None:
         """End a stage that did not come to its own end: never started, timed out, crashed."""

@@ -90,6 +90,10 @@ def test_summary(tmp_path: Path) -> None:
     assert end.startswith("4 of 4 trials")
 
 
+def test_summary_before_the_first_row(tmp_path: Path) -> None:
+    assert "0 of 4 trials" in summary(STUDY, Results(tmp_path, "s"))
+
+
 def test_summary_by_model(tmp_path: Path) -> None:
     study = STUDY.model_copy(
         update={"models": {"small": "distill.student", "none": "x.y"}, "show": {"AUROC": "auroc"}}

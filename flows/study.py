@@ -184,6 +184,8 @@ def _shown(rows: pd.DataFrame, metric: str) -> str:
 def _gain(results: pd.DataFrame, rows: pd.DataFrame, name: str, models: list[str]) -> str:
     """Mean paired gain of one model over another, over the places where both have ended."""
     better, worse = (m if "/" in m else f"{name}/{m}" for m in models)
+    if better == worse:
+        return "-"
     pairs = []
     trial_at = rows.set_index(["name", "_place"])[TRIAL]
     for place in rows.loc[rows["name"] == name, "_place"]:

@@ -182,7 +182,7 @@ def _shown(rows: pd.DataFrame, metric: str) -> str:
 
 
 def _gain(results: pd.DataFrame, rows: pd.DataFrame, name: str, models: list[str]) -> str:
-    """Mean paired gain of one model over another, over the places where both have ended."""
+    """Mean paired gain of one model over another, over seeds and the places where both ended."""
     better, worse = (m if "/" in m else f"{name}/{m}" for m in models)
     if better == worse:
         return "-"
@@ -196,11 +196,13 @@ def _gain(results: pd.DataFrame, rows: pd.DataFrame, name: str, models: list[str
                 return "-"
             tables.append(results[results[TRIAL] == trial_at[key]].dropna(axis=1))
         left, right = (
-            predictions.logits(t, model.split("/")[1])
+            predictions.of_all_seeds(t, model.split("/")[1])
             for t, model in zip(tables, (better, worse), strict=True)
         )
         labels, groups = (tables[0][c].to_numpy(np.int64) for c in ("label", "group"))
-        pairs.append(Paired(left, right, labels, groups))
+        # A single teacher stands against students of all seeds.
+        seeds = zip(left, itertools.cycle(right), strict=False)
+        pairs += [Paired(one, other, labels, groups) for one, other in seeds]
     found = mean_paired_gain(pairs)
     return f"{found['gain']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 

@@ -53,12 +53,12 @@ def _commit() -> str:
 
 @task(cache_policy=NO_CACHE)
 def run_trial(
-    study: Study, trial: Trial, at: Path, results: Results, display: Display
+    study: Study, trial: Trial, params_md5: str, at: Path, results: Results, display: Display
 ) -> State[Any]:
     """Run the graph up to the study's target with the trial's params; write its row."""
     on_line = ui.follow(trial.label, display)
     display.start(trial.label)
-    row = {PARAMS: digest(trial), COMMIT: _commit(), STATE: "done", MESSAGE: ""}
+    row = {PARAMS: params_md5, COMMIT: _commit(), STATE: "done", MESSAGE: ""}
     try:
         with contextlib.chdir(at), lock.held(at, "a sweep"):
             params.check(at / "params.yaml")
@@ -74,11 +74,17 @@ def run_trial(
     return Completed()
 
 
-def digest(trial: Trial) -> str:
-    """md5 of all params of a trial. Raises: ParamsError for a key that params.yaml lacks."""
+def digest(trial: Trial, sections: set[str]) -> str:
+    """md5 of a trial's params in these sections. Raises: ParamsError for an unknown key."""
     values = load_yaml(ROOT / "params.yaml")
     workspace.merge(values, trial.changes, source=trial.name)
-    return hashlib.md5(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    kept = {name: values[name] for name in sections if name in values}
+    return hashlib.md5(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def sections_of(study: Study) -> set[str]:
+    """Sections of params.yaml that a trial's result depends on, and names of data that it reads."""
+    return {"data", *(node.name for node in Graph(ROOT, study.target).nodes)}
 
 
 @flow(name="sweep")
@@ -87,18 +93,20 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
     name = Path(study).stem
     plan = load(ROOT / study)
     results = Results(ROOT / RESULTS, name)
-    todo = [trial for trial in trials(plan) if not results.is_done(trial, digest(trial))]
+    sections = sections_of(plan)
+    planned = [(trial, digest(trial, sections)) for trial in trials(plan)]
+    todo = [(trial, md5) for trial, md5 in planned if not results.is_done(trial, md5)]
     end = time.monotonic() + 60 * (minutes or float("inf"))
     failed = 0
     kept = ROOT / ".worktrees" / f"{name}-kept"
-    with Display([trial.label for trial in todo]) as display:
-        for trial in todo:
+    with Display([trial.label for trial, _ in todo]) as display:
+        for trial, md5 in todo:
             if time.monotonic() > end:
                 break
             at = ROOT / ".worktrees" / f"{name}-{trial.label}"
             workspace.prepare(ROOT, trial.changes, at, source=study, kept=kept)
             state = run_trial.with_options(name=name, task_run_name=trial.label)(
-                plan, trial, at, results, display, return_state=True
+                plan, trial, md5, at, results, display, return_state=True
             )
             display.close(trial.label, str(state.name), str(state.message))
             failed += not state.is_completed()

@@ -32,3 +32,9 @@ def logits(table: pd.DataFrame, model: str) -> Logits:
     """The logits (N, K) of one model in a table that `write` wrote."""
     found: Logits = table.filter(regex=f"^{model}/").to_numpy("float32")
     return found
+
+
+def of_all_seeds(table: pd.DataFrame, model: str) -> list[Logits]:
+    """The logits of MODEL, `MODEL 1`, `MODEL 2` and so on, as far as there are such."""
+    names = (model, *(f"{model} {number}" for number in range(1, 100)))
+    return [found for name in names if (found := logits(table, name)).size]

@@ -228,9 +228,9 @@ def _walk(folder: Path) -> list[str]:
     for place, below, files in os.walk(folder, onerror=stop):
         below[:] = [name for name in below if not name.startswith(".")]
         links = [name for name in below if Path(place, name).is_symlink()]
-        inside = PurePosixPath(os.path.relpath(place, folder))
-        found += [(inside / name).parts for name in (*files, *links) if not name.startswith(".")]
-    return [escaped("/".join(parts)) for parts in sorted(found)]
+        inside = "" if place == str(folder) else f"{os.path.relpath(place, folder)}/"
+        found += [inside + name for name in (*files, *links) if not name.startswith(".")]
+    return [escaped(name) for name in sorted(found, key=lambda name: name.split("/"))]
 
 
 def _is_image(name: str) -> bool:

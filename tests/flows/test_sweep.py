@@ -1,5 +1,6 @@
 """Studies: which trials there are, what their rows hold, and going on after an end."""
 
+import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from flows.study import COMMIT, MESSAGE, PARAMS, STATE, TRIAL, Results, Study, Trial, load, summary
 from flows.study import trials as all_trials
@@ -35,10 +37,30 @@ def test_trials_are_the_product() -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "flows" / "studies").glob("*.yaml")))
 def test_studies_fit_the_params(file: Path) -> None:
-    from flows.sweep import digest
+    from flows.sweep import digest, sections_of
 
-    found = all_trials(load(file))
-    assert len({digest(trial) for trial in found}) == len(found) > 1
+    study = load(file)
+    found, sections = all_trials(study), sections_of(study)
+    assert len({digest(trial, sections) for trial in found}) == len(found) > 1
+
+
+def test_only_what_a_trial_depends_on_makes_it_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import sweep
+
+    values = {"data": {"dir": "d"}, "teacher": {"seed": 1}, "distill": {"seed": 2}}
+    monkeypatch.setattr(sweep, "load_yaml", lambda _: copy.deepcopy(values))
+    sections = sweep.sections_of(STUDY.model_copy(update={"target": "teacher"}))
+    assert {"data", "ingest", "validate", "teacher"} <= sections
+    assert "distill" not in sections
+
+    def found() -> str:
+        return sweep.digest(Trial("t", {}, {}), sections)
+
+    before = found()
+    values["distill"]["seed"] = 3
+    assert found() == before
+    values["teacher"]["seed"] = 3
+    assert found() != before
 
 
 def test_a_typo_in_a_study_is_refused(tmp_path: Path) -> None:
@@ -88,6 +110,36 @@ def test_summary(tmp_path: Path) -> None:
     assert two.startswith("| two | 2 | 0.500 |")
     assert "-0.3" in two.split("|")[-2]
     assert end.startswith("4 of 4 trials")
+
+
+def test_gains_are_means_over_seeds(tmp_path: Path) -> None:
+    study = Study(
+        question="?",
+        trials={"a": {}},
+        show={"AUROC": "x.y"},
+        gains={"over control": ["student", "control"], "over teacher": ["student", "teacher"]},
+    )
+    results, (trial,) = Results(tmp_path, "s"), all_trials(study)
+    first, second = predicted(3.0, seed=0), predicted(0.0, seed=1)
+    second = second.rename(columns=lambda name: name.replace("/", " 1/"))
+    again = second[[c for c in second if "1/" in c]]
+    teacher = first.filter(like="control/").rename(
+        columns=lambda n: n.replace("control", "teacher")
+    )
+    row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: "", "x.y": 0.5}
+    results.add(trial, row, pd.concat([first, again, teacher], axis=1))
+
+    def gain(better: pd.DataFrame, worse: pd.DataFrame) -> float:
+        tables = [(t.astype("float16"), m) for t, m in ((better, "student"), (worse, "control"))]
+        left, right = (
+            roc_auc_score(first["label"], logits[:, 1] - logits[:, 0])
+            for logits in (t.filter(regex=f"^{m}( 1)?/").to_numpy("float32") for t, m in tables)
+        )
+        return float(left - right)
+
+    line = summary(study, results).splitlines()[2].split("|")
+    assert line[-3].startswith(f" {(gain(first, first) + gain(again, again)) / 2:+.3f} [")
+    assert line[-2].startswith(f" {(gain(first, first) + gain(again, first)) / 2:+.3f} [")
 
 
 def test_summary_before_the_first_row(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from stages.core.contract import Contract, Expectation, Suite, Violation, load_e
 from stages.core.data import SPLITS, save_dataset
 from stages.core.duplicates import Pairs, join_groups, near_pairs
 from stages.core.errors import DataError
-from stages.core.images import HASH_BYTES, Cache, examine, packed, write_behind
+from stages.core.images import HASH_BYTES, Cache, examine, packed
 from stages.core.params import Section
 from stages.core.quarantine import Quarantine, refuse
 from stages.core.runtime import Resources
@@ -347,7 +347,8 @@ def save(
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with (paths.validated / "pixels.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        write_behind(file, packed(table["sha256"], table["channels"], shape[3], cache))
+        for content in packed(table["sha256"], table["channels"], shape[3], cache):
+            file.write(content)
     pixels: NDArray[np.uint8] = np.load(paths.validated / "pixels.npy", mmap_mode="r")
     manifest = table.drop(columns=["problem", "channels"])
     manifest["phash"] = [found.hex() for found in manifest["phash"]]

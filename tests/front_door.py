@@ -13,7 +13,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -268,9 +268,9 @@ def parquet(table: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def shard(members: dict[str, bytes], mode: str = "w") -> bytes:
+def shard(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w") -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=file, mode=mode) as tar:
         for name, data in members.items():
             about = tarfile.TarInfo(name)
             about.size = len(data)

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from stages.core.sources import open_source
+
 Rows = list[dict[str, Any]]
 ROWS: Rows = [
     {
@@ -68,3 +70,8 @@ FORMATS = {
     "metadata.jsonl": as_jsonl,
     "metadata.parquet": as_parquet,
 }
+
+
+def by_name(folder: Path, columns: str = "label") -> dict[str, str]:
+    table = open_source(folder).table
+    return dict(zip(table["file_name"], table[columns], strict=True))

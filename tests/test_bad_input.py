@@ -1,4 +1,7 @@
-"""112 kinds of bad input: each is named in one line, and nothing is taken as done."""
+"""112 kinds of bad input: each is named in one line, and nothing is taken as done.
+
+A long file, since it is one table: kind, breakage, words of the message.
+"""
 
 import json
 from pathlib import Path

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from itertools import chain, islice
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -322,14 +321,3 @@ def packed(
     for sha256, found in zip(hashes, channels, strict=True):
         pixels = cache.pixels(sha256)
         yield pixels if found == wanted else np.repeat(np.frombuffer(pixels, np.uint8), 3).tobytes()
-
-
-def write_behind(file: BinaryIO, contents: Iterable[bytes]) -> None:
-    """Write contents in order, some while the next are read: both take as long."""
-    left = iter(contents)
-    with ThreadPoolExecutor(1) as writer:
-        begun = writer.submit(file.writelines, [])
-        while some := list(islice(left, PIECE)):
-            begun.result()
-            begun = writer.submit(file.writelines, some)
-        begun.result()

@@ -1,7 +1,6 @@
 """Looking at a folder's files: once for each content, with a cache that survives a kill."""
 
 import hashlib
-import io
 import os
 import random
 import signal
@@ -21,7 +20,7 @@ import pytest
 
 from stages.core import images
 from stages.core.errors import Unavailable
-from stages.core.images import Cache, Look, examine, look, packed, write_behind
+from stages.core.images import Cache, Look, examine, look, packed
 from stages.core.sources import Source, open_source
 from tests.benchmarks.synthetic import shards
 from tests.conftest import ROOT, MakeFolder
@@ -240,16 +239,6 @@ def test_packing(cache: Cache) -> None:
     first, second, third = packed(["colour", "grey", "colour"], [3, 1, 3], 3, cache)
     assert first == third == pixels(colour).tobytes()
     assert second == np.repeat(pixels(grey), 3, 2).tobytes()
-
-
-def test_writing_behind_keeps_the_order_and_raises_what_went_wrong() -> None:
-    contents = [bytes([i]) * i for i in range(100)]
-    file = io.BytesIO()
-    write_behind(file, contents)
-    assert file.getvalue() == b"".join(contents)
-    file.close()
-    with pytest.raises(ValueError, match="closed"):
-        write_behind(file, contents)
 
 
 KILLED = """

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -46,11 +47,11 @@ def execute(root: Path, work: Work) -> None:
     def run(params: Params, *, paths: Paths, resources: object) -> None:
         work(paths)
 
-    module = SimpleNamespace(Params=Params, Paths=Paths, run=run)
+    module = cast(Any, SimpleNamespace(Params=Params, Paths=Paths, run=run))
     paths = Paths(
         data=root / "data", result=root / "result", page=root / "page", scratch=root / "scratch"
     )
-    stage.execute("toy", module, paths, root)  # type: ignore[arg-type]
+    stage.execute("toy", module, paths, root)
 
 
 def write_both(paths: Paths) -> None:

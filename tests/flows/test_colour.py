@@ -43,9 +43,9 @@ def test_the_whole_chain(tmp_path: Path) -> None:
         assert "ingest" not in found
         validated = made.metrics("validate")
         assert (validated["channels"], validated["layout"]) == (3, "class folders")
-        recall = made.metrics("export")["calibrated"]["recall"]  # type: ignore[index]
+        recall = made.metrics("export")["calibrated"]["recall"]
         assert list(recall) == ["flower", "palace", "sky"]
-        assert made.metrics("export")["parity"]["decisions_changed"] == 0  # type: ignore[index]
-        assert made.metrics("distill")["student"]["auroc"] > 0.7  # type: ignore[index]
+        assert made.metrics("export")["parity"]["decisions_changed"] == 0
+        assert made.metrics("distill")["student"]["auroc"] > 0.7
         predictions = pd.read_csv(made.root / "data/reports/distill/predictions.csv")
         assert {"student/flower", "student/palace", "student/sky"} <= set(predictions)

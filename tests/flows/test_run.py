@@ -66,7 +66,7 @@ def test_metrics_are_stable(trained: tuple[Workspace, str]) -> None:
     assert {"student", "control", "parameters"} <= set(distill)
     assert {"kid", "kid_real"} <= set(made.metrics("augment"))
     assert {"accepted", "winner"} <= set(made.metrics("refine"))
-    assert made.metrics("export")["parity"]["decisions_changed"] == 0  # type: ignore[index]
+    assert made.metrics("export")["parity"]["decisions_changed"] == 0
     rows = made.metrics("benchmark")["rows"]
     assert isinstance(rows, dict)
     assert {"p50_ms", "p90_ms", "p99_ms", "images_per_s"} <= set(rows["student_ort_cpu_b1"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -51,8 +52,8 @@ class Workspace:
         lock = YAML(typ="safe").load(self.root / "dvc.lock")["stages"]
         return {o["path"]: o["md5"] for s in DETERMINISTIC for o in lock[s]["outs"]}
 
-    def metrics(self, stage: str) -> dict[str, object]:
-        found: dict[str, object] = json.loads(
+    def metrics(self, stage: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
             (self.root / "data" / "reports" / stage / "metrics.json").read_text()
         )
         return found

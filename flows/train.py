@@ -10,6 +10,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,7 +62,10 @@ def train(options: Options = Options()) -> State[Any]:  # noqa: B008 (gives the 
     """Bring every stage up to `target` up to date, in the order of dvc.yaml's graph."""
     try:
         root = prepared(options.overlay)
-        with contextlib.chdir(root), lock.held(root, "a flow run"):
+        run = str(flow_run.id)
+        with contextlib.chdir(root), lock.held(root, "a flow run", run=run) as killed:
+            if killed:
+                ui.declare_crashed(killed)
             params.check(root / "params.yaml")
             states = run_stages(Graph(root, options.target), options)
     except AtelierError as error:

@@ -6,10 +6,11 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from prefect import get_run_logger
+from prefect import get_client, get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
     create_markdown_artifact,
@@ -17,6 +18,10 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
 
 from flows.graph import Node
 from flows.terminal import Display
@@ -94,3 +99,20 @@ def publish(node: Node) -> None:
     for path in node.pictures:
         encoded = base64.b64encode(path.read_bytes()).decode()
         create_image_artifact(f"data:image/png;base64,{encoded}", key=_key(node.name, path.stem))
+
+
+def declare_crashed(flow_run: str) -> None:
+    """Tell the server that a run was killed: nobody was left to say so, and it says Running."""
+    crashed: State[Any] = Crashed(message="its process was killed; the next run went on from there")
+    # Another server, with another database, knows nothing of it.
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        run = client.read_flow_run(UUID(flow_run))
+        if run.state and run.state.is_final():
+            return
+        tasks = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        )
+        for task in tasks:
+            if task.state and not task.state.is_final():
+                client.set_task_run_state(task.id, crashed, force=True)
+        client.set_flow_run_state(run.id, crashed, force=True)

@@ -24,21 +24,21 @@ class Progress:
 
     def __init__(self, what: str, total: int, *, done: int = 0, every_s: float = 5.0) -> None:
         self.what, self.total, self.done, self.every_s = what, total, done, every_s
-        self._resumed_at = done
-        self._start = time.monotonic()
+        self._first: tuple[int, float] | None = None
         self._printed = float("-inf")
 
     def step(self, n: int = 1, *, where: str = "", figures: dict[str, float] | None = None) -> None:
         """Count `n` steps; `where` names the place ("epoch 3/6"), `figures` are shown as is."""
         self.done += n
         now = time.monotonic()
+        # The first steps warm caches up: what is left is reckoned from those after them.
+        first, since = self._first = self._first or (self.done, now)
         if not figures and self.done < self.total and now - self._printed < self.every_s:
             return
         self._printed = now
         parts = [self.what, where, *(f"{k} {v:.4g}" for k, v in (figures or {}).items())]
-        here = self.done - self._resumed_at
-        if here and self.done < self.total:
-            left = round((now - self._start) / here * (self.total - self.done))
+        if first < self.done < self.total:
+            left = round((now - since) / (self.done - first) * (self.total - self.done))
             parts.append(f"{left // 60}:{left % 60:02d} left")
         percent = 100 * self.done // max(self.total, 1)
         print(f"@ {percent:3d}% {', '.join(p for p in parts if p)}", flush=True)

@@ -10,13 +10,13 @@ from stages.core.errors import DataError
 from stages.core.sources import Source
 
 
-def refuse(violations: list[Violation], folder: Path, why: str = "") -> None:
+def refuse(violations: list[Violation], folder: Path, why: str = "", advice: str = "") -> None:
     """Raises: DataError that lists the violations, if there are any."""
     if violations:
         # That an unreadable image has no width says nothing new.
         shown = [v for v in violations if v.column == "problem"] or violations
         more = "" if max(len(v.rows) for v in shown) <= 5 else " | all of them in quarantine.csv"
-        text = f"{folder}: {why}{' | '.join(map(str, shown))}{more}"
+        text = f"{folder}: {why}{' | '.join(map(str, shown))}{more}{advice}"
         raise DataError(text.replace("\n", "\\n"))  # of a file's name, or a label
 
 
@@ -59,8 +59,11 @@ class Quarantine:
         ]
         self._unfit.append(table[unfit])
         self.bad += int(unfit.sum())
-        if self._refuse_bad or any(not v.rows for v in violations):
+        if any(not v.rows for v in violations):
             refuse(violations, self._folder)
+        if self._refuse_bad:
+            advice = " | mend or remove them; validate.on_bad_image: quarantine goes on without"
+            refuse(violations, self._folder, advice=advice)
         if self.bad > self._most:
             refuse(
                 violations,

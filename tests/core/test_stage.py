@@ -186,3 +186,19 @@ def test_a_second_run_is_told_who_holds_the_workspace(tmp_path: Path) -> None:
     with lock.held(tmp_path, "later"):
         held = json.loads((tmp_path / "data" / "scratch" / "run.lock").read_text())
         assert held["what"] == "later"
+
+
+def test_the_next_run_learns_of_one_that_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import os; from pathlib import Path; from stages.core import lock\n"
+        f"with lock.held(Path({str(tmp_path)!r}), 'a test', run='one'): os._exit(9)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != lock.HOLDER}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment)
+    with lock.held(tmp_path, "later", run="two") as killed:
+        assert killed == "one"
+    with lock.held(tmp_path, "in good order") as killed:
+        assert killed == ""
+    (tmp_path / "data" / "scratch" / "run.lock").write_bytes(b"\0" * 60)
+    with lock.held(tmp_path, "after a power cut") as killed:
+        assert killed == ""

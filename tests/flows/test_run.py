@@ -146,3 +146,5 @@ def test_kill_and_go_on(trained: tuple[Workspace, str], fresh: Workspace, stage:
     output = fresh.run(TRAIN)
     assert "going on from checkpoint" in output
     assert fresh.md5s() == made.md5s()
+    assert fresh.states("flow_run") == ["COMPLETED", "CRASHED"]
+    assert "RUNNING" not in fresh.states("task_run")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,13 @@ class Workspace:
             (self.root / "data" / "reports" / stage / "metrics.json").read_text()
         )
         return found
+
+    def states(self, what: str) -> list[str]:
+        """Different states that Prefect's database has for flow runs or task runs."""
+        path = Path(self.environment["PREFECT_HOME"]) / "prefect.db"
+        with closing(sqlite3.connect(path)) as database:
+            rows = database.execute(f"SELECT DISTINCT state_type FROM {what} ORDER BY 1")
+            return [row[0] for row in rows]
 
 
 def make(at: Path) -> Iterator[Workspace]:

@@ -43,6 +43,8 @@ def main() -> None:
     logger.addFilter(seen)
     # Its advice on what to add to git is for those who type the command.
     logging.getLogger("dvc.repo.scm_context").setLevel(logging.WARNING)
+    # A killed run leaves its mark in DVC's lock file; DVC removes it, and warns that it does.
+    logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
     try:
         with Repo(_wait_for_lock=True) as repo:
             done = repo.reproduce(

@@ -17,7 +17,7 @@ def _gain(gain: dict[str, float]) -> str:
 
 
 def rows(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Figure, value and control of each result, from every stage's metrics by its name."""
+    """What, how much and compared with what; from every stage's metrics by its name."""
     teacher, distill, export = metrics["teacher"], metrics["distill"], metrics["export"]
     refine, benchmark, check = metrics["refine"], metrics["benchmark"], metrics["check"]
     fast = benchmark["rows"]["student_ort_cpu_b1"]["p50_ms"]
@@ -68,7 +68,7 @@ def show(root: Path, message: str) -> None:
     metrics = {p.parent.name: json.loads(p.read_text()) for p in reports.glob("*/metrics.json")}
     if "check" not in metrics:
         return
-    table = Table("", "", "control", show_edge=False, box=None, pad_edge=False)
+    table = Table("", "", "compared with", show_edge=False, box=None, pad_edge=False)
     for row in rows(metrics):
         table.add_row(*row)
     console.print(table)

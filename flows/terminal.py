@@ -6,6 +6,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from stages.core import progress
 
@@ -34,10 +35,10 @@ class Display:
         self._bars = Progress(
             TextColumn("{task.fields[mark]:>8}"),
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
             console=self.console,
         )
         self._rows: dict[str, _Row] = {}

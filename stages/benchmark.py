@@ -110,19 +110,18 @@ def measure(
     progress = Progress("timing", params.rounds * len(contenders))
     for _ in range(params.rounds):
         for contender in contenders:
-            progress.step(where=f"{contender.model} {contender.engine} {contender.provider}")
-            if contender in missing:
-                continue
             try:
                 run = contender.start()
             except Unavailable as error:
                 missing[contender] = str(error)
+                progress.step()
                 continue
             for batch, shown in images.items():
                 for _ in range(params.warm_up):
                     run(shown)
                 found = time_round(run, shown, params.seconds_per_round)
                 times.setdefault((contender, batch), []).extend(found)
+            progress.step(where=f"{contender.model} {contender.engine} {contender.provider}")
     rows = {}
     for contender in contenders:
         for batch in params.batches:

@@ -62,7 +62,7 @@ class Quarantine:
         if any(not v.rows for v in violations):
             refuse(violations, self._folder)
         if self._refuse_bad:
-            advice = " | mend or remove them; validate.on_bad_image: quarantine goes on without"
+            advice = " | validate.on_bad_image: quarantine goes on without them"
             refuse(violations, self._folder, advice=advice)
         if self.bad > self._most:
             refuse(

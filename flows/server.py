@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -131,9 +132,10 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), Server(arguments.port, quiet=False) as server:
-        url = server.wait()
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        url = stack.enter_context(Server(arguments.port, quiet=False)).wait()
         os.environ["PREFECT_API_URL"] = url
+        stack.callback(_record().unlink, missing_ok=True)
         _record().write_text(json.dumps({"url": url}))
         print(f"Prefect UI: {url.removesuffix('/api')}  (Ctrl-C ends it)", flush=True)
         if not arguments.worker:
@@ -143,13 +145,27 @@ def main() -> None:
         pool = _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         subprocess.run(pool, check=True, cwd=ROOT)
         subprocess.run(_prefect("deploy", "--all"), check=True, cwd=ROOT)
-        worker = _prefect("worker", "start", "--pool", POOL)
-        with subprocess.Popen(worker, cwd=ROOT, preexec_fn=kill_me_with_parent) as process:
-            try:
-                process.wait()
-            finally:
-                process.send_signal(signal.SIGINT)
-    _record().unlink(missing_ok=True)
+        _work()
+
+
+def _work() -> None:
+    """A worker, until Ctrl-C. It ends with this process, however that ends."""
+    command = _prefect("worker", "start", "--pool", POOL)
+    # Prefect puts its runs into TMPDIR/runner_storage, which another user may own.
+    with (
+        tempfile.TemporaryDirectory(prefix="atelier-") as folder,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": folder},
+            preexec_fn=kill_me_with_parent,
+        ) as process,
+    ):
+        try:
+            process.wait()
+        finally:
+            process.send_signal(signal.SIGINT)
+    sys.exit(f"error: the worker ended with exit status {process.returncode}")
 
 
 if __name__ == "__main__":

@@ -62,12 +62,15 @@ def test_a_triggered_run_does_what_make_run_does(tmp_path: Path) -> None:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert serve.stdout is not None
-        url = ""
+        url, lines = "", []
         for line in serve.stdout:
+            lines.append(line)
             if found := re.search(r"Prefect UI: (http://127\.0\.0\.1:\d+)", line):
                 url = f"{found[1]}/api"
             if "started!" in line:
                 break
+        else:
+            pytest.fail("".join(lines))
         try:
             deployment = ask(f"{url}/deployments/name/train/nightly")
             assert deployment["schedules"][0]["schedule"]["cron"] == "0 2 * * *"

@@ -33,13 +33,15 @@ class Display:
         self._live = self.console.is_terminal
         self._width = max(map(len, stages), default=0)
         self._bars = Progress(
-            TextColumn("{task.fields[mark]:>8}"),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[mark]:>8}", table_column=Column(min_width=8)),
+            TextColumn("[bold]{task.description}", table_column=Column(min_width=self._width)),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            TextColumn("{task.percentage:>3.0f} %", table_column=Column(min_width=5)),
+            TimeElapsedColumn(table_column=Column(min_width=7)),
+            # The width that the others leave; longer texts go on below.
+            TextColumn("{task.fields[text]}", table_column=Column(ratio=1)),
             console=self.console,
+            expand=True,
         )
         self._rows: dict[str, _Row] = {}
 

@@ -35,6 +35,8 @@ class Study(Section):
             looked up: the summary has a line for each. Without, a line a trial.
         gains: heading to two models, the better one and what it is held against. A model is a name
             in the predictions of the stages, of the same trial, or of another one as TRIAL/NAME.
+        front: headings of `show`, the higher the better: the summary says which trials are on the
+            Pareto front, those that no other beats in one of them and equals in the rest.
     """
 
     question: str
@@ -45,6 +47,7 @@ class Study(Section):
     show: dict[str, str] = Field(min_length=1)
     models: dict[str, str] = Field(default={})
     gains: dict[str, list[str]] = Field(default={})
+    front: list[str] = Field(default=[])
 
 
 @dataclass(frozen=True)
@@ -199,12 +202,26 @@ def _gain(results: pd.DataFrame, rows: pd.DataFrame, name: str, models: list[str
             predictions.of_all_seeds(t, model.split("/")[1])
             for t, model in zip(tables, (better, worse), strict=True)
         )
+        if tables[0]["file_name"].tolist() != tables[1]["file_name"].tolist():
+            # Tested on other images: nothing to pair.
+            return "-"
         labels, groups = (tables[0][c].to_numpy(np.int64) for c in ("label", "group"))
         # A single teacher stands against students of all seeds.
         seeds = zip(left, itertools.cycle(right), strict=False)
         pairs += [Paired(one, other, labels, groups) for one, other in seeds]
     found = mean_paired_gain(pairs)
     return f"{found['gain']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def _front(study: Study, done: pd.DataFrame) -> set[str]:
+    """Names of the trials on the Pareto front of `study.front`, by their means."""
+    keys = [study.show[heading] for heading in study.front]
+    means = done.groupby("name")[keys].agg(lambda column: column.astype(float).mean()).dropna()
+    beaten = [
+        ((means >= row).all(axis=1) & (means > row).any(axis=1)).any()
+        for _, row in means.iterrows()
+    ]
+    return set(means.index[~np.array(beaten, dtype=bool)])
 
 
 def summary(study: Study, results: Results) -> str:
@@ -214,6 +231,7 @@ def summary(study: Study, results: Results) -> str:
     done["_place"] = [tuple(str(row.get(k)) for k in study.grid) for _, row in done.iterrows()]
     found = results.predictions
     table, gains = [], []
+    on_front = _front(study, done) if study.front else set()
     for name in study.trials:
         mine = done[done["name"] == name]
         if mine.empty:
@@ -227,6 +245,8 @@ def summary(study: Study, results: Results) -> str:
             gains.append({"trial": name, **gain})
         else:
             shown = {h: _shown(mine, key) for h, key in study.show.items()}
+            if study.front:
+                shown["on the front"] = "yes" if name in on_front else "no"
             table.append({**start, **shown, **gain})
     lines = _markdown(table) + (["", *_markdown(gains)] if gains and study.gains else [])
     planned = len(trials(study))

@@ -46,9 +46,14 @@ from stages.core.params import load_yaml
 
 
 def _commit() -> str:
-    """The code's state: the commit, with a plus when files differ from it."""
-    what = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(what, check=True, capture_output=True, text=True).stdout.strip()
+    """The code's state: the commit, with a plus when code or params differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    name = subprocess.run(
+        [*git, "describe", "--always", "--exclude=*"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    what = ["stages", "flows/*.py", "dvc.yaml", "params.yaml"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *what]).returncode
+    return f"{name}+" if changed else name
 
 
 @task(cache_policy=NO_CACHE)

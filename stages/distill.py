@@ -26,9 +26,9 @@ from stages.core.errors import ParamsError
 from stages.core.fit import Recipe, fit
 from stages.core.inference import logits_of
 from stages.core.nets import Net, build, count_macs, count_parameters, save_net
-from stages.core.prefix import Prefix
+from stages.core.prefix import Prefix, validation
 from stages.core.runtime import Resources
-from stages.core.student import Lesson, distillation_loss, validation
+from stages.core.student import Lesson, distillation_loss
 from stages.core.targets import Targets, load_targets
 from stages.core.weights import Weights, load_weights
 
@@ -103,8 +103,8 @@ class Trainer:
         net.freeze_lowest(params.frozen_groups)
         return net
 
-    def train(self, seed: int, *, alpha: float, what: str) -> Net:
-        """A trained student; `alpha` is the teacher's share of the loss."""
+    def train(self, seed: int, *, control: bool, what: str) -> Net:
+        """A trained student, or control."""
         net = self.untrained(seed)
         train, val = self.data.rows("train"), self.data.rows("val")
         views = self.targets.views
@@ -119,7 +119,7 @@ class Trainer:
         )
         history = fit(
             net,
-            distillation_loss(self.data, self.targets, prefix, self.params, alpha=alpha),
+            distillation_loss(self.data, self.targets, prefix, self.params, control=control),
             train,
             self.params.recipe,
             seed=seed,
@@ -165,8 +165,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     for number in range(params.seeds):
         suffix = f" {number}" if number else ""
         logits = []
-        for name, alpha in (("student", params.alpha), ("control", 0.0)):
-            net = trainer.train(params.seed + number, alpha=alpha, what=name + suffix)
+        for name in ("student", "control"):
+            control = name == "control"
+            net = trainer.train(params.seed + number, control=control, what=name + suffix)
             logits.append(logits_of(net, targets.views.plain, test))
             seen = logits_of(net, targets.views.plain, val)
             validation[name + suffix] = {"auroc": metrics.auroc(seen, data.labels[val])}

@@ -12,6 +12,7 @@ Run:    dvc repro refine
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,17 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.core import metrics, report, stage
+from stages.core import metrics, pictures, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import load_dataset
 from stages.core.fit import Loss, Recipe, fit
 from stages.core.inference import logits_of
-from stages.core.losses import distillation
 from stages.core.nets import Net, load_net, save_net
 from stages.core.params import Section
-from stages.core.prefix import Prefix
+from stages.core.prefix import Prefix, validation
 from stages.core.resize import resize
 from stages.core.runtime import Resources
-from stages.core.student import Lesson, distillation_loss, validation
+from stages.core.student import Lesson, distillation_loss
 from stages.core.targets import load_targets
 
 
@@ -46,10 +46,6 @@ class Params(Section):
     seed: int = Field(ge=0)
 
 
-# Several processes may share the work (resources.processes).
-TRAINS_TOGETHER = True
-
-
 @dataclass(frozen=True, kw_only=True)
 class Paths(stage.Paths):
     """What dvc.yaml hands to the command line."""
@@ -61,7 +57,8 @@ class Paths(stage.Paths):
     cache: Path = stage.keeps()
     refined: Path = stage.writes()
     metrics: Path = stage.writes()
-    curves: Path = stage.writes()
+    curves: Path = stage.writes(live=True)
+    picture: Path = stage.writes(live=True)
 
 
 # What the student goes on with; both start from it as it is.
@@ -85,22 +82,23 @@ def load_synthetic(folder: Path, image_px: int) -> Synthetic:
     return Synthetic(resize(pixels, image_px), logits, labels)
 
 
-def with_synthetic(real: Loss, synthetic: Synthetic, params: Params, device: torch.device) -> Loss:
-    """`real`, but with a share of every batch replaced by synthetic images."""
+def with_synthetic(
+    real: Loss, synthetic: Synthetic, lesson: Lesson, share: float, seed: int
+) -> Loss:
+    """`real`, but with a share of every batch replaced by synthetic images; one stays real."""
 
     def loss(net: Net, rows: NDArray[np.int64], epoch: int) -> torch.Tensor:
-        count = round(params.synthetic_share * len(rows))
+        count = min(round(share * len(rows)), len(rows) - 1)
         if not count:
             return real(net, rows, epoch)
-        draws = np.random.default_rng([params.seed, epoch, int(rows[0])])
+        draws = np.random.default_rng([seed, epoch, int(rows[0])])
         chosen = torch.from_numpy(draws.integers(len(synthetic.labels), size=count))
-        made = distillation(
-            net(synthetic.pixels[chosen].to(device)),
-            synthetic.logits[chosen].to(device),
-            synthetic.labels[chosen].to(device),
-            temperature=params.temperature,
-            alpha=params.alpha,
+        images, teacher, labels = (
+            x[chosen].to(net.mean.device)
+            for x in (synthetic.pixels, synthetic.logits, synthetic.labels)
         )
+        logits = net(images)
+        made = lesson.mixed(logits, labels, lesson.soft_loss(logits, teacher, labels))
         kept = rows[count:]
         return (real(net, kept, epoch) * len(kept) + made * count) / len(rows)
 
@@ -134,8 +132,14 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         alpha=params.alpha,
     )
     real = distillation_loss(data, targets, prefix, lesson)
-    losses = {"real": real, "synthetic": with_synthetic(real, synthetic, params, device)}
-    curves = []
+    mixed = with_synthetic(real, synthetic, lesson, params.synthetic_share, params.seed)
+    losses = {"real": real, "synthetic": mixed}
+    curves: list[pd.DataFrame] = []
+
+    def draw(name: str, history: pd.DataFrame) -> None:
+        so_far = [*curves, history.assign(net=name)]
+        pictures.learning_curves(paths.curves, paths.picture, so_far)
+
     for name, loss in losses.items():
         history = fit(
             nets[name],
@@ -146,6 +150,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             evaluate=validation(data, prefix),
             checkpoint=Checkpoint(paths.scratch, name),
             what=f"refining, {name}",
+            watch=partial(draw, name),
         )
         curves.append(history.assign(net=name))
 
@@ -160,7 +165,6 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         save_net(paths.refined, nets["synthetic"])
     else:
         shutil.copytree(paths.student, paths.refined)
-    pd.concat(curves).to_csv(paths.curves, index=False)
     labels, groups = data.labels[test], data.groups[test]
     report.write_metrics(
         paths.metrics,

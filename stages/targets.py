@@ -22,7 +22,7 @@ from torch import Tensor
 from stages.core import metrics, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import load_dataset
-from stages.core.inference import BATCH, batched, run_batched
+from stages.core.inference import BATCH, as_half, batched, run_batched
 from stages.core.nets import Ensemble, load_teacher
 from stages.core.params import Section
 from stages.core.prefix import Prefix
@@ -73,7 +73,7 @@ def ask(
             ]
             each = [m.head.linear(x) for m, x in zip(teacher.each(), found, strict=True)]
             logits.append(torch.stack(each).mean(0).float().cpu())
-            features.append(torch.cat(found, 1).half().cpu())
+            features.append(as_half(torch.cat(found, 1), "the teacher's features").cpu())
             progress.step(len(batch))
     return torch.cat(logits), torch.cat(features)
 

@@ -3,8 +3,8 @@
 First feature extraction: the frozen backbone's features, computed once, and a logistic regression
 on them (the linear probe). Then fine-tuning from there at a low rate, from the top down to the
 frozen layers (LP-FT, Kumar et al. 2022, arXiv 2202.10054; rates and unfreezing as in ULMFiT, Howard
-& Ruder 2018, arXiv 1801.06146). Metrics carry both. With a target domain, it learns from the other
-domains' labels and, adapting, from the target's images without theirs.
+& Ruder 2018, arXiv 1801.06146). Metrics carry both. Where validate.target_domain names a domain, it
+learns from the others' labels and, adapting, from the target's images without theirs.
 
 Reads:  data/validated/, data/weights/ (the user's own .safetensors files, if any)
 Writes: data/models/teacher/ (member_0/model.safetensors, config.json, ...), metrics, curves,
@@ -21,24 +21,23 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from sklearn.linear_model import LogisticRegression
 
 from stages.core import metrics, pictures, predictions, report, stage
 from stages.core.adaptation import adapt_statistics, confusion_of
 from stages.core.checkpoint import Checkpoint
-from stages.core.data import Dataset, load_dataset
-from stages.core.errors import DataError
+from stages.core.data import Dataset, Split, load_dataset
+from stages.core.errors import ParamsError
 from stages.core.fit import Loss, Recipe, fit
 from stages.core.inference import logits_of
 from stages.core.nets import Ensemble, Net, build, count_macs, count_parameters, save_teacher
-from stages.core.prefix import Prefix
+from stages.core.prefix import Prefix, validation
 from stages.core.runtime import Resources
 from stages.core.supervision import Supervision
 from stages.core.views import Views
 from stages.core.weights import load_weights
-
-Rows = NDArray[np.int64]
 
 
 class Params(Supervision):
@@ -56,10 +55,22 @@ class Params(Supervision):
     jitter: float = Field(ge=0, lt=1)
     probe_c: float = Field(gt=0)
     adapt: Literal["none", "adabn", "mcc"]
-    target_domain: str | None
     mcc_weight: float = Field(ge=0)
     recipe: Recipe
     seed: int = Field(ge=0)
+
+    @field_validator("adapt")
+    @classmethod
+    def _something_to_adapt(cls, adapt: str, info: ValidationInfo) -> str:
+        if adapt == "adabn" and info.data.get("own_statistics") != 1:
+            raise PydanticCustomError(
+                "adabn", "replaces statistics that should be the source's: set own_statistics to 1"
+            )
+        if adapt == "mcc" and info.data.get("mode") == "feature_extraction":
+            raise PydanticCustomError(
+                "mcc", "is learned by fine-tuning, but mode is feature_extraction"
+            )
+        return adapt
 
 
 # Several processes may share the work (resources.processes).
@@ -78,38 +89,6 @@ class Paths(stage.Paths):
     curves: Path = stage.writes(live=True)
     picture: Path = stage.writes(live=True)
     predictions: Path = stage.writes()
-
-
-@dataclass(frozen=True)
-class Task:
-    """What there is to learn from: rows of the data, by their use.
-
-    Attributes:
-        train, val, test: labelled images; with a target domain, test is of that domain and the
-            others are not.
-        unlabelled: training images of the target domain, if any.
-    """
-
-    train: Rows
-    val: Rows
-    test: Rows
-    unlabelled: Rows
-
-
-def task_of(data: Dataset, target_domain: str | None) -> Task:
-    """Raises: DataError when the target domain, or the others, lack images."""
-    train, val, test = (data.rows(split) for split in ("train", "val", "test"))
-    if target_domain is None:
-        return Task(train, val, test, train[:0])
-    inside = data.domains == target_domain
-    found = Task(train[~inside[train]], val[~inside[val]], test[inside[test]], train[inside[train]])
-    if not all(map(len, (found.train, found.val, found.test, found.unlabelled))):
-        domains = ", ".join(sorted(set(map(str, data.domains)))) or "none"
-        raise DataError(
-            f"teacher.target_domain = {target_domain!r}: the data has the domains {domains}; "
-            "expected images of it in train and test, and of another one in train and val"
-        )
-    return found
 
 
 def fit_probe(net: Net, features: NDArray[np.float32], labels: NDArray[np.int64], c: float) -> None:
@@ -133,12 +112,18 @@ def fit_probe(net: Net, features: NDArray[np.float32], labels: NDArray[np.int64]
 
 
 class Trainer:
-    """Trains the members on one task; they share the frozen layers' views."""
+    """Trains the members; they share the frozen layers' views. Raises: ParamsError."""
 
     def __init__(self, params: Params, paths: Paths, data: Dataset, resources: Resources) -> None:
         self.params, self.paths, self.data, self.resources = params, paths, data, resources
         self.device = resources.torch_device()
-        self.task = task_of(data, params.target_domain)
+        splits: tuple[Split, ...] = ("train", "val", "unlabelled")
+        self.train, self.val, self.unlabelled = (data.rows(split) for split in splits)
+        if params.adapt != "none" and not len(self.unlabelled):
+            raise ParamsError(
+                f"teacher.adapt = {params.adapt!r}: there are no unlabelled images; expected a "
+                "domain's name as validate.target_domain"
+            )
         self.views = Views(data.pixels, params.seed, params.jitter)
         self.curves: list[pd.DataFrame] = []
 
@@ -153,56 +138,46 @@ class Trainer:
             data=self.data,
             dropout=self.params.dropout,
         ).to(self.device)
-        share = 1.0 if self.params.adapt == "adabn" else self.params.own_statistics
-        train = self.task.train
-        features = adapt_statistics(net, self.views.plain, train, share)
-        fit_probe(net, features, self.data.labels[train], self.params.probe_c)
+        features = adapt_statistics(net, self.views.plain, self.train, self.params.own_statistics)
+        fit_probe(net, features, self.data.labels[self.train], self.params.probe_c)
         return net
 
-    def fine_tune(self, net: Net, member: int, adapt: str) -> None:
-        """Train head and unfrozen layers, with what `adapt` adds."""
-        params, task = self.params, self.task
-        name = f"member {member}, {adapt}" if params.target_domain else f"member {member}"
-        if params.mode == "finetune":
-            net.freeze_lowest(params.frozen_groups)
-            seen = np.concatenate([task.train, task.unlabelled])
-            prefix = Prefix(
-                net,
-                self.views,
-                seen,
-                min(params.views, params.recipe.epochs),
-                self.paths.cache,
-                plain=task.val,
-                most_gb=self.resources.cache_gb,
-            )
-            loss = params.loss(self.data, prefix, params.views, params.seed + member)
-            if adapt == "mcc":
-                loss = self._with_confusion(loss, prefix)
-            history = fit(
-                net,
-                loss,
-                params.balance(self.data, task.train),
-                params.recipe,
-                seed=params.seed + member,
-                evaluate=lambda net: {
-                    "val_auroc": metrics.auroc(
-                        prefix.evaluate(net, task.val), self.data.labels[task.val]
-                    )
-                },
-                checkpoint=Checkpoint(self.paths.scratch, name.replace(", ", "_")),
-                what=f"fine-tuning {name}",
-                watch=lambda history: pictures.learning_curves(
-                    self.paths.curves, self.paths.picture, [*self.curves, history.assign(net=name)]
-                ),
-            )
-            self.curves.append(history.assign(net=name))
-        if adapt == "adabn":
-            adapt_statistics(net, self.views.plain, task.unlabelled)
+    def fine_tune(self, net: Net, member: int, *, confusion: bool = False) -> None:
+        """Train head and unfrozen layers; with `confusion` (MCC), on the unlabelled images too."""
+        params = self.params
+        if params.mode == "feature_extraction":
+            return
+        name = f"member {member}" + ", mcc" * confusion
+        net.freeze_lowest(params.frozen_groups)
+        prefix = Prefix(
+            net,
+            self.views,
+            np.concatenate([self.train, self.unlabelled]) if confusion else self.train,
+            min(params.views, params.recipe.epochs),
+            self.paths.cache,
+            plain=self.val,
+            most_gb=self.resources.cache_gb,
+        )
+        loss = params.loss(self.data, prefix, params.views, params.seed + member)
+        history = fit(
+            net,
+            self._with_confusion(loss, prefix) if confusion else loss,
+            params.balance(self.data, self.train),
+            params.recipe,
+            seed=params.seed + member,
+            evaluate=validation(self.data, prefix),
+            checkpoint=Checkpoint(self.paths.scratch, name.replace(", ", "_")),
+            what=f"fine-tuning {name}",
+            watch=lambda history: pictures.learning_curves(
+                self.paths.curves, self.paths.picture, [*self.curves, history.assign(net=name)]
+            ),
+        )
+        self.curves.append(history.assign(net=name))
 
     def _with_confusion(self, loss: Loss, prefix: Prefix) -> Loss:
-        """`loss` and the class confusion of as many of the target's images, without labels."""
+        """`loss` and the class confusion of as many unlabelled images."""
         params = self.params
-        confusion = confusion_of(prefix, self.task.unlabelled, params.views, params.seed)
+        confusion = confusion_of(prefix, self.unlabelled, params.views, params.seed)
         return lambda net, rows, epoch: (
             loss(net, rows, epoch) + params.mcc_weight * confusion(net, rows, epoch)
         )
@@ -217,34 +192,37 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Probe, fine-tune, measure both on the test split."""
     data = load_dataset(paths.validated)
     trainer = Trainer(params, paths, data, resources)
-    test = trainer.task.test
+    val, test = data.rows("val"), data.rows("test")
     labels = data.labels[test]
-    # Without a target domain there is nothing to adapt to, and nothing to compare with.
-    ways = ["none"] if params.adapt == "none" else ["none", params.adapt]
 
-    found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("probe", *ways)}
+    found: dict[str, list[NDArray[np.float32]]] = {}
+
+    def measure(name: str, net: Net) -> None:
+        found.setdefault(name, []).append(logits_of(net, trainer.views.plain, test))
+
     members = []
     for member in range(params.members):
-        for adapt in ways:
+        net = trainer.probe(member)
+        measure("probe", net)
+        trainer.fine_tune(net, member)
+        if params.adapt != "none":
+            measure("source_only", net)
+        if params.adapt == "mcc":
             net = trainer.probe(member)
-            if adapt == "none":
-                found["probe"].append(logits_of(net, trainer.views.plain, test))
-            trainer.fine_tune(net, member, adapt)
-            found[adapt].append(logits_of(net, trainer.views.plain, test))
+            trainer.fine_tune(net, member, confusion=True)
+        elif params.adapt == "adabn":
+            adapt_statistics(net, trainer.views.plain, trainer.unlabelled)
+        measure("finetuned", net)
         members.append(net)
     trainer.finish()
     save_teacher(paths.teacher, members)
 
-    val = trainer.task.val
-    validation = np.mean([logits_of(net, trainer.views.plain, val) for net in members], axis=0)
-    logits = {name: np.mean(each, axis=0) for name, each in found.items()}
-    finetuned = logits[ways[-1]]
-    shown = {"probe": logits["probe"], "finetuned": finetuned}
-    if len(ways) > 1:
-        shown["source_only"] = logits["none"]
+    on_val = np.mean([logits_of(net, trainer.views.plain, val) for net in members], axis=0)
+    shown = {name: np.mean(each, axis=0) for name, each in found.items()}
+    finetuned = shown["finetuned"]
     predictions.write(paths.predictions, data, test, shown)
     groups = data.groups[test]
-    gain = metrics.paired_gain(finetuned, logits["probe"], labels, groups)
+    gain = metrics.paired_gain(finetuned, shown["probe"], labels, groups)
     figures: dict[str, object] = {
         name: metrics.classification(x, labels, data.classes) for name, x in shown.items()
     }
@@ -262,7 +240,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             "macs": sum(count_macs(net) for net in members),
             **figures,
             "finetuning_gain": gain,
-            "validation": {"auroc": metrics.auroc(validation, data.labels[val])},
+            "validation": {"auroc": metrics.auroc(on_val, data.labels[val])},
         },
     )
     print(

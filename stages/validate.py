@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from stages.core import drift, pictures, report, stage
 from stages.core.contract import Contract, Expectation, Suite, Violation, load_expectations
-from stages.core.data import SPLITS, save_dataset
+from stages.core.data import SPLITS, UNLABELLED, save_dataset
 from stages.core.duplicates import Pairs, join_groups, near_pairs
 from stages.core.errors import DataError
 from stages.core.images import HASH_BYTES, Cache, examine, packed
@@ -31,7 +31,7 @@ from stages.core.params import Section
 from stages.core.quarantine import Quarantine, refuse
 from stages.core.runtime import Resources
 from stages.core.sources import Source, open_source, same_names
-from stages.core.splits import Method, assign, leaking
+from stages.core.splits import Method, assign, leaking, towards
 from stages.core.suites import class_suites, image_suite, split_suites
 
 
@@ -55,6 +55,7 @@ class Params(Section):
     val_folds: int = Field(ge=2, le=20)
     seed: int = Field(ge=0)
     max_share_error: float = Field(gt=0, le=1)
+    target_domain: str | None = Field(min_length=1)
     drift_warn: float = Field(gt=0)
     drift_fail: float = Field(gt=0)
 
@@ -231,6 +232,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             shown = beside_each_other(table, pairs, cache)
             method: Method = "column" if source.split_folders else params.split
             split_table, leaks = split(table, pairs, method, params, quarantine)
+            if params.target_domain is not None:
+                split_table = towards(split_table, params.target_domain)
             torn = method == "random" and splits_tear_groups(split_table)
             share = (1 / params.folds, params.max_share_error) if method == "hash" else None
             suites = split_suites(split_table, classes, torn=torn, test_share=share)
@@ -260,6 +263,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "leaks": leaks,
         "split_method": method,
         "split_tears_groups": torn,
+        "unlabelled": int((split_table["split"] == UNLABELLED).sum()),
         "drift": moved,
     }
     _report(paths, split_table, pixels, classes, figures)
@@ -351,6 +355,7 @@ def save(
             file.write(content)
     pixels: NDArray[np.uint8] = np.load(paths.validated / "pixels.npy", mmap_mode="r")
     manifest = table.drop(columns=["problem", "channels"])
+    manifest["label"] = manifest["label"].where(manifest["split"] != UNLABELLED, "")
     manifest["phash"] = [found.hex() for found in manifest["phash"]]
     save_dataset(paths.validated, manifest, classes)
     profile = json.dumps(drift.profile(table), indent=1) + "\n"

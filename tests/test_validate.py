@@ -263,6 +263,25 @@ def test_a_random_split_is_marked_as_leaking(
     assert len(manifest(out)) == 48
 
 
+def test_a_target_domains_labels_are_not_kept(tmp_path: Path, image_folder: MakeFolder) -> None:
+    image_folder(groups=24)
+    poly = {f"g{k}" for k in range(0, 24, 2)}
+    column("domain", lambda t: t["group"].map(lambda g: "poly" if g in poly else "mono"))(tmp_path)
+    out = run(tmp_path, target_domain="poly")
+    data, rows = load_dataset(out / "validated"), manifest(out)
+    unlabelled = rows["split"] == "unlabelled"
+    assert set(rows.loc[unlabelled, "label"]) == {""}
+    assert set(rows.loc[~unlabelled, "label"]) == {"functional", "defective"}
+    assert (data.labels[data.rows("unlabelled")] == -1).all()
+    assert (data.labels[data.rows("test")] >= 0).all()
+    assert set(data.domains[data.rows("test")]) == {"poly"}
+    assert set(data.domains[data.rows("train")]) == {"mono"}
+    found = metrics(out)
+    assert found["unlabelled"] == unlabelled.sum() > 0
+    assert found["images"] == len(rows)
+    assert sum(s["images"] for s in found["splits"].values()) == (~unlabelled).sum()
+
+
 def test_a_folder_that_grows_keeps_its_hashed_split(
     tmp_path: Path, image_folder: MakeFolder
 ) -> None:

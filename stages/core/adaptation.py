@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from stages.core import losses
+from stages.core import losses, processes
 from stages.core.fit import Loss
 from stages.core.inference import BATCH, batched, features_of
 from stages.core.nets import Net
@@ -50,14 +50,20 @@ def adapt_statistics(
 
 
 def _measure_statistics(net: Net, images: Callable[[Rows], Tensor], rows: Rows) -> None:
-    """Give every BatchNorm the statistics of these images alone."""
+    """Give every BatchNorm the statistics of these images alone.
+
+    Neighbours are alike, and the variance is the mean of those within batches: so each batch is
+    drawn from all images, and none is small, for it would count as much as the others.
+    """
+    order = np.random.default_rng(0).permutation(rows)
+    whole = order[: max(len(order) // BATCH, 1) * BATCH]
     frozen = net.frozen_statistics
     needed = [p.requires_grad for p in net.parameters()]
     # A frozen BatchNorm would keep its statistics; nothing is learned here.
     net.frozen_statistics = False
     for parameter in net.parameters():
         parameter.requires_grad_(True)
-    update_bn((images(batch) for batch in batched(rows, BATCH)), net, net.mean.device)
+    update_bn((images(batch) for batch in batched(whole, BATCH)), net, net.mean.device)
     net.frozen_statistics = frozen
     for parameter, need in zip(net.parameters(), needed, strict=True):
         parameter.requires_grad_(need)
@@ -65,7 +71,11 @@ def _measure_statistics(net: Net, images: Callable[[Rows], Tensor], rows: Rows) 
 
 
 def confusion_of(prefix: Prefix, rows: Rows, views: int, seed: int) -> Loss:
-    """MCC of as many target images as the batch has; drawn by (seed, epoch, first row)."""
+    """MCC of as many target images as the batch has; drawn by (seed, epoch, first row).
+
+    Raises: ParamsError where several processes train together.
+    """
+    processes.alone("teacher.adapt = 'mcc'")
 
     def loss(net: Net, batch: Rows, epoch: int) -> Tensor:
         draws = np.random.default_rng([seed, epoch, int(batch[0])])

@@ -12,8 +12,10 @@ from pydantic import Field
 
 from stages.core.params import Section
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "unlabelled"]
+# Those of labelled images. The fourth is a target domain's, which nobody may learn the labels of.
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+UNLABELLED: Split = "unlabelled"
 
 
 class Data(Section):
@@ -28,10 +30,10 @@ class Dataset:
 
     Attributes:
         pixels: uint8 (N, P, P, C), C = 1 (grey) or 3 (RGB), memory-mapped.
-        labels: int64 (N,), index into `classes`.
+        labels: int64 (N,), index into `classes`; -1 for unlabelled images.
         groups: int64 (N,); images of one group are never in two splits.
         domains: object (N,), text, `""` where the data names none.
-        splits: object (N,), one of `SPLITS`.
+        splits: object (N,), one of `SPLITS`, or `UNLABELLED`.
         files: object (N,), names relative to the user's folder.
         classes: the classes in the order of the logits; of two, the last is the positive one.
     """
@@ -86,11 +88,12 @@ def load_dataset(folder: Path) -> Dataset:
         keep_default_na=False,
     )
     classes = json.loads((folder / "classes.json").read_text())
+    number = {name: k for k, name in enumerate(classes)} | {"": -1}
     groups, _ = pd.factorize(manifest["group"])
     return Dataset(
         pixels=np.load(folder / "pixels.npy", mmap_mode="r"),
         # A copy, since torch wants arrays that it could write to.
-        labels=np.array(manifest["label"].map({c: i for i, c in enumerate(classes)}), np.int64),
+        labels=np.array(manifest["label"].map(number), np.int64),
         groups=groups.astype(np.int64),
         domains=manifest["domain"].to_numpy(object),
         splits=manifest["split"].to_numpy(object),

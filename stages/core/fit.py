@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages.core import processes
@@ -59,11 +60,13 @@ class _Training:
             {"params": list(net.head.parameters()), "lr": recipe.head_learning_rate},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+        # PyTorch's schedule divides by zero where the rise ends with the first step.
+        total = max(steps * recipe.epochs, 3)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             [group["lr"] for group in self.optimizer.param_groups],
-            total_steps=steps * recipe.epochs,
-            pct_start=WARM_UP,
+            total_steps=total,
+            pct_start=max(WARM_UP, 2 / total),
         )
         self.average: AveragedModel | None = None
         if recipe.average:
@@ -114,21 +117,35 @@ class _Training:
 
 
 def _diverged(
-    training: _Training, folder: Path, what: str, batch: Rows, epoch: int, value: Tensor
+    training: _Training,
+    folder: Path,
+    what: str,
+    rows: Rows,
+    epoch: int,
+    value: Tensor,
+    random: Tensor,
 ) -> TrainingDiverged:
     """The error, after what is needed to see it again has been saved."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "diverged.pt"
-    torch.save(
-        {"net": training.net.state_dict(), "rows": torch.from_numpy(batch), "epoch": epoch}, file
-    )
+    seen = {"rows": torch.from_numpy(rows), "epoch": epoch, "random": random}
+    torch.save({"net": training.net.state_dict(), **seen}, file)
     recipe = training.recipe
-    weights = [p for p in training.net.parameters() if not torch.isfinite(p).all()]
-    where = "the weights had already become so" if weights else "the weights were finite"
+    if training.schedule.last_epoch == 0:
+        advice = (
+            "before anything was learned, so no rate is too high: look at these images and at what "
+            "the loss is made of (labels, temperature, the teacher's logits)"
+        )
+    else:
+        weights = [p for p in training.net.parameters() if not torch.isfinite(p).all()]
+        where = "the weights had already become so" if weights else "the weights were finite"
+        advice = (
+            f"{where}: lower learning_rate (now {recipe.learning_rate:g}) or head_learning_rate "
+            f"(now {recipe.head_learning_rate:g})"
+        )
     return TrainingDiverged(
-        f"{what}: the loss became {value.item()} in epoch {epoch + 1}; {where}. Lower "
-        f"learning_rate (now {recipe.learning_rate:g}) or head_learning_rate (now "
-        f"{recipe.head_learning_rate:g}). Net and batch are in {file}"
+        f"{what}: the loss became {value.item()} in epoch {epoch + 1}; {advice}. Net and batch are "
+        f"in {file}"
     )
 
 
@@ -149,14 +166,17 @@ def _run_epoch(
     # For dropout, the only randomness that does not come from a seeded view.
     torch.manual_seed(seed * 100_003 + epoch)
     net.train()
+    if any(module.training for module in net.modules() if isinstance(module, _BatchNorm)):
+        processes.alone("BatchNorm that learns its statistics")
     total = 0.0
     for batch in batched(order, recipe.batch_size):
         mine = processes.share(batch)
         training.optimizer.zero_grad()
         if len(mine):
+            random = torch.get_rng_state()
             value = loss(net, mine, epoch) * (len(mine) / len(batch))
             if not torch.isfinite(value):
-                raise _diverged(training, folder, progress.what, batch, epoch, value)
+                raise _diverged(training, folder, progress.what, mine, epoch, value, random)
             torch.autograd.backward(value)
             total += value.item() * len(batch)
         processes.add_gradients(net)
@@ -184,7 +204,8 @@ def fit(
 
     An epoch's order and randomness follow from (seed, epoch) alone, so a run that goes on from a
     checkpoint ends with the same weights, bit for bit. Under `torchrun` every process computes its
-    share of each batch, with the same result up to rounding (and to dropout's draws).
+    share of each batch, with the same result up to rounding (and to dropout's draws); what needs
+    whole batches is refused.
 
     Args:
         net: on its device; what is frozen stays as it is.
@@ -199,7 +220,8 @@ def fit(
         evaluation mode, with the averaged weights if `recipe.average`, and with those of the best
         epoch if `recipe.patience`.
 
-    Raises: TrainingDiverged when a loss is not finite; the batch is saved beside the checkpoint.
+    Raises: TrainingDiverged when a loss is not finite; the batch, as it was drawn, and the state
+        of PyTorch's random numbers are saved beside the checkpoint. ParamsError.
     """
     steps = -(-len(rows) // recipe.batch_size)
     training = _Training(net, recipe, steps)

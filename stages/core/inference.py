@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.core.errors import TrainingDiverged
 from stages.core.nets import Net
 from stages.core.progress import Progress
 
@@ -19,6 +20,17 @@ def batched(rows: Any, size: int) -> Iterator[Any]:
     """Consecutive pieces of an array."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
+
+
+def as_half(x: Tensor, what: str) -> Tensor:
+    """`x` as float16. Raises: TrainingDiverged when a number is too large for it, or none."""
+    found = x.to(torch.float16)
+    if not torch.isfinite(found).all():
+        raise TrainingDiverged(
+            f"{what}: found numbers up to {x.abs().max().item():g}; expected at most 65504, the "
+            "largest that float16 holds: lower the rates of training, or take another backbone"
+        )
+    return found
 
 
 def run_batched(

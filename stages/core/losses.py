@@ -33,23 +33,6 @@ def soft_targets(logits: Tensor, teacher_logits: Tensor, *, temperature: float) 
     return temperature**2 * _divergence(logits / temperature, teacher_logits / temperature)
 
 
-def distillation(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float, alpha: float
-) -> Tensor:
-    """Labels and soft targets: (1 - alpha) CE(labels) + alpha T^2 KL(teacher || student), in nats.
-
-    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2.
-
-    Args:
-        logits, teacher_logits: (B, K), of the same views.
-        labels: int64 (B,).
-        temperature: T > 0, of the soft targets; see there.
-        alpha: 0 ignores the teacher, 1 the labels.
-    """
-    soft = soft_targets(logits, teacher_logits, temperature=temperature)
-    return (1 - alpha) * F.cross_entropy(logits, labels) + alpha * soft
-
-
 def decoupled(
     logits: Tensor,
     teacher_logits: Tensor,
@@ -138,22 +121,26 @@ def class_confusion(logits: Tensor, *, temperature: float) -> Tensor:
     return (share * -torch.expm1(log_p)).sum(0).mean()
 
 
-def focal(logits: Tensor, labels: Tensor, *, gamma: float) -> Tensor:
-    """Cross-entropy with (1 - p)^gamma as each image's weight, p being its label's probability.
+def focal(logits: Tensor, wanted: Tensor, *, gamma: float) -> Tensor:
+    """Cross-entropy with (1 - p)^gamma as each class's weight, p being its predicted probability.
 
-    With two classes this is the paper's loss, of the difference of the two logits and without
-    its balancing factor alpha; more classes take p from the softmax.
+    With two classes and sure labels this is the paper's loss, of the difference of the two logits
+    and without its balancing factor alpha; more classes take p from the softmax. Where several
+    classes are wanted (soft or smoothed labels, mixup), each one's term counts by its share.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), equation 4.
 
     Args:
         logits: (B, K).
-        labels: int64 (B,).
+        wanted: (B, K), the probabilities to learn.
         gamma: 0 is cross-entropy; higher leaves more to the images that are still wrong.
     """
-    log_p, log_rest = F.log_softmax(_against_others(logits, labels), 1).unbind(1)
+    column = torch.arange(logits.shape[1], device=logits.device)
+    others = column[:-1] + (column[:-1] >= column[:, None])
+    rest = logits[:, others].logsumexp(2)
+    log_p, log_rest = F.log_softmax(torch.stack([logits, rest], 2), 2).unbind(2)
     # From log(1 - p): the power of 1 - p itself has no finite gradient at p = 1 and gamma < 1.
-    return -((gamma * log_rest).exp() * log_p).mean()
+    return -(wanted * (gamma * log_rest).exp() * log_p).sum(1).mean()
 
 
 def _divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -186,18 +173,20 @@ def _pearson(a: Tensor, b: Tensor, *, dim: int) -> Tensor:
 def relational(features: Tensor, teacher_features: Tensor) -> Tensor:
     """RKD: distances and angles between a batch's images, as the teacher has them.
 
-    25 x distance-wise + 50 x angle-wise Huber loss, the weights of the paper's metric learning.
-    Source: Park et al. 2019 (arXiv 1904.05068), equations 5 to 9.
+    25 x distance-wise + 50 x angle-wise Huber loss: Park et al. 2019 (arXiv 1904.05068), equations
+    5 to 9, who give the first half the second's weight; how much both weigh beside the labels is
+    as in Tian et al. 2020 (arXiv 1910.10699). A single image has no relations: 0.
 
     Args:
         features: (B, F) of the student.
-        teacher_features: (B, G) of the teacher; F and G may differ. B at least 3.
+        teacher_features: (B, G) of the teacher; F and G may differ. Angles take B of 3 or more.
     """
 
     def distances(x: Tensor) -> Tensor:
         squared = (x[:, None] - x[None]).square().sum(2)
         apart = (squared + EPSILON).sqrt() * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
-        return apart / (apart.sum() / (len(x) * (len(x) - 1))).clamp_min(EPSILON)
+        pairs = max(len(x) * (len(x) - 1), 1)
+        return apart / (apart.sum() / pairs).clamp_min(EPSILON)
 
     def cosines(x: Tensor) -> Tensor:
         """(B, B, B): at image i, between the directions to j and to k."""

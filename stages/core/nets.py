@@ -37,6 +37,7 @@ class NetSpec(BaseModel):
         reduce: the image is averaged over reduce x reduce pixels at the door.
         mean, std: of RGB values in 0 to 1, as the backbone was pretrained with.
         frozen_groups: layer groups, from the image upwards, that training has left alone.
+        frozen_statistics: whether BatchNorm keeps its statistics in training.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,6 +53,7 @@ class NetSpec(BaseModel):
     mean: list[float]
     std: list[float]
     frozen_groups: int = 0
+    frozen_statistics: bool = True
 
 
 # timm's own channel and depth multipliers of the one family that can be made thinner here.
@@ -142,11 +144,11 @@ class Net(nn.Module):
 
     mean: Tensor
     std: Tensor
-    frozen_statistics = True
 
     def __init__(self, spec: NetSpec, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.spec = spec
+        self.frozen_statistics = spec.frozen_statistics
         self.backbone = _backbone(spec)
         self._links: list[tuple[str, nn.Module]] | None = None
         self.head = Head(3 * sum(self.backbone.feature_info.channels()), len(spec.classes), dropout)
@@ -232,7 +234,7 @@ class Net(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Several networks as one: its logits are the mean of theirs, its features all of theirs."""
+    """Several networks as one: its logits are the mean of theirs."""
 
     def __init__(self, members: list[Net]) -> None:
         super().__init__()
@@ -242,10 +244,6 @@ class Ensemble(nn.Module):
     def each(self) -> list[Net]:
         """The networks."""
         return [cast(Net, member) for member in self.members]
-
-    def features(self, images: Tensor) -> Tensor:
-        """uint8 (B, P, P, C) to standardised features (B, F of all members)."""
-        return torch.cat([m.head.standardize(m.features(images)) for m in self.each()], 1)
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([member(images) for member in self.members]).mean(0)
@@ -305,6 +303,7 @@ def build(
     Raises: ParamsError, Unavailable.
     """
     config = timm.models.get_pretrained_cfg(backbone)
+    whole = width == depth == 1
     spec = NetSpec(
         backbone=backbone,
         width=width,
@@ -316,9 +315,9 @@ def build(
         reduce=reduce,
         mean=list(config.mean),
         std=list(config.std),
+        frozen_statistics=whole and weights is not None,
     )
     net = Net(spec, dropout=dropout)
-    whole = width == depth == 1
     if weights is not None:
         wanted = net.backbone.model.state_dict()
         weights = _at_this_size(weights, wanted, net.backbone.model)
@@ -331,7 +330,6 @@ def build(
                 )
         start = weights if whole else select_weights(weights, wanted)
         net.backbone.model.load_state_dict({name: start[name] for name in wanted})
-    net.frozen_statistics = whole and weights is not None
     return net.to(memory_format=torch.channels_last).eval()
 
 
@@ -374,10 +372,10 @@ def save_net(folder: Path, net: Net) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def load_net(folder: Path, *, dropout: float = 0.0) -> Net:
+def load_net(folder: Path) -> Net:
     """The network of a model folder, in evaluation mode; what was frozen is so again."""
     spec = NetSpec.model_validate_json((folder / "config.json").read_text())
-    net = Net(spec, dropout=dropout)
+    net = Net(spec)
     net.load_state_dict(load_file(folder / "model.safetensors"))
     net.freeze_lowest(spec.frozen_groups)
     return net.to(memory_format=torch.channels_last).eval()

@@ -1,12 +1,14 @@
 """What a network's frozen layers make of seeded views: computed once, then read from disk.
 
-The teacher that is asked, student, control and refinement share frozen layers and views, and so
-these files too. They are a cache outside DVC: their name is a hash of all that they depend on.
+Student, control and refinement share frozen layers and views, and so these files too; so does the
+teacher that is asked, if its frozen layers are the same. They are a cache outside DVC: their name
+is a hash of all that they depend on.
 """
 
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.core import digest, nets, processes
+from stages.core import digest, metrics, nets, processes
 from stages.core import views as views_module
-from stages.core.inference import BATCH, batched
+from stages.core.data import Dataset
+from stages.core.inference import BATCH, as_half, batched
 from stages.core.nets import Net
 from stages.core.progress import Progress
 from stages.core.views import Views
@@ -98,12 +101,10 @@ class Prefix:
         with torch.inference_mode():
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
-                images = (
-                    self._views.plain(batch) if view == PLAIN else self._views.batch(batch, view)
-                )
-                x, found = self._net.prefix(images.to(self._device), self.length)
+                images = self._images(batch, view).to(self._device)
+                x, found = self._net.prefix(images, self.length)
                 pooled.append(found.float().cpu())
-                x = x.permute(0, 2, 3, 1).to(torch.float16).cpu()
+                x = as_half(x.permute(0, 2, 3, 1), "frozen layers' output").cpu()
                 if out is None:
                     out = np.lib.format.open_memmap(
                         partial, mode="w+", dtype=np.float16, shape=(len(rows), *x.shape[1:])
@@ -152,6 +153,16 @@ class Prefix:
                 self.logits(net, batch).float().cpu().numpy() for batch in batched(rows, BATCH)
             ]
         return np.concatenate(found)
+
+
+def validation(data: Dataset, prefix: Prefix) -> Callable[[Net], dict[str, float]]:
+    """Figures of a network on the validation split."""
+    rows = data.rows("val")
+
+    def evaluate(net: Net) -> dict[str, float]:
+        return {"val_auroc": metrics.auroc(prefix.evaluate(net, rows), data.labels[rows])}
+
+    return evaluate
 
 
 def _bytes_each(net: Net, length: int) -> int:

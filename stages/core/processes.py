@@ -6,12 +6,15 @@ one's outputs are kept.
 
 import os
 import sys
+from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
+
+from stages.core.errors import ParamsError
 
 
 def rank() -> int:
@@ -24,11 +27,31 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def join() -> None:
-    """Meet the other processes, if torchrun has started this one with others."""
+def join(device: torch.device) -> None:
+    """Meet the other processes, if torchrun has started this one with others.
+
+    Args:
+        device: what this process computes on.
+    """
     if size() > 1 and not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend)
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)
+        # The first one may work for hours while the others wait.
+        torch.distributed.init_process_group(
+            "nccl" if on_gpu else "gloo", timeout=timedelta(days=7)
+        )
+
+
+def alone(what: str) -> None:
+    """For what looks at a whole batch, of which each process here has but a part.
+
+    Raises: ParamsError when several processes train together.
+    """
+    if size() > 1:
+        raise ParamsError(
+            f"{what} needs whole batches: set resources.processes to 1 (now {size()})"
+        )
 
 
 def share(rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -64,7 +87,7 @@ def add(value: float) -> float:
     """The sum of a number over all processes."""
     if size() == 1:
         return value
-    device = f"cuda:{rank()}" if torch.distributed.get_backend() == "nccl" else "cpu"
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     total = torch.tensor(value, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
     return float(total)

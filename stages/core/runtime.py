@@ -33,7 +33,10 @@ class Resources(Section):
         torch.backends.cudnn.benchmark = False
 
     def torch_device(self) -> torch.device:
-        """The device to train on. Raises: Unavailable when `cuda` is asked for and not there."""
+        """The device to train on.
+
+        Raises: Unavailable when `cuda` is asked for and not there, or not one for each process.
+        """
         there = torch.cuda.is_available()
         if self.device == "cuda" and not there:
             raise Unavailable(
@@ -42,7 +45,12 @@ class Resources(Section):
             )
         if not there or self.device == "cpu":
             return torch.device("cpu")
-        return torch.device("cuda", processes.rank() % torch.cuda.device_count())
+        if torch.cuda.device_count() < processes.size():
+            raise Unavailable(
+                f"resources.processes = {processes.size()}, but PyTorch finds "
+                f"{torch.cuda.device_count()} CUDA devices here; expected one for each process"
+            )
+        return torch.device("cuda", processes.rank())
 
 
 # glibc's malloc.h

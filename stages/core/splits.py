@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from stages.core.data import UNLABELLED
 from stages.core.duplicates import Pairs, tied
 from stages.core.errors import DataError
 
@@ -104,6 +105,30 @@ def assign(
         rest = split.index[split == "train"]
         split[_fold(manifest, rest, val_folds, 0, seed, grouped)] = "val"
     return split
+
+
+def towards(manifest: pd.DataFrame, target: str) -> pd.DataFrame:
+    """The same images, split to learn from the other domains and to measure on the target's.
+
+    Images of the target that would train or choose become `unlabelled`; those of other domains
+    that would measure are left out.
+
+    Args:
+        manifest: columns domain and split.
+        target: a domain.
+
+    Raises: DataError when there is no such domain, or no other.
+    """
+    inside = manifest["domain"] == target
+    if inside.all() or not inside.any():
+        found = ", ".join(repr(name) for name in sorted(manifest["domain"].unique()))
+        raise DataError(
+            f"validate.target_domain = {target!r}: found the domains {found}; expected images of "
+            "it and of another one: correct its name, or the metadata's column domain"
+        )
+    measures = manifest["split"] == "test"
+    split = manifest["split"].mask(inside & ~measures, UNLABELLED)
+    return manifest.assign(split=split)[inside | ~measures].reset_index(drop=True)
 
 
 def leaking(manifest: pd.DataFrame, pairs: Pairs) -> pd.Series:

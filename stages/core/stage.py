@@ -200,7 +200,7 @@ def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
     with staged(paths) as partial, _unchanged(paths, section, root) as inputs:
         params = section()
         resources.apply()
-        processes.join()
+        processes.join(resources.torch_device())
         code = "".join(code_digests(root).values())
         work = [params.model_dump_json(), json.dumps(inputs, sort_keys=True), code]
         scratch = paths.scratch / name / hashlib.md5("".join(work).encode()).hexdigest()
@@ -219,9 +219,8 @@ def _together(name: str, module: StageModule, root: Path) -> None:
         return
     environment = os.environ | {lock.HOLDER: os.environ.get(lock.HOLDER, str(os.getpid()))}
     ended = subprocess.run(processes.launch(count), env=environment)
-    if ended.returncode:
-        sys.exit(f"error: {name}: one of its {count} processes ended with {ended.returncode}")
-    os._exit(0)
+    # What was wrong, the process at fault has said.
+    os._exit(ended.returncode)
 
 
 def main(name: str) -> None:

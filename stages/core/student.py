@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.core import losses, metrics
+from stages.core import losses, processes
 from stages.core.data import Dataset
 from stages.core.errors import ParamsError
-from stages.core.fit import Evaluate, Loss
+from stages.core.fit import Loss
 from stages.core.nets import Net
 from stages.core.params import Section
 from stages.core.prefix import Prefix
@@ -33,9 +33,19 @@ class Lesson(Section):
     alpha: float = Field(gt=0, le=1)
 
     def refuse_void(self, classes: int) -> None:
-        """Raises: ParamsError for what teaches nothing when there are two classes."""
+        """Raises: ParamsError for what teaches nothing.
+
+        That is: what lives on more than two classes when there are two; relations alone, which
+        leave the head at zero; whole batches' relations when several processes share each.
+        """
+        if self.method == "feature" and self.alpha == 1:
+            raise ParamsError(
+                "method 'feature' with alpha = 1: features teach the head nothing; lower alpha"
+            )
+        if self.method in ("feature", "dist"):
+            processes.alone(f"method {self.method!r}")
         void = {
-            "dkd": "the non-target classes are one class, which has nothing to tell",
+            "dkd": "there is one other class, so it is kd with other weights",
             "dist": "correlation over two classes is 1 or -1, whatever the teacher thinks",
         }
         reason = void.get(self.method)
@@ -46,6 +56,16 @@ class Lesson(Section):
             raise ParamsError(
                 f"{wrong}: with two classes {reason}; use method 'kd' or 'feature' without it"
             )
+
+    def mixed(self, logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
+        """(1 - alpha) CE(labels) + alpha soft; Hinton et al. 2015 (arXiv 1503.02531), section 2.
+
+        Args:
+            logits: (B, K) of the student.
+            labels: int64 (B,).
+            soft: the teacher's part, a scalar.
+        """
+        return (1 - self.alpha) * F.cross_entropy(logits, labels) + self.alpha * soft
 
     def soft_loss(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """The teacher's part of the loss, from logits (B, K) of both."""
@@ -59,40 +79,29 @@ class Lesson(Section):
 
 
 def distillation_loss(
-    data: Dataset, targets: Targets, prefix: Prefix, lesson: Lesson, *, alpha: float | None = None
+    data: Dataset, targets: Targets, prefix: Prefix, lesson: Lesson, *, control: bool = False
 ) -> Loss:
     """Learn from labels and teacher on the teacher's views: epoch e shows view e modulo count.
 
     Args:
-        alpha: the teacher's share, when not the lesson's; 0 is the control's.
+        control: learn on the same views from the labels alone.
     """
-    labels = torch.from_numpy(data.labels)
-    share = lesson.alpha if alpha is None else alpha
+    all_labels = torch.from_numpy(data.labels)
 
     def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
         view = epoch % targets.count
         features = prefix.features(net, rows, view)
         logits = net.head(features)
-        hard = F.cross_entropy(logits, labels[rows].to(logits.device))
-        if not share:
-            return hard
+        labels = all_labels[rows].to(logits.device)
+        if control:
+            return F.cross_entropy(logits, labels)
         if lesson.method == "feature":
             soft = losses.relational(
                 net.head.standardize(features), targets.features(rows, view).to(logits.device)
             )
         else:
             teacher = targets.logits(rows, view).to(logits.device)
-            soft = lesson.soft_loss(logits, teacher, labels[rows].to(logits.device))
-        return (1 - share) * hard + share * soft
+            soft = lesson.soft_loss(logits, teacher, labels)
+        return lesson.mixed(logits, labels, soft)
 
     return loss
-
-
-def validation(data: Dataset, prefix: Prefix) -> Evaluate:
-    """Figures of a network on the validation split."""
-    rows = data.rows("val")
-
-    def evaluate(net: Net) -> dict[str, float]:
-        return {"val_auroc": metrics.auroc(prefix.evaluate(net, rows), data.labels[rows])}
-
-    return evaluate

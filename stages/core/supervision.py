@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.core import losses
+from stages.core import losses, processes
 from stages.core.data import Dataset
 from stages.core.errors import ParamsError
 from stages.core.fit import Loss
@@ -30,12 +30,14 @@ class Supervision(Section):
     mixup: float = Field(ge=0, le=10)
 
     def wanted(self, data: Dataset) -> Tensor:
-        """Probabilities (N, K) that the network is to give; zero where an image has no label.
+        """Probabilities (N, K) that the network is to give; zero where an image is unlabelled.
 
         Raises: ParamsError when a column of `soft_labels` is not there or holds no probability.
         """
+        labelled = torch.from_numpy(data.labels >= 0)[:, None]
         if not self.soft_labels:
-            return F.one_hot(torch.from_numpy(data.labels), len(data.classes)).float()
+            labels = torch.from_numpy(data.labels).clamp_min(0)
+            return F.one_hot(labels, len(data.classes)).float() * labelled
         columns = []
         for name in self.soft_labels:
             if name not in data.columns:
@@ -54,7 +56,13 @@ class Supervision(Section):
                 f"soft_labels: {len(columns)} columns for {len(data.classes)} classes; expected "
                 "one a class, in their order (of two classes, the last one's is enough)"
             )
-        return torch.stack(columns, 1)
+        found = torch.stack(columns, 1)
+        if (found.sum(1) - 1).abs().max() > 0.01:
+            raise ParamsError(
+                f"soft_labels: the columns {', '.join(self.soft_labels)} should add up to 1 for "
+                "each image, and do not"
+            )
+        return found * labelled
 
     def class_weights(self, data: Dataset) -> Tensor | None:
         """Inverse frequencies (K,) in the training split, with mean 1 over its images."""
@@ -76,9 +84,13 @@ class Supervision(Section):
 
         Mixup (Zhang et al. 2018, arXiv 1710.09412) mixes what goes into the layers that learn:
         above frozen ones it is manifold mixup (Verma et al. 2019, arXiv 1806.05236).
+
+        Raises: ParamsError for mixup where several processes train together.
         """
         wanted, weights = self.wanted(data), self.class_weights(data)
-        labels = torch.from_numpy(data.labels)
+        wanted = wanted.lerp(torch.full_like(wanted, 1 / len(data.classes)), self.label_smoothing)
+        if self.mixup:
+            processes.alone("mixup")
 
         def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
             view, targets = epoch % views, wanted[rows]
@@ -96,12 +108,11 @@ class Supervision(Section):
             else:
                 logits = prefix.logits(net, rows, view)
             if self.imbalance == "focal":
-                return losses.focal(logits, labels[rows].to(logits.device), gamma=self.focal_gamma)
+                return losses.focal(logits, targets.to(logits.device), gamma=self.focal_gamma)
             return F.cross_entropy(
                 logits,
                 targets.to(logits.device),
                 weight=None if weights is None else weights.to(logits.device),
-                label_smoothing=self.label_smoothing,
             )
 
         return loss

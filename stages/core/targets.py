@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.core.data import Dataset
+from stages.core.inference import as_half
 from stages.core.views import Views
 
 
@@ -54,9 +55,12 @@ def save_targets(
     """Write (V, n_train, K) logits of the training images' views as float16, and (N, K) plain ones.
 
     Features, if any, are (V, n_train, G).
+
+    Raises: TrainingDiverged for logits that are too large.
     """
     folder.mkdir()
-    np.save(folder / "views.npy", logits.astype(np.float16))
+    stored = as_half(torch.from_numpy(logits), "the teacher's logits")
+    np.save(folder / "views.npy", stored.numpy())
     np.save(folder / "plain.npy", plain)
     if features is not None:
         np.save(folder / "features.npy", features)

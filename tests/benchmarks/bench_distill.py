@@ -28,9 +28,9 @@ from stages.core.data import Dataset
 from stages.core.fit import WARM_UP, fit
 from stages.core.inference import logits_of
 from stages.core.nets import Ensemble, Net, load_teacher
-from stages.core.prefix import Prefix
+from stages.core.prefix import Prefix, validation
 from stages.core.progress import Progress
-from stages.core.student import distillation_loss, validation
+from stages.core.student import distillation_loss
 from stages.core.targets import Targets, load_targets, save_targets
 from stages.core.views import Views
 from stages.core.weights import load_weights

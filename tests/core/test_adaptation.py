@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +6,8 @@ import torch
 
 from stages.core import losses, nets, weights
 from stages.core.adaptation import MCC_TEMPERATURE, adapt_statistics, confusion_of
-from stages.core.errors import DataError
 from stages.core.prefix import Prefix
 from stages.core.views import Views
-from stages.teacher import task_of
 from tests.conftest import dataset
 
 DATA = dataset(n=12, px=32)
@@ -78,16 +75,25 @@ def test_confusion_is_of_the_targets_images(net: nets.Net, tmp_path: Path) -> No
     assert torch.equal(loss(net, batch, 3), expected)
 
 
-def test_the_targets_labels_are_not_used() -> None:
-    domains = np.random.default_rng(0).choice(["mono", "poly"], 40).astype(object)
-    data = dataclasses.replace(dataset(n=40), domains=domains)
-    task = task_of(data, "poly")
-    assert set(data.domains[task.train]) == set(data.domains[task.val]) == {"mono"}
-    assert set(data.domains[task.unlabelled]) == set(data.domains[task.test]) == {"poly"}
-    assert set(data.splits[task.unlabelled]) == {"train"}
-    assert len(task_of(data, None).unlabelled) == 0
+def test_statistics_do_not_depend_on_the_order(net: nets.Net) -> None:
+    shown = dataset(n=96, px=32)
+    brighter = np.linspace(0, 1, 96).reshape(-1, 1, 1, 1)
+    pixels = (shown.pixels * brighter).astype(np.uint8)
+    adapt_statistics(net, Views(pixels, 0, 0).plain, np.arange(96))
+    with torch.inference_mode():
+        x = net.backbone.model.conv_stem(net.prepare(torch.from_numpy(pixels)))
+    norm = net.backbone.model.bn1
+    assert torch.allclose(norm.running_mean, x.mean((0, 2, 3)), atol=1e-4)
+    # A batch of 32 has a little less of what sets images apart than all have.
+    assert torch.allclose(norm.running_var, x.var((0, 2, 3)), rtol=0.1)
 
 
-def test_an_unknown_domain_is_refused() -> None:
-    with pytest.raises(DataError, match=r"target_domain = 'thin': the data has the domains"):
-        task_of(dataset(n=40), "thin")
+def test_a_small_last_batch_does_not_count_as_a_whole_one(net: nets.Net) -> None:
+    pixels = np.full((33, 32, 32, 1), 100, np.uint8)
+    pixels[np.random.default_rng(0).permutation(33)[-1]] = 255
+    adapt_statistics(net, Views(pixels, 0, 0).plain, np.arange(33))
+    with torch.inference_mode():
+        x = net.backbone.model.conv_stem(
+            net.prepare(torch.from_numpy(pixels[pixels.max((1, 2, 3)) < 255]))
+        )
+    assert torch.allclose(net.backbone.model.bn1.running_mean, x.mean((0, 2, 3)), atol=1e-4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.core.checkpoint import Checkpoint
-from stages.core.errors import TrainingDiverged
+from stages.core.errors import ParamsError, TrainingDiverged
 from stages.core.fit import Evaluate, Recipe, _Training, fit
 from stages.core.nets import Net, NetSpec
 from stages.core.views import Views
@@ -57,9 +57,15 @@ def train(folder: Path, recipe: Recipe = RECIPE, *, die_after: int | None = None
     labels = torch.arange(10) % 2
     calls = 0
 
+    def evaluate(net: Net) -> dict[str, float]:
+        """Better from epoch to epoch."""
+        return {"figure": epoch_now + net.head.linear.weight.abs().sum().item()}
+
+    epoch_now = 0
+
     def loss(net: Net, rows: np.ndarray, epoch: int) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
+        nonlocal calls, epoch_now
+        calls, epoch_now = calls + 1, epoch
         if calls == die_after:
             raise Killed
         return torch.nn.functional.cross_entropy(net(shown.batch(rows, epoch)), labels[rows])
@@ -70,7 +76,7 @@ def train(folder: Path, recipe: Recipe = RECIPE, *, die_after: int | None = None
         ROWS,
         recipe,
         seed=7,
-        evaluate=lambda net: {"figure": 1.0},
+        evaluate=evaluate,
         checkpoint=Checkpoint(folder, "fit"),
         what="testing",
     )
@@ -185,11 +191,19 @@ def test_what_is_frozen_stays(tmp_path: Path) -> None:
     assert any(k.startswith("backbone") for k in changed)
 
 
-def test_stops_when_the_loss_is_no_number(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match=r"Lower learning_rate \(now 0\.001\)"):
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (0, r"before anything was learned, so no rate is too high: look at these images"),
+        (2, r"the weights were finite: lower learning_rate \(now 0\.001\)"),
+    ],
+)
+def test_stops_when_the_loss_is_no_number(tmp_path: Path, first: int, words: str) -> None:
+    factors = iter([1.0] * first + [float("nan")] * 9)
+    with pytest.raises(TrainingDiverged, match=words):
         fit(
             small_net(),
-            lambda net, rows, epoch: net.head.linear.weight.sum() * float("nan"),
+            lambda net, rows, epoch: net.head.linear.weight.sum() * next(factors),
             ROWS,
             RECIPE,
             seed=0,
@@ -199,12 +213,33 @@ def test_stops_when_the_loss_is_no_number(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_the_shortest_training_has_a_schedule(steps: int) -> None:
+    training = _Training(small_net(), RECIPE.model_copy(update={"epochs": 1}), steps)
+    for _ in range(steps):
+        training.optimizer.step()
+        training.schedule.step()
+    assert all(0 <= group["lr"] <= group["max_lr"] for group in training.optimizer.param_groups)
+
+
+def test_statistics_that_are_learned_need_whole_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = small_net()
+    net.frozen_statistics = False
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ParamsError, match=r"learns its statistics needs whole batches"):
+        run_fit(net, tmp_path, lambda net: {"figure": 1.0})
+
+
 def test_a_diverged_batch_can_be_replayed(tmp_path: Path) -> None:
     net, shown = small_net(), views()
+    values = []
 
     def loss(net: Net, rows: np.ndarray, epoch: int) -> torch.Tensor:
-        value = net(shown.batch(rows, epoch)).square().mean()
-        return value * float("inf") if 3 in rows else value
+        value = (net(shown.batch(rows, epoch)) - 1).square().mean()
+        values.append(value.item())
+        return value * float("inf") if epoch == 1 and 3 in rows else value
 
     with pytest.raises(TrainingDiverged, match=r"Net and batch are in .*diverged\.pt"):
         fit(
@@ -220,4 +255,7 @@ def test_a_diverged_batch_can_be_replayed(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "diverged.pt", weights_only=True)
     again = small_net()
     again.load_state_dict(saved["net"])
+    torch.set_rng_state(saved["random"])
+    again.train()
     assert not torch.isfinite(loss(again, saved["rows"].numpy(), saved["epoch"]))
+    assert values[-1] == values[-2]

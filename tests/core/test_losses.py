@@ -13,7 +13,6 @@ from stages.core.losses import (
     class_confusion,
     correlation,
     decoupled,
-    distillation,
     focal,
     soft_targets,
     standardize,
@@ -39,16 +38,12 @@ def kl(p: Floats, q: Floats) -> float:
     return sum(a * (np.log(a) - np.log(b)) for a, b in zip(p, q, strict=True))
 
 
-def naive_distillation(s: Floats, t: Floats, y: Ints, temperature: float, alpha: float) -> float:
+def naive_soft_targets(s: Floats, t: Floats, temperature: float) -> float:
     total = 0.0
-    for student, teacher, label in zip(s, t, y, strict=True):
-        hard = -log_softmax(student)[label]
-        p = softmax(teacher / temperature)
-        soft = sum(
-            p[k] * (np.log(p[k]) - log_softmax(student / temperature)[k]) for k in range(len(p))
-        )
-        total += (1 - alpha) * hard + alpha * temperature**2 * soft
-    return total / len(y)
+    for student, teacher in zip(s, t, strict=True):
+        p, q = softmax(teacher / temperature), log_softmax(student / temperature)
+        total += temperature**2 * sum(p[k] * (np.log(p[k]) - q[k]) for k in range(len(p)))
+    return total / len(s)
 
 
 def naive_decoupled(
@@ -97,9 +92,16 @@ def naive_confusion(z: Floats, temperature: float, weights: Floats) -> float:
     return total / classes
 
 
-def naive_focal(z: Floats, y: Ints, gamma: float) -> float:
-    found = [softmax(row)[label] for row, label in zip(z, y, strict=True)]
-    return float(np.mean([-((1 - p) ** gamma) * np.log(p) for p in found]))
+def naive_focal(z: Floats, wanted: Floats, gamma: float) -> float:
+    found = [
+        -sum(w * (1 - p) ** gamma * np.log(p) for w, p in zip(row, softmax(logits), strict=True))
+        for row, logits in zip(wanted, z, strict=True)
+    ]
+    return float(np.mean(found))
+
+
+def sure(y: Tensor, classes: int) -> Tensor:
+    return F.one_hot(y, classes).double()
 
 
 @both_sizes
@@ -116,20 +118,11 @@ def test_standardize_keeps_only_the_sign_of_two_classes() -> None:
 
 
 @both_sizes
-@pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 1.0), (4.0, 0.9), (2.0, 0.0)])
-def test_distillation_is_the_formula(classes: int, temperature: float, alpha: float) -> None:
-    s, t, y = drawn(classes)
-    found = distillation(*tensors(s, t, y), temperature=temperature, alpha=alpha)
-    expected = naive_distillation(s, t, y, temperature, alpha)
-    assert float(found) == pytest.approx(expected, rel=1e-10)
-
-
-@both_sizes
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_soft_targets_are_the_formula(classes: int, temperature: float) -> None:
-    s, t, y = drawn(classes)
+    s, t, _ = drawn(classes)
     found = soft_targets(*tensors(s, t), temperature=temperature)
-    assert float(found) == pytest.approx(naive_distillation(s, t, y, temperature, 1.0), rel=1e-8)
+    assert float(found) == pytest.approx(naive_soft_targets(s, t, temperature), rel=1e-8)
 
 
 @both_sizes
@@ -235,22 +228,23 @@ def test_class_confusion_of_sure_predictions_of_all_classes_is_none() -> None:
 @both_sizes
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_focal_is_the_formula(classes: int, gamma: float) -> None:
-    z, _, y = drawn(classes)
-    found = focal(*tensors(z, y), gamma=gamma)
-    assert float(found) == pytest.approx(naive_focal(z, y, gamma), rel=1e-8)
+    z, t, y = drawn(classes)
+    for wanted in (np.eye(classes)[y], softmax(t, axis=1)):
+        found = focal(*tensors(z, wanted), gamma=gamma)
+        assert float(found) == pytest.approx(naive_focal(z, wanted, gamma), rel=1e-8)
 
 
 @both_sizes
 def test_focal_without_gamma_is_cross_entropy(classes: int) -> None:
-    z, _, y = drawn(classes)
-    found, expected = focal(*tensors(z, y), gamma=0.0), F.cross_entropy(*tensors(z, y))
+    z, t, _ = drawn(classes)
+    logits, wanted = tensors(z, softmax(t, axis=1))
+    found, expected = focal(logits, wanted, gamma=0.0), F.cross_entropy(logits, wanted)
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
 
 
 Teaching = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 TEACHING: dict[str, Teaching] = {
-    "kd": lambda s, t, y: distillation(s, t, y, temperature=3.0, alpha=1.0),
     "soft": lambda s, t, _: soft_targets(s, t, temperature=3.0),
     "lskd": lambda s, t, _: soft_targets(standardize(s), standardize(t), temperature=3.0),
     "dkd": lambda s, t, y: decoupled(s, t, y, temperature=3.0),
@@ -264,8 +258,8 @@ EXTREME: dict[str, Teaching] = {
     "dist, T=1": lambda s, t, _: correlation(s, t, temperature=1.0),
     "mcc": lambda s, _t, _y: class_confusion(s, temperature=1.0),
     "mcc, probabilities of 0": lambda s, _t, _y: class_confusion(s, temperature=0.5),
-    "focal": lambda s, _t, y: focal(s, y, gamma=2.0),
-    "focal, gamma < 1": lambda s, _t, y: focal(s, y, gamma=0.5),
+    "focal": lambda s, _t, y: focal(s, sure(y, s.shape[1]).to(s), gamma=2.0),
+    "focal, gamma < 1": lambda s, _t, y: focal(s, sure(y, s.shape[1]).to(s), gamma=0.5),
 }
 
 
@@ -330,6 +324,14 @@ def test_relational_is_the_formula() -> None:
     s, t = draws.normal(size=(6, 4)), draws.normal(size=(6, 7))
     found = losses.relational(torch.tensor(s), torch.tensor(t))
     assert float(found) == pytest.approx(naive_relational(s, t), rel=1e-5)
+
+
+def test_a_single_image_has_no_relations() -> None:
+    features = torch.randn(1, 4, requires_grad=True)
+    found = losses.relational(features, torch.randn(1, 7))
+    (gradient,) = torch.autograd.grad(found, features)
+    assert float(found.detach()) == 0
+    assert bool(gradient.isfinite().all())
 
 
 def test_relations_do_not_depend_on_scale_or_rotation() -> None:

@@ -9,7 +9,7 @@ import pytest
 from stages.core import splits
 from stages.core.duplicates import Pairs
 from stages.core.errors import DataError
-from stages.core.splits import Method, assign, leaking
+from stages.core.splits import Method, assign, leaking, towards
 
 NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
 
@@ -205,3 +205,32 @@ def test_without_those_that_leak_nothing_leaks() -> None:
         assert not {a, b} <= kept or places[a] == places[b]
     rest = manifest.loc[sorted(kept)]
     assert rest.groupby("group")["split"].nunique().eq(1).all()
+
+
+def test_a_target_domain_is_measured_and_its_labels_go() -> None:
+    manifest = made()
+    manifest["split"] = split(manifest, "stratified_group")
+    found = towards(manifest, "poly")
+    places = found.groupby("split")["domain"].unique().map(list).to_dict()
+    assert places == {
+        "train": ["mono"],
+        "val": ["mono"],
+        "test": ["poly"],
+        "unlabelled": ["poly"],
+    }
+    poly = manifest[manifest["domain"] == "poly"]
+    assert (found["domain"] == "poly").sum() == len(poly)
+    assert (found["split"] == "test").sum() == (poly["split"] == "test").sum()
+
+
+@pytest.mark.parametrize("name", ["thin", ""])
+def test_an_unknown_domain_is_refused(name: str) -> None:
+    manifest = made().assign(split="train")
+    with pytest.raises(DataError, match=r"target_domain = .*: found the domains 'mono', 'poly'"):
+        towards(manifest, name)
+
+
+def test_a_domain_without_others_is_refused() -> None:
+    manifest = made().assign(split="train", domain="mono")
+    with pytest.raises(DataError, match=r"target_domain = 'mono'"):
+        towards(manifest, "mono")

@@ -16,7 +16,8 @@ from stages.core.views import Views
 from tests.conftest import dataset
 
 DATA = dataclasses.replace(
-    dataset(n=12, px=32), _manifest=pd.DataFrame({"p": np.linspace(0, 1, 12), "bad": [2.0] * 12})
+    dataset(n=12, px=32),
+    _manifest=pd.DataFrame({"p": np.linspace(0, 1, 12), "bad": [2.0] * 12, "q": [0.5] * 12}),
 )
 TRAIN = DATA.rows("train")
 
@@ -62,17 +63,10 @@ def test_class_weights(net: nets.Net, tmp_path: Path) -> None:
     assert found == pytest.approx((w * each).mean(), rel=1e-5)
 
 
-def test_focal_and_smoothing_differ_from_plain(net: nets.Net, tmp_path: Path) -> None:
-    plain, _ = value(net, tmp_path)
-    focal, _ = value(net, tmp_path, imbalance="focal")
-    smooth, _ = value(net, tmp_path, label_smoothing=0.1)
-    assert focal < plain
-    assert smooth != plain
-
-
-def test_mixup_mixes_inputs_and_targets(net: nets.Net, tmp_path: Path) -> None:
-    found, _ = value(net, tmp_path, mixup=0.4)
-    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, tmp_path, plain=TRAIN[:1], most_gb=1)
+def mixed_by_hand(
+    net: nets.Net, folder: Path, wanted: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray]:
+    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1)
     draws = np.random.default_rng([0, 3, int(TRAIN[0])])
     share, other = draws.beta(0.4, 0.4), draws.permutation(5)
     x, pooled = prefix.inputs(TRAIN[:5], 1)
@@ -80,10 +74,45 @@ def test_mixup_mixes_inputs_and_targets(net: nets.Net, tmp_path: Path) -> None:
         share * x + (1 - share) * x[other], share * pooled + (1 - share) * pooled[other],
         prefix.length,
     )  # fmt: skip
-    y = F.one_hot(torch.from_numpy(DATA.labels[TRAIN[:5]]), 2).double()
-    y = share * y + (1 - share) * y[other]
-    naive = -(y * F.log_softmax(net.head(features).double(), 1)).sum(1).mean()
-    assert found == pytest.approx(float(naive.detach()), rel=1e-4)
+    return net.head(features).detach(), share * wanted + (1 - share) * wanted[other]
+
+
+@pytest.mark.parametrize("imbalance", ["none", "focal"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"soft_labels": ["p"]}, {"label_smoothing": 0.3}, {"mixup": 0.4}]
+)
+def test_every_loss_learns_what_is_wanted(
+    net: nets.Net, tmp_path: Path, imbalance: str, changes: dict[str, Any]
+) -> None:
+    found, logits = value(net, tmp_path, imbalance=imbalance, **changes)
+    wanted = np.eye(2)[DATA.labels[TRAIN[:5]]]
+    if "soft_labels" in changes:
+        p = np.linspace(0, 1, 12)[TRAIN[:5]]
+        wanted = np.stack([1 - p, p], 1)
+    if "label_smoothing" in changes:
+        wanted = 0.7 * wanted + 0.3 / 2
+    if "mixup" in changes:
+        logits, wanted = mixed_by_hand(net, tmp_path, wanted)
+    q = F.softmax(logits.double(), 1).numpy()
+    each = -wanted * np.log(q) * ((1 - q) ** 2 if imbalance == "focal" else 1)
+    assert found == pytest.approx(each.sum(1).mean(), rel=1e-4)
+
+
+def test_what_has_no_label_is_wanted_of_no_class() -> None:
+    labels = np.where(np.arange(12) == 3, -1, DATA.labels)
+    data = dataclasses.replace(DATA, labels=labels)
+    for changes in ({}, {"soft_labels": ["p"]}):
+        found = supervision(**changes).wanted(data).sum(1)
+        assert found.tolist() == [0.0 if i == 3 else 1.0 for i in range(12)]
+
+
+def test_mixup_needs_whole_batches(
+    net: nets.Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, tmp_path, plain=TRAIN[:1], most_gb=1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ParamsError, match=r"mixup needs whole batches: set resources\.processes"):
+        supervision(mixup=0.4).loss(DATA, prefix, 2, seed=0)
 
 
 def test_balance_repeats_the_scarcer_class() -> None:
@@ -98,9 +127,10 @@ def test_balance_repeats_the_scarcer_class() -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        (["q"], "no column 'q'"),
+        (["r"], "no column 'r'"),
         (["bad"], "'bad' holds more than 0 to 1"),
         (["p", "p", "p"], "3 columns for 2"),
+        (["p", "q"], "p, q should add up to 1"),
     ],
 )
 def test_soft_labels_that_are_none(columns: list[str], words: str) -> None:

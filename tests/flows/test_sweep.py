@@ -112,6 +112,40 @@ def test_summary(tmp_path: Path) -> None:
     assert end.startswith("4 of 4 trials")
 
 
+def test_gains_over_other_images_are_none(tmp_path: Path) -> None:
+    results = Results(tmp_path, "s")
+    row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.5}
+    for trial in all_trials(STUDY):
+        table = predicted(3.0, seed=0)
+        if trial.name == "two":
+            table["file_name"] = table["file_name"].iloc[::-1].to_numpy()
+        results.add(trial, row, table)
+    two = summary(STUDY, results).splitlines()[3]
+    assert two.endswith("] | - |")
+    assert "| two | 2 | 0.500 | +0." in two
+
+
+def test_the_front(tmp_path: Path) -> None:
+    study = Study(
+        question="?",
+        trials={name: {} for name in ("good", "fast", "both", "beaten", "equal")},
+        grid={"a.seed": [0, 1]},
+        show={"AUROC": "x.auroc", "speed": "x.speed"},
+        front=["AUROC", "speed"],
+    )
+    figures = {"good": (0.9, 1), "fast": (0.7, 9), "both": (0.8, 5), "beaten": (0.8, 4)}
+    figures["equal"] = figures["good"]
+    results = Results(tmp_path, "s")
+    for trial in all_trials(study):
+        auroc, speed = figures[trial.name]
+        sign = 1 if trial.place["a.seed"] else -1
+        row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: ""}
+        row |= {"x.auroc": auroc + 0.05 * sign, "x.speed": speed}
+        results.add(trial, row, None)
+    lines = summary(study, results).splitlines()[2:7]
+    assert [line.split("|")[-2].strip() for line in lines] == ["yes", "yes", "yes", "no", "yes"]
+
+
 def test_gains_are_means_over_seeds(tmp_path: Path) -> None:
     study = Study(
         question="?",

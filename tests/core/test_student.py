@@ -14,7 +14,7 @@ def lesson(**changes: Any) -> Lesson:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "dkd"}, "method 'dkd': with two classes the non-target classes are one"),
+        ({"method": "dkd"}, "method 'dkd': with two classes there is one other class"),
         ({"method": "dist"}, "method 'dist': with two classes correlation over two classes"),
         ({"standardize_logits": True}, "standardize_logits: with two classes two logits"),
     ],

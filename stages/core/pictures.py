@@ -57,13 +57,16 @@ def beside_nearest(path: Path, made: Images, real: Images, *, count: int = 10) -
 
 
 def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> None:
-    """Lines over their index."""
+    """Lines over their index; dashed where the colours begin again."""
     figure, axis = plt.subplots(figsize=(5.5, 3.2))
-    for (name, line), colour in zip(series.items(), COLOURS, strict=False):
-        axis.plot(line.index, line.to_numpy(), label=name, color=colour, marker="o", ms=3)
+    for number, (name, line) in enumerate(series.items()):
+        again, colour = divmod(number, len(COLOURS))
+        look = {"color": COLOURS[colour], "ls": "--" if again else "-", "marker": "o", "ms": 3}
+        axis.plot(line.index, line.to_numpy(), label=name, **look)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    axis.legend(frameon=False)
+    if series:
+        axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     _save(figure, path)

@@ -42,6 +42,10 @@ class Lesson(Section):
             raise ParamsError(
                 "method 'feature' with alpha = 1: features teach the head nothing; lower alpha"
             )
+        if self.method == "feature" and self.standardize_logits:
+            raise ParamsError(
+                "standardize_logits: method 'feature' looks at no logits; set it to false"
+            )
         if self.method in ("feature", "dist"):
             processes.alone(f"method {self.method!r}")
         void = {

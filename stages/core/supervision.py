@@ -46,9 +46,10 @@ class Supervision(Section):
                     f"{', '.join(data.columns)}"
                 )
             values = data.numbers(name)
-            if not ((values >= 0) & (values <= 1)).all():
+            if not ((values >= 0) & (values <= 1))[data.labels >= 0].all():
                 raise ParamsError(f"soft_labels: column {name!r} holds more than 0 to 1")
-            columns.append(torch.tensor(values).float())
+            # What an unlabelled image says counts for nothing, whatever it is.
+            columns.append(torch.tensor(np.where(data.labels >= 0, values, 0)).float())
         if len(columns) == 1 and len(data.classes) == 2:
             columns = [1 - columns[0], columns[0]]
         if len(columns) != len(data.classes):
@@ -57,7 +58,7 @@ class Supervision(Section):
                 "one a class, in their order (of two classes, the last one's is enough)"
             )
         found = torch.stack(columns, 1)
-        if (found.sum(1) - 1).abs().max() > 0.01:
+        if (found[labelled[:, 0]].sum(1) - 1).abs().max() > 0.01:
             raise ParamsError(
                 f"soft_labels: the columns {', '.join(self.soft_labels)} should add up to 1 for "
                 "each image, and do not"

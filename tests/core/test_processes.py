@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
 
+from stages.core.params import load_yaml
 from tests.conftest import ROOT
+from tests.test_teacher import validated
 
 TRAIN = """
 import sys
@@ -22,7 +26,7 @@ from tests.core.test_fit import RECIPE, small_net, views
 from tests.conftest import dataset
 
 torch.set_num_threads(1)
-processes.join()
+processes.join(torch.device("cpu"))
 folder = Path(sys.argv[1])
 shown = views()
 net = small_net()
@@ -67,3 +71,43 @@ def test_two_are_as_one(tmp_path: Path) -> None:
     assert len(untrained) < len(one)
     for name, tensor in one.items():
         assert torch.allclose(tensor.float(), two[name].float(), atol=1e-4), name
+
+
+def run_teacher(at: Path, processes: int, **changes: object) -> subprocess.CompletedProcess[str]:
+    """The stage on its own command line, in a folder of its own."""
+    values = load_yaml(ROOT / "params.yaml")
+    values["resources"] |= {"device": "cpu", "threads": 1, "processes": processes}
+    values["teacher"] |= {"stages": [0, 1], "frozen_groups": 1, "dropout": 0.0} | changes
+    values["teacher"]["recipe"] |= {"epochs": 2, "batch_size": 8}
+    at.mkdir()
+    (at / "stages").symlink_to(ROOT / "stages")
+    (at / "weights").mkdir()
+    YAML().dump(values, at / "params.yaml")
+    validated(at / "validated", target=False)
+    names = ["validated", "weights", "cache", "teacher", "metrics", "curves", "picture"]
+    options = [x for name in [*names, "predictions"] for x in (f"--{name}", name)]
+    return subprocess.run(
+        [sys.executable, "-m", "stages.teacher", *options],
+        cwd=at, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_stage_of_two_is_as_one(tmp_path: Path) -> None:
+    ended = [run_teacher(tmp_path / str(n), n) for n in (1, 2)]
+    assert [e.returncode for e in ended] == [0, 0], ended
+    # Only the first of two speaks.
+    assert [e.stdout.count("test AUROC") for e in ended] == [1, 1]
+    one, two = (load_file(tmp_path / n / "teacher/member_0/model.safetensors") for n in "12")
+    for name, tensor in one.items():
+        assert torch.allclose(tensor.float(), two[name].float(), atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_stage_of_two_says_what_is_wrong(tmp_path: Path) -> None:
+    ended = run_teacher(tmp_path / "two", 2, mixup=0.4)
+    assert ended.returncode != 0
+    ours = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert set(ours) == {
+        "error: teacher: mixup needs whole batches: set resources.processes to 1 (now 2)"
+    }

@@ -104,6 +104,9 @@ def test_what_has_no_label_is_wanted_of_no_class() -> None:
     for changes in ({}, {"soft_labels": ["p"]}):
         found = supervision(**changes).wanted(data).sum(1)
         assert found.tolist() == [0.0 if i == 3 else 1.0 for i in range(12)]
+    blank = pd.DataFrame({"p": np.where(np.arange(12) == 3, np.nan, 0.25)})
+    data = dataclasses.replace(data, _manifest=blank)
+    assert supervision(soft_labels=["p"]).wanted(data).isfinite().all()
 
 
 def test_mixup_needs_whole_batches(

@@ -1,0 +1,281 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages import distill, targets
+from stages.core import metrics, predictions
+from stages.core.data import Dataset, load_dataset
+from stages.core.errors import ParamsError
+from stages.core.inference import logits_of
+from stages.core.nets import Ensemble, build, load_net, load_teacher, save_teacher
+from stages.core.params import parse_section
+from stages.core.report import read_metrics
+from stages.core.stage import Paths
+from stages.core.targets import load_targets
+from stages.core.views import Views
+from stages.core.weights import packaged
+from tests.test_teacher import RESOURCES, validated
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LITE = "tf_efficientnet_lite0"
+VIEWS = 3
+
+
+def params(**changes: Any) -> distill.Params:
+    recipe = {
+        "epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2,
+        "rate_decay": 1.0, "unfreeze_every": 0, "weight_decay": 0.05, "average": 0.0, "patience": 0,
+    }  # fmt: skip
+    values = {
+        "backbone": LITE, "weights": "packaged", "width": 1.0, "depth": 1.0, "stages": [0, 1],
+        "reduce": 1, "own_statistics": 1.0, "frozen_groups": 2, "method": "kd",
+        "standardize_logits": False, "temperature": 2.0, "alpha": 0.5, "recipe": recipe,
+        "seeds": 1, "seed": 3,
+    }  # fmt: skip
+    return parse_section({"distill": values | changes}, "distill", distill.Params, source="here")
+
+
+def filled(kind: type[Paths], folder: Path, **inputs: Path) -> Any:
+    folder.mkdir()
+    outputs = {name: folder / name for name in kind.outputs()}
+    cache = folder.parent / "cache"
+    return kind(scratch=folder / "scratch", cache=cache, **inputs, **outputs)
+
+
+def two_networks(data: Dataset) -> Ensemble:
+    """A teacher whose members have different depths, and heads of their own."""
+    members = []
+    for number, stages in enumerate([[0, 1], [1, 2]]):
+        net = build(LITE, packaged(LITE), stages=stages, data=data)
+        torch.manual_seed(number)
+        torch.nn.init.normal_(net.head.linear.weight, std=0.1)
+        features = net.features(torch.from_numpy(data.pixels[data.rows("train")])).detach()
+        net.head.fit_statistics(features)
+        net.freeze_lowest(2)
+        members.append(net)
+    return Ensemble(members).eval()
+
+
+@dataclass
+class Classroom:
+    """Validated images, a teacher, and what it has said of them."""
+
+    root: Path
+    validated: Path
+    teacher: Path
+    targets: Path
+    featureless: Path
+
+    def __post_init__(self) -> None:
+        self.data = load_dataset(self.validated)
+        self.runs: dict[str, Distilled] = {}
+
+    def changed(self, name: str, change: Callable[[Path], None]) -> Path:
+        """A copy of the targets that is not quite the same."""
+        folder = self.root / name
+        shutil.copytree(self.targets, folder)
+        change(folder)
+        return folder
+
+    def paths(self, name: str, folder: Path | None = None) -> Any:
+        inputs = {"validated": self.validated, "weights": self.root / "none"}
+        return filled(distill.Paths, self.root / name, targets=folder or self.targets, **inputs)
+
+    def distil(self, folder: Path | None = None, **changes: Any) -> "Distilled":
+        """What a run of the stage on these targets leaves; run once in the same way."""
+        key = json.dumps([str(folder), changes])
+        if key not in self.runs:
+            paths = self.paths(f"run {len(self.runs)}", folder)
+            distill.run(params(**changes), paths=paths, resources=RESOURCES)
+            self.runs[key] = Distilled(self.data, paths)
+        return self.runs[key]
+
+
+@dataclass
+class Distilled:
+    """What a run of the stage has left."""
+
+    data: Dataset
+    paths: distill.Paths
+
+    def __post_init__(self) -> None:
+        self.table = pd.read_csv(self.paths.predictions)
+        self.metrics = read_metrics(self.paths.metrics)
+        self.weights = load_file(self.paths.student / "model.safetensors")
+        self.labels = self.data.labels[self.data.rows("test")]
+
+    def said(self, name: str) -> Any:
+        found = predictions.logits(self.table, name)
+        assert found.size
+        return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
+    root = tmp_path_factory.mktemp("distill")
+    images = validated(root / "validated")
+    save_teacher(root / "teacher", two_networks(load_dataset(images)).each())
+    written = []
+    for features in (True, False):
+        inputs = {"validated": images, "teacher": root / "teacher"}
+        paths = filled(targets.Paths, root / f"features {features}", **inputs)
+        how = targets.Params(views=VIEWS, features=features, jitter=0.1, seed=2)
+        targets.run(how, paths=paths, resources=RESOURCES)
+        written.append(paths.targets)
+    return Classroom(root, images, root / "teacher", *written)
+
+
+def close(found: Any, expected: Any, tolerance: float = 1e-2) -> bool:
+    return bool(np.abs(np.asarray(found) - np.asarray(expected)).max() < tolerance)
+
+
+@pytest.mark.parametrize("view", range(VIEWS))
+def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, view: int) -> None:
+    data, teacher = classroom.data, load_teacher(classroom.teacher)
+    found = load_targets(classroom.targets, data)
+    assert (found.count, found.views.seed, found.views.jitter) == (VIEWS, 2, 0.1)
+    rows = data.rows("train")[[5, 0, 11, 3]]
+    images = Views(data.pixels, 2, 0.1).batch(rows, view)
+    with torch.inference_mode():
+        each = [net.head.standardize(net.features(images)) for net in teacher.each()]
+        logits = teacher(images)
+        assert not close(teacher.each()[0](images), logits, 0.1)
+    # Frozen layers' output, logits and features are stored as float16.
+    assert close(found.logits(rows, view), logits)
+    assert not close(found.logits(rows, (view + 1) % VIEWS), logits, 0.1)
+    assert close(found.features(rows, view), torch.cat(each, 1), 0.05)
+    assert not close(found.features(rows, (view + 1) % VIEWS), torch.cat(each, 1), 0.5)
+
+
+def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
+    data, teacher = classroom.data, load_teacher(classroom.teacher)
+    found = load_targets(classroom.targets, data)
+    assert (data.labels == -1).any()
+    with torch.inference_mode():
+        plain = teacher(found.views.plain(np.arange(len(data.labels))))
+    assert close(found.plain, plain, 1e-3)
+
+
+def test_the_first_seeds_student_ships(classroom: Classroom) -> None:
+    one, two = classroom.distil(), classroom.distil(seeds=2)
+    assert same(one.weights, two.weights)
+    assert not same(two.weights, classroom.distil(seed=4).weights)
+    said = logits_of(
+        load_net(two.paths.student),
+        Views(two.data.pixels, 0, 0).plain,
+        two.data.rows("test"),
+    )
+    assert np.allclose(two.said("student"), said, rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_have_the_students_and_controls_of_all_seeds(classroom: Classroom) -> None:
+    one, two, next_seed = classroom.distil(), classroom.distil(seeds=2), classroom.distil(seed=4)
+    names = ["teacher", "student", "control", "student 1", "control 1"]
+    found = [name.rsplit("/", 1)[0] for name in two.table.columns if "/" in name]
+    assert found == [name for name in names for _ in range(2)]
+    for name in ("student", "control"):
+        assert np.array_equal(two.said(name), one.said(name))
+        assert np.array_equal(two.said(f"{name} 1"), next_seed.said(name))
+        assert not np.array_equal(two.said(f"{name} 1"), two.said(name))
+        assert len(predictions.of_all_seeds(two.table, name)) == 2
+    assert two.table["file_name"].tolist() == list(two.data.files[two.data.rows("test")])
+
+
+def test_figures_are_those_of_the_predictions(classroom: Classroom) -> None:
+    two = classroom.distil(seeds=2)
+    test = two.data.rows("test")
+    plain = load_targets(classroom.targets, two.data).plain[test]
+    assert np.allclose(two.said("teacher"), plain, rtol=1e-4, atol=1e-5)
+    auroc = {
+        name: metrics.auroc(two.said(name), two.labels)
+        for name in ("teacher", "student", "control", "student 1", "control 1")
+    }
+    for name in ("student", "control"):
+        loss = metrics.negative_log_likelihood(two.said(name), two.labels)
+        assert two.metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
+        assert two.metrics[name]["auroc"] == pytest.approx(auroc[name])
+        mean = (auroc[name] + auroc[f"{name} 1"]) / 2
+        assert two.metrics["seeds"][name]["mean"] == pytest.approx(mean)
+    assert two.metrics["seeds"]["count"] == 2
+    gains = [auroc["student"] - auroc["control"], auroc["student 1"] - auroc["control 1"]]
+    assert two.metrics["gain_over_control"]["gain"] == pytest.approx(np.mean(gains))
+    assert two.metrics["retention"] == pytest.approx(auroc["student"] / auroc["teacher"])
+    gain = two.metrics["gain_over_teacher"]["gain"]
+    assert gain == pytest.approx(auroc["student"] - auroc["teacher"])
+    assert set(two.metrics["validation"]) == {"student", "control", "student 1", "control 1"}
+
+
+def test_the_student_listens_to_the_teacher_and_the_control_does_not(classroom: Classroom) -> None:
+    def swap(folder: Path) -> None:
+        logits = np.load(folder / "views.npy")
+        np.save(folder / "views.npy", logits[:, :, ::-1])
+
+    found, other = classroom.distil(), classroom.distil(classroom.changed("swapped", swap))
+    assert np.array_equal(found.said("control"), other.said("control"))
+    assert not close(found.said("student"), other.said("student"), 0.05)
+    assert not close(found.said("student"), found.said("control"), 0.05)
+    assert not same(found.weights, other.weights)
+    assert np.array_equal(found.said("teacher"), other.said("teacher"))
+
+
+def test_both_learn_on_the_views_of_the_targets(classroom: Classroom) -> None:
+    def show_others(folder: Path) -> None:
+        (folder / "views.json").write_text('{"seed": 7, "jitter": 0.1}')
+
+    found, other = classroom.distil(), classroom.distil(classroom.changed("others", show_others))
+    for name in ("student", "control"):
+        assert not close(found.said(name), other.said(name), 0.05)
+
+
+def test_the_control_is_the_student_without_the_teacher(classroom: Classroom) -> None:
+    nearly = classroom.distil(alpha=1e-7)
+    assert close(nearly.said("student"), nearly.said("control"), 0.02)
+
+
+def test_features_teach_too(classroom: Classroom) -> None:
+    kd, found = classroom.distil(), classroom.distil(method="feature")
+    assert np.array_equal(found.said("control"), kd.said("control"))
+    assert not close(found.said("student"), kd.said("student"), 0.05)
+    assert not close(found.said("student"), found.said("control"), 0.05)
+
+
+def test_features_that_are_not_there_are_refused(classroom: Classroom) -> None:
+    paths = classroom.paths("without features", classroom.featureless)
+    words = r"distill\.method = 'feature': set targets\.features to true"
+    with pytest.raises(ParamsError, match=words):
+        distill.run(params(method="feature"), paths=paths, resources=RESOURCES)
+    assert not paths.student.exists()
+    assert not paths.curves.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "dkd"}, "method 'dkd': with two classes"),
+        ({"method": "dist"}, "method 'dist': with two classes"),
+        ({"standardize_logits": True}, "standardize_logits: with two classes"),
+        ({"method": "feature", "alpha": 1.0}, "'feature' with alpha = 1"),
+    ],
+)
+def test_what_teaches_nothing_is_refused(
+    classroom: Classroom, changes: dict[str, Any], words: str
+) -> None:
+    paths = classroom.paths(f"refused {changes}")
+    with pytest.raises(ParamsError, match=words):
+        distill.run(params(**changes), paths=paths, resources=RESOURCES)
+    assert not paths.student.exists()
+    assert not paths.curves.exists()

@@ -60,7 +60,7 @@ def train(work: Path) -> None:
     trainer = distill.Trainer(
         params, where, data, load_targets(targets, data), weights, resources()
     )
-    trainer.train(params.seed, alpha=params.alpha, what="student")
+    trainer.train(params.seed, control=False, what="student")
 
 
 def peak(work: Path, step: str) -> float:

@@ -216,7 +216,12 @@ def _gain(results: pd.DataFrame, rows: pd.DataFrame, name: str, models: list[str
 def _front(study: Study, done: pd.DataFrame) -> set[str]:
     """Names of the trials on the Pareto front of `study.front`, by their means."""
     keys = [study.show[heading] for heading in study.front]
-    means = done.groupby("name")[keys].agg(lambda column: column.astype(float).mean()).dropna()
+    means = (
+        done.reindex(columns=["name", *keys])
+        .groupby("name")
+        .agg(lambda column: column.astype(float).mean())
+        .dropna()
+    )
     beaten = [
         ((means >= row).all(axis=1) & (means > row).any(axis=1)).any()
         for _, row in means.iterrows()

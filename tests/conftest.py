@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,11 @@ from stages.core.data import Dataset
 ROOT = Path(__file__).resolve().parent.parent
 
 MakeFolder = Callable[..., Path]
+
+RECIPE: dict[str, Any] = {
+    "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
+    "rate_decay": 1.0, "unfreeze_every": 0, "weight_decay": 0.05, "average": 0.0, "patience": 0,
+}  # fmt: skip
 
 
 def dataset(*, n: int = 8, px: int = 32, channels: int = 1, classes: int = 2) -> Dataset:

@@ -23,6 +23,7 @@ from stages.core.stage import Paths
 from stages.core.targets import load_targets
 from stages.core.views import Views
 from stages.core.weights import packaged
+from tests.conftest import RECIPE
 from tests.test_teacher import RESOURCES, validated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,15 +33,11 @@ VIEWS = 3
 
 
 def params(**changes: Any) -> distill.Params:
-    recipe = {
-        "epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2,
-        "rate_decay": 1.0, "unfreeze_every": 0, "weight_decay": 0.05, "average": 0.0, "patience": 0,
-    }  # fmt: skip
     values = {
         "backbone": LITE, "weights": "packaged", "width": 1.0, "depth": 1.0, "stages": [0, 1],
         "reduce": 1, "own_statistics": 1.0, "frozen_groups": 2, "method": "kd",
-        "standardize_logits": False, "temperature": 2.0, "alpha": 0.5, "recipe": recipe,
-        "seeds": 1, "seed": 3,
+        "standardize_logits": False, "temperature": 2.0, "alpha": 0.5, "seeds": 1, "seed": 3,
+        "recipe": RECIPE | {"learning_rate": 3e-3},
     }  # fmt: skip
     return parse_section({"distill": values | changes}, "distill", distill.Params, source="here")
 

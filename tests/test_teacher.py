@@ -19,6 +19,7 @@ from stages.core.params import parse_section
 from stages.core.report import read_metrics
 from stages.core.runtime import Resources
 from stages.core.views import Views
+from tests.conftest import RECIPE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,16 +61,12 @@ def validated(
 
 
 def params(**changes: Any) -> teacher.Params:
-    recipe = {
-        "epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "head_learning_rate": 3e-3,
-        "rate_decay": 1.0, "unfreeze_every": 0, "weight_decay": 0.05, "average": 0.0, "patience": 0,
-    }  # fmt: skip
     values = {
         "soft_labels": None, "imbalance": "none", "focal_gamma": 2.0, "label_smoothing": 0.0,
         "mixup": 0.0, "backbones": LITES[:1], "weights": "packaged", "stages": [0, 1],
         "mode": "finetune", "members": 1, "own_statistics": 1.0, "frozen_groups": 2, "views": 2,
         "dropout": 0.0, "jitter": 0.1, "probe_c": 0.01, "adapt": "none", "mcc_weight": 1.0,
-        "recipe": recipe, "seed": 1,
+        "recipe": RECIPE | {"learning_rate": 3e-3, "head_learning_rate": 3e-3}, "seed": 1,
     }  # fmt: skip
     return parse_section({"teacher": values | changes}, "teacher", teacher.Params, source="here")
 

@@ -214,7 +214,7 @@ def fit(
         evaluate: figures by name, computed after each epoch in evaluation mode; the first decides
             when to stop (`recipe.patience`), higher is better.
         what: names the work in progress lines.
-        watch: called with the history so far after each epoch.
+        watch: called with the history so far after each epoch, and when going on.
 
     Returns: one row an epoch: epoch, loss, and what `evaluate` gives. The net is left in
         evaluation mode, with the averaged weights if `recipe.average`, and with those of the best
@@ -227,6 +227,8 @@ def fit(
     training = _Training(net, recipe, steps)
     if (state := checkpoint.load()) is not None:
         training.load(state)
+        # Killed after its last epoch, it would show nothing.
+        watch(pd.DataFrame(training.history))
     progress = Progress(what, steps * recipe.epochs, done=steps * len(training.history))
     for epoch in range(len(training.history), recipe.epochs):
         if recipe.patience and training.epochs_without_gain() >= recipe.patience:

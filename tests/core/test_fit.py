@@ -11,18 +11,9 @@ from stages.core.errors import ParamsError, TrainingDiverged
 from stages.core.fit import Evaluate, Recipe, _Training, fit
 from stages.core.nets import Net, NetSpec
 from stages.core.views import Views
+from tests import conftest
 
-RECIPE = Recipe(
-    epochs=3,
-    batch_size=4,
-    learning_rate=1e-3,
-    head_learning_rate=1e-2,
-    rate_decay=1.0,
-    unfreeze_every=0,
-    weight_decay=0.1,
-    average=0.0,
-    patience=0,
-)
+RECIPE = Recipe.model_validate(conftest.RECIPE | {"epochs": 3, "batch_size": 4})
 ROWS = np.arange(10)
 
 
@@ -129,6 +120,23 @@ def test_stops_early_with_the_best_weights(tmp_path: Path) -> None:
     history = run_fit(net, tmp_path, evaluate, epochs=5, patience=2)
     assert history["figure"].tolist() == [0.5, 0.9, 0.8, 0.7]
     assert all(torch.equal(v, seen[1][k]) for k, v in net.state_dict().items())
+
+
+def test_curves_are_drawn_again_when_nothing_is_left_to_learn(tmp_path: Path) -> None:
+    seen: list[list[float]] = []
+    for _ in range(2):
+        fit(
+            small_net(),
+            lambda net, rows, epoch: net.head.linear.weight.square().sum(),
+            ROWS,
+            RECIPE,
+            seed=0,
+            evaluate=lambda net: {"figure": 1.0},
+            checkpoint=Checkpoint(tmp_path, "fit"),
+            what="testing",
+            watch=lambda history: seen.append(history["epoch"].tolist()),
+        )
+    assert seen == [[1], [1, 2], [1, 2, 3], [1, 2, 3]]
 
 
 def test_the_average_is_what_is_kept(tmp_path: Path) -> None:

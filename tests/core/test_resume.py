@@ -24,7 +24,7 @@ from stages.core.fit import Recipe, fit
 from stages.core.prefix import Prefix, validation
 from stages.core.supervision import Supervision
 from stages.core.views import Views
-from tests.conftest import dataset
+from tests.conftest import RECIPE, dataset
 
 MODES = {
     "plain": {},
@@ -56,10 +56,7 @@ for name, changes in MODES.items():
     how |= {k: changes.get(k, 0.0) for k in ("label_smoothing", "mixup")}
     how |= {k: v for k, v in changes.items() if k == "imbalance"}
     lesson = Supervision.model_validate(how)
-    recipe = {
-        "epochs": 4, "batch_size": 6, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
-        "rate_decay": 1.0, "unfreeze_every": 0, "weight_decay": 0.1, "average": 0.0, "patience": 0,
-    }
+    recipe = RECIPE | {"epochs": 4, "batch_size": 6}
     recipe |= {k: v for k, v in changes.items() if k in recipe}
     rows = np.concatenate([train, unlabelled])
     views = Views(data.pixels, 0, 0.1)

@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 from sklearn.linear_model import LogisticRegression
 
 from stages.core import metrics, pictures, predictions, report, stage
-from stages.core.adaptation import adapt_statistics, confusion_of
+from stages.core.adaptation import adapt_statistics, adversary_of, confusion_of
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, Split, load_dataset
 from stages.core.errors import ParamsError
@@ -38,6 +38,9 @@ from stages.core.runtime import Resources
 from stages.core.supervision import Supervision
 from stages.core.views import Views
 from stages.core.weights import load_weights
+
+# Ways of adapting that are a part of the loss.
+LEARNED = ("mcc", "dann")
 
 
 class Params(Supervision):
@@ -54,8 +57,8 @@ class Params(Supervision):
     dropout: float = Field(ge=0, lt=1)
     jitter: float = Field(ge=0, lt=1)
     probe_c: float = Field(gt=0)
-    adapt: Literal["none", "adabn", "mcc"]
-    mcc_weight: float = Field(ge=0)
+    adapt: Literal["none", "adabn", "mcc", "dann"]
+    adapt_weight: float = Field(ge=0)
     recipe: Recipe
     seed: int = Field(ge=0)
 
@@ -66,9 +69,9 @@ class Params(Supervision):
             raise PydanticCustomError(
                 "adabn", "replaces statistics that should be the source's: set own_statistics to 1"
             )
-        if adapt == "mcc" and info.data.get("mode") == "feature_extraction":
+        if adapt in LEARNED and info.data.get("mode") == "feature_extraction":
             raise PydanticCustomError(
-                "mcc", "is learned by fine-tuning, but mode is feature_extraction"
+                "learned", "is learned by fine-tuning, but mode is feature_extraction"
             )
         return adapt
 
@@ -142,17 +145,17 @@ class Trainer:
         fit_probe(net, features, self.data.labels[self.train], self.params.probe_c)
         return net
 
-    def fine_tune(self, net: Net, member: int, *, confusion: bool = False) -> None:
-        """Train head and unfrozen layers; with `confusion` (MCC), on the unlabelled images too."""
+    def fine_tune(self, net: Net, member: int, *, adapting: bool = False) -> None:
+        """Train head and unfrozen layers; `adapting` (MCC, DANN), on the unlabelled images too."""
         params = self.params
         if params.mode == "feature_extraction":
             return
-        name = f"member {member}" + ", mcc" * confusion
+        name = f"member {member}" + f", {params.adapt}" * adapting
         net.freeze_lowest(params.frozen_groups)
         prefix = Prefix(
             net,
             self.views,
-            np.concatenate([self.train, self.unlabelled]) if confusion else self.train,
+            np.concatenate([self.train, self.unlabelled]) if adapting else self.train,
             min(params.views, params.recipe.epochs),
             self.paths.cache,
             plain=self.val,
@@ -161,7 +164,7 @@ class Trainer:
         loss = params.loss(self.data, prefix, params.views, params.seed + member)
         history = fit(
             net,
-            self._with_confusion(loss, prefix) if confusion else loss,
+            self._adapting(net, loss, prefix) if adapting else loss,
             params.balance(self.data, self.train),
             params.recipe,
             seed=params.seed + member,
@@ -172,14 +175,20 @@ class Trainer:
                 self.paths.curves, self.paths.picture, [*self.curves, history.assign(net=name)]
             ),
         )
+        net.head.domain = None
         self.curves.append(history.assign(net=name))
 
-    def _with_confusion(self, loss: Loss, prefix: Prefix) -> Loss:
-        """`loss` and the class confusion of as many unlabelled images."""
+    def _adapting(self, net: Net, loss: Loss, prefix: Prefix) -> Loss:
+        """`loss`, and what as many unlabelled images add to it."""
         params = self.params
-        confusion = confusion_of(prefix, self.unlabelled, params.views, params.seed)
+        how = (prefix, self.unlabelled, params.views, params.seed)
+        more = (
+            confusion_of(*how)
+            if params.adapt == "mcc"
+            else adversary_of(net, *how, params.recipe.epochs)
+        )
         return lambda net, rows, epoch: (
-            loss(net, rows, epoch) + params.mcc_weight * confusion(net, rows, epoch)
+            loss(net, rows, epoch) + params.adapt_weight * more(net, rows, epoch)
         )
 
     def finish(self) -> None:
@@ -207,9 +216,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         trainer.fine_tune(net, member)
         if params.adapt != "none":
             measure("source_only", net)
-        if params.adapt == "mcc":
+        if params.adapt in LEARNED:
             net = trainer.probe(member)
-            trainer.fine_tune(net, member, confusion=True)
+            trainer.fine_tune(net, member, adapting=True)
         elif params.adapt == "adabn":
             adapt_statistics(net, trainer.views.plain, trainer.unlabelled)
         measure("finetuned", net)

@@ -28,7 +28,8 @@ CLASSES = ["sound", "cracked"]
 LITES = ["tf_efficientnet_lite0", "tf_efficientnet_lite1"]
 SPLITS = ["train", "test", "train", "val", "train", "test", "train", "train"]
 MCC = {"adapt": "mcc", "soft_labels": ["p"]}
-WAYS: list[dict[str, Any]] = [{"adapt": "adabn"}, MCC]
+DANN = {"adapt": "dann", "soft_labels": ["p"]}
+WAYS: list[dict[str, Any]] = [{"adapt": "adabn"}, MCC, DANN]
 
 
 def validated(
@@ -65,7 +66,7 @@ def params(**changes: Any) -> teacher.Params:
         "soft_labels": None, "imbalance": "none", "focal_gamma": 2.0, "label_smoothing": 0.0,
         "mixup": 0.0, "backbones": LITES[:1], "weights": "packaged", "stages": [0, 1],
         "mode": "finetune", "members": 1, "own_statistics": 1.0, "frozen_groups": 2, "views": 2,
-        "dropout": 0.0, "jitter": 0.1, "probe_c": 0.01, "adapt": "none", "mcc_weight": 1.0,
+        "dropout": 0.0, "jitter": 0.1, "probe_c": 0.01, "adapt": "none", "adapt_weight": 1.0,
         "recipe": RECIPE | {"learning_rate": 3e-3, "head_learning_rate": 3e-3}, "seed": 1,
     }  # fmt: skip
     return parse_section({"teacher": values | changes}, "teacher", teacher.Params, source="here")
@@ -166,7 +167,7 @@ def test_members_take_the_backbones_in_turn(teach: Teach) -> None:
         assert np.allclose(three.said(name), np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc"])
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
 def test_figures_are_those_of_the_predictions(teach: Teach, way: dict[str, Any]) -> None:
     found = teach(**way)
     assert found.predictions["file_name"].tolist() == list(found.data.files[found.rows["test"]])
@@ -201,7 +202,7 @@ def test_feature_extraction_leaves_the_probe_as_it_is(teach: Teach) -> None:
     assert not np.allclose(teach().said("finetuned"), teach().said("probe"), atol=0.01)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["adabn", "mcc"])
+@pytest.mark.parametrize("way", WAYS, ids=["adabn", "mcc", "dann"])
 def test_adaptation_starts_from_the_source_alone(teach: Teach, way: dict[str, Any]) -> None:
     plain, adapted = teach(), teach(**way)
     # Columns p are the labels: the source's training is the same.
@@ -211,7 +212,7 @@ def test_adaptation_starts_from_the_source_alone(teach: Teach, way: dict[str, An
     assert np.allclose(adapted.said("finetuned"), again, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc"])
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
 def test_the_probe_has_the_sources_statistics(teach: Teach, way: dict[str, Any]) -> None:
     found = teach(**way)
     assert np.array_equal(found.said("probe"), teach().said("probe"))
@@ -237,13 +238,14 @@ def test_adabn_ships_the_targets_statistics_and_the_sources_weights(teach: Teach
         assert torch.equal(found, source), name
 
 
-def test_mcc_without_weight_is_the_sources_training_once_more(teach: Teach) -> None:
-    found = teach(adapt="mcc", mcc_weight=0.0)
+@pytest.mark.parametrize("way", ["mcc", "dann"])
+def test_without_weight_it_is_the_sources_training_once_more(teach: Teach, way: str) -> None:
+    found = teach(adapt=way, adapt_weight=0.0)
     assert np.allclose(found.said("finetuned"), found.said("source_only"), atol=1e-3)
-    assert list(found.curves["net"]) == ["member 0"] * 2 + ["member 0, mcc"] * 2
+    assert list(found.curves["net"]) == ["member 0"] * 2 + [f"member 0, {way}"] * 2
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["adabn", "mcc"])
+@pytest.mark.parametrize("way", WAYS, ids=["adabn", "mcc", "dann"])
 def test_adaptation_is_to_the_unlabelled_images(teach: Teach, way: dict[str, Any]) -> None:
     one, other = teach(**way), teach({"contrast": 1.6}, **way)
     for name in ("probe", "source_only"):
@@ -251,8 +253,9 @@ def test_adaptation_is_to_the_unlabelled_images(teach: Teach, way: dict[str, Any
     assert not np.allclose(one.said("finetuned"), other.said("finetuned"), atol=1e-3)
 
 
-def test_what_the_unlabelled_images_are_teaches_nothing(teach: Teach) -> None:
-    ones, zeros = teach(**MCC), teach({"hidden": 0.0}, **MCC)
+@pytest.mark.parametrize("way", [MCC, DANN], ids=["mcc", "dann"])
+def test_what_the_unlabelled_images_are_teaches_nothing(teach: Teach, way: dict[str, Any]) -> None:
+    ones, zeros = teach(**way), teach({"hidden": 0.0}, **way)
     for found, hidden in ((ones, 1.0), (zeros, 0.0)):
         rows = found.rows["unlabelled"]
         assert len(rows) == 16
@@ -265,7 +268,7 @@ def test_what_the_unlabelled_images_are_teaches_nothing(teach: Teach) -> None:
 
 
 @pytest.mark.parametrize("imbalance", ["none", "balanced"])
-@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc"])
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
 def test_only_labelled_training_images_are_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any], imbalance: str
 ) -> None:
@@ -281,14 +284,14 @@ def test_only_labelled_training_images_are_learned_from(
     data = load_dataset(paths.validated)
     train = data.rows("train")
     sound, cracked = np.bincount(data.labels[train])
-    assert len(learned) == 1 + (way == MCC)
+    assert len(learned) == 1 + (way in (MCC, DANN))
     for rows in learned:
         assert set(rows) == set(train)
         each = [sound, sound if imbalance == "balanced" else cracked]
         assert np.bincount(data.labels[rows]).tolist() == each
 
 
-@pytest.mark.parametrize("way", ["adabn", "mcc"])
+@pytest.mark.parametrize("way", ["adabn", "mcc", "dann"])
 def test_without_unlabelled_images_there_is_nothing_to_adapt_to(tmp_path: Path, way: str) -> None:
     paths = paths_of(tmp_path / "run", validated(tmp_path / "data", target=False))
     words = rf"teacher\.adapt = '{way}': there are no unlabelled images; .*validate\.target_domain"
@@ -303,6 +306,7 @@ def test_without_unlabelled_images_there_is_nothing_to_adapt_to(tmp_path: Path, 
         ({"adapt": "adabn", "own_statistics": 0.5}, "'adabn': .*set own_statistics to 1"),
         ({"adapt": "adabn", "own_statistics": 0.0}, "'adabn': .*set own_statistics to 1"),
         ({"adapt": "mcc", "mode": "feature_extraction"}, "'mcc': .*but mode is feature_extraction"),
+        ({"adapt": "dann", "mode": "feature_extraction"}, "'dann': .*mode is feature_extraction"),
     ],
 )
 def test_adaptations_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -313,6 +317,7 @@ def test_adaptations_that_do_not_fit_are_refused(changes: dict[str, Any], words:
 def test_adaptations_that_fit_are_not() -> None:
     params(adapt="adabn", mode="feature_extraction")
     params(adapt="mcc", own_statistics=0.5)
+    params(adapt="dann", own_statistics=0.5)
     params(adapt="none", own_statistics=0.5, mode="feature_extraction")
 
 

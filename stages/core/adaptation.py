@@ -1,11 +1,12 @@
 """A network's adaptation to images without their labels: the user's own, or another domain's."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from stages.core import losses, processes
@@ -19,6 +20,8 @@ Rows = NDArray[np.int64]
 
 # Of the class confusion loss: the authors' value on Office-31.
 MCC_TEMPERATURE = 2.5
+# Of the domain classifier's hidden layer, and how soon it is heeded (DANN's gamma).
+DOMAIN_WIDTH, DOMAIN_HASTE = 256, 10.0
 
 
 def adapt_statistics(
@@ -78,9 +81,43 @@ def confusion_of(prefix: Prefix, rows: Rows, views: int, seed: int) -> Loss:
     processes.alone("teacher.adapt = 'mcc'")
 
     def loss(net: Net, batch: Rows, epoch: int) -> Tensor:
-        draws = np.random.default_rng([seed, epoch, int(batch[0])])
-        chosen = draws.choice(rows, len(batch), replace=len(batch) > len(rows))
-        logits = prefix.logits(net, chosen, epoch % views)
+        logits = prefix.logits(net, _drawn(rows, batch, epoch, seed), epoch % views)
         return losses.class_confusion(logits, temperature=MCC_TEMPERATURE)
+
+    return loss
+
+
+def _drawn(rows: Rows, batch: Rows, epoch: int, seed: int) -> Rows:
+    """As many target images as the batch has."""
+    draws = np.random.default_rng([seed, epoch, int(batch[0])])
+    return draws.choice(rows, len(batch), replace=len(batch) > len(rows))
+
+
+def adversary_of(net: Net, prefix: Prefix, rows: Rows, views: int, seed: int, epochs: int) -> Loss:
+    """DANN: a classifier learns to tell the batch from as many target images, the net to foil it.
+
+    The classifier is made here, as `net.head.domain`, for `fit` to train it with the net; take it
+    away afterwards. The net heeds it the more, the further training has come: 2 / (1 + exp(-10 p))
+    - 1, p being the share of epochs that have passed by the middle of this one.
+
+    Source: Ganin et al. 2016 (arXiv 1505.07818).
+
+    Raises: ParamsError where several processes train together.
+    """
+    processes.alone("teacher.adapt = 'dann'")
+    torch.manual_seed(seed)
+    layers = (nn.Linear(len(net.head.mean), DOMAIN_WIDTH), nn.ReLU(), nn.Linear(DOMAIN_WIDTH, 1))
+    net.head.domain = nn.Sequential(*layers).to(net.mean.device)
+
+    def loss(net: Net, batch: Rows, epoch: int) -> Tensor:
+        assert net.head.domain is not None
+        both = batch, _drawn(rows, batch, epoch, seed)
+        shown = torch.cat([prefix.features(net, each, epoch % views) for each in both])
+        heed = 2 / (1 + math.exp(-DOMAIN_HASTE * (epoch + 0.5) / epochs)) - 1
+        shown = losses.reverse_gradient(net.head.standardize(shown), heed)
+        is_target = torch.arange(len(shown), device=shown.device) >= len(batch)
+        return nn.functional.binary_cross_entropy_with_logits(
+            net.head.domain(shown)[:, 0], is_target.float()
+        )
 
     return loss

@@ -121,6 +121,11 @@ def class_confusion(logits: Tensor, *, temperature: float) -> Tensor:
     return (share * -torch.expm1(log_p)).sum(0).mean()
 
 
+def reverse_gradient(x: Tensor, strength: float) -> Tensor:
+    """`x`; the gradient flows back through it times -strength (Ganin et al. 2016, section 4.2)."""
+    return x.detach() + strength * (x.detach() - x)
+
+
 def focal(logits: Tensor, wanted: Tensor, *, gamma: float) -> Tensor:
     """Cross-entropy with (1 - p)^gamma as each class's weight, p being its predicted probability.
 

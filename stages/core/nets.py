@@ -263,6 +263,8 @@ class Head(nn.Module):
         self.linear = nn.Linear(features, classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
+        # Learns beside it while a network adapts to another domain (adaptation.py), then goes.
+        self.domain: nn.Module | None = None
 
     mean: Tensor
     std: Tensor

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 import numpy as np, torch
 from stages.core import nets, weights
-from stages.core.adaptation import confusion_of
+from stages.core.adaptation import adversary_of, confusion_of
 from stages.core.checkpoint import Checkpoint
 from stages.core.fit import Recipe, fit
 from stages.core.prefix import Prefix, validation
@@ -37,6 +37,7 @@ MODES = {
     "focal": {"imbalance": "focal"},
     "balanced": {"imbalance": "balanced", "average": 0.5},
     "mcc": {"mcc": True},
+    "dann": {"dann": True, "average": 0.9},
 }
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -65,6 +66,9 @@ for name, changes in MODES.items():
     if "mcc" in changes:
         confusion = confusion_of(prefix, unlabelled, 2, seed=3)
         loss = lambda net, rows, epoch: learned(net, rows, epoch) + confusion(net, rows, epoch)
+    if "dann" in changes:
+        adversary = adversary_of(net, prefix, unlabelled, 2, 3, 4)
+        loss = lambda net, rows, epoch: learned(net, rows, epoch) + adversary(net, rows, epoch)
     fit(
         net, loss, lesson.balance(data, train), Recipe.model_validate(recipe), seed=7,
         evaluate=validation(data, prefix), checkpoint=Checkpoint(folder / "fits", name), what=name,

@@ -98,20 +98,21 @@ class Trainer:
             depth=params.depth,
             reduce=params.reduce,
         ).to(self.device)
-        train = self.data.rows("train")
-        adapt_statistics(net, self.targets.views.plain, train, params.own_statistics)
+        shown = self.data.taught
+        adapt_statistics(net, self.targets.views.plain, shown, params.own_statistics)
         net.freeze_lowest(params.frozen_groups)
         return net
 
     def train(self, seed: int, *, control: bool, what: str) -> Net:
-        """A trained student, or control."""
+        """A trained student, or control, which has the labelled images alone for as many steps."""
         net = self.untrained(seed)
-        train, val = self.data.rows("train"), self.data.rows("val")
+        taught, val = self.data.taught, self.data.rows("val")
+        labelled = np.resize(self.data.rows("train"), len(taught))
         views = self.targets.views
         prefix = Prefix(
             net,
             views,
-            train,
+            taught,
             min(self.targets.count, self.params.recipe.epochs),
             self.paths.cache,
             plain=val,
@@ -120,7 +121,7 @@ class Trainer:
         history = fit(
             net,
             distillation_loss(self.data, self.targets, prefix, self.params, control=control),
-            train,
+            labelled if control else taught,
             self.params.recipe,
             seed=seed,
             evaluate=validation(self.data, prefix),

@@ -111,7 +111,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     data = load_dataset(paths.validated)
     targets = load_targets(paths.targets, data)
     synthetic = load_synthetic(paths.augmented, data.image_px)
-    train, val, test = (data.rows(split) for split in ("train", "val", "test"))
+    taught, val, test = data.taught, data.rows("val"), data.rows("test")
 
     nets = {name: load_net(paths.student).to(device) for name in ("distilled", *WAYS)}
     for name in WAYS:
@@ -119,7 +119,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     prefix = Prefix(
         nets["real"],
         targets.views,
-        train,
+        taught,
         min(targets.count, params.recipe.epochs),
         paths.cache,
         plain=val,
@@ -144,7 +144,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         history = fit(
             nets[name],
             loss,
-            train,
+            taught,
             params.recipe,
             seed=params.seed,
             evaluate=validation(data, prefix),

@@ -1,4 +1,6 @@
-"""The teacher's logits: for seeded views of the training images, and for every image as it is.
+"""The teacher's logits: for seeded views of what students learn from, and for every image as it is.
+
+Students learn from the training images, and from a target domain's without their labels.
 
 Computed once, above what the teacher's frozen layers make of the views, which the student shares if
 it has the same; a student that learns from them never waits for the teacher, and sees the very same
@@ -84,33 +86,35 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     data = load_dataset(paths.validated)
     teacher = load_teacher(paths.teacher).to(device)
     views = Views(data.pixels, params.seed, params.jitter)
-    train, everything = data.rows("train"), np.arange(len(data.labels))
+    taught, everything = data.taught, np.arange(len(data.labels))
     prefixes = [
         Prefix(
-            member, views, train, params.views, paths.cache,
-            plain=train[:0], most_gb=resources.cache_gb,
+            member, views, taught, params.views, paths.cache,
+            plain=taught[:0], most_gb=resources.cache_gb,
         )
         for member in teacher.each()
     ]  # fmt: skip
 
     kept = Checkpoint(paths.scratch, "views")
     done: list[dict[str, Tensor]] = kept.load() or []
-    total = params.views * len(train) + len(everything)
-    progress = Progress("teacher logits", total, done=len(done) * len(train))
+    total = params.views * len(taught) + len(everything)
+    progress = Progress("teacher logits", total, done=len(done) * len(taught))
     for view in range(len(done), params.views):
-        said, features = ask(teacher, prefixes, train, view, progress)
+        said, features = ask(teacher, prefixes, taught, view, progress)
         done.append({"logits": said, "features": features if params.features else said[:0]})
         kept.save(done)
     plain = run_batched(teacher, views.plain, everything, device, progress=progress)
     logits = torch.stack([found["logits"] for found in done]).numpy()
     features = torch.stack([found["features"] for found in done])
     save_targets(paths.targets, views, logits, plain, features.numpy() if params.features else None)
+    labelled = data.labels[taught] >= 0
+    labels = data.labels[taught][labelled]
     report.write_metrics(
         paths.metrics,
         {
             "views": params.views,
-            "view_auroc": metrics.auroc(logits[0], data.labels[train]),
-            "plain_auroc": metrics.auroc(plain[train], data.labels[train]),
+            "view_auroc": metrics.auroc(logits[0][labelled], labels),
+            "plain_auroc": metrics.auroc(plain[taught][labelled], labels),
         },
     )
 

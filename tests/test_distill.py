@@ -121,10 +121,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
 
 
-@pytest.fixture(scope="module")
-def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
-    root = tmp_path_factory.mktemp("distill")
-    images = validated(root / "validated")
+def enrolled(root: Path, *, target: bool) -> Classroom:
+    """Images, with `target` also unlabelled ones, and what a teacher says of them."""
+    images = validated(root / "validated", target=target)
     save_teacher(root / "teacher", two_networks(load_dataset(images)).each())
     written = []
     for features in (True, False):
@@ -134,6 +133,11 @@ def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
         targets.run(how, paths=paths, resources=RESOURCES)
         written.append(paths.targets)
     return Classroom(root, images, root / "teacher", *written)
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
+    return enrolled(tmp_path_factory.mktemp("distill"), target=True)
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-2) -> bool:
@@ -238,9 +242,44 @@ def test_both_learn_on_the_views_of_the_targets(classroom: Classroom) -> None:
         assert not close(found.said(name), other.said(name), 0.05)
 
 
-def test_the_control_is_the_student_without_the_teacher(classroom: Classroom) -> None:
-    nearly = classroom.distil(alpha=1e-7)
+def test_the_control_is_the_student_without_the_teacher(tmp_path: Path) -> None:
+    nearly = enrolled(tmp_path, target=False).distil(alpha=1e-7)
     assert close(nearly.said("student"), nearly.said("control"), 0.02)
+
+
+def test_of_unlabelled_images_the_teacher_tells_the_student_alone(classroom: Classroom) -> None:
+    data = classroom.data
+    unlabelled = np.flatnonzero(data.labels[data.taught] < 0)
+    assert len(unlabelled) == 16
+
+    def contradict(folder: Path) -> None:
+        logits = np.load(folder / "views.npy")
+        logits[:, unlabelled] = logits[:, unlabelled, ::-1]
+        np.save(folder / "views.npy", logits)
+
+    changed = classroom.changed("contradicted", contradict)
+    found, other = classroom.distil(), classroom.distil(changed)
+    assert np.array_equal(found.said("control"), other.said("control"))
+    assert not close(found.said("student"), other.said("student"), 0.05)
+
+
+def test_the_control_takes_as_many_steps_on_labelled_images(
+    classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = []
+
+    def fit(net: Any, loss: Any, rows: Any, *_: Any, **__: Any) -> pd.DataFrame:
+        learned.append(rows)
+        return pd.DataFrame({"epoch": [1], "loss": [0.0], "val_auroc": [0.5]})
+
+    monkeypatch.setattr(distill, "fit", fit)
+    distill.run(params(), paths=classroom.paths("steps"), resources=RESOURCES)
+    data = classroom.data
+    student, control = learned
+    everything = set(data.rows("train")) | set(data.rows("unlabelled"))
+    assert set(student) == everything
+    assert len(student) == len(everything) == len(control)
+    assert set(control) == set(data.rows("train"))
 
 
 def test_features_teach_too(classroom: Classroom) -> None:

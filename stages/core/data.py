@@ -73,6 +73,11 @@ class Dataset:
         """Indices of a split's images."""
         return np.flatnonzero(self.splits == split).astype(np.int64)
 
+    @property
+    def taught(self) -> NDArray[np.int64]:
+        """Indices of the images of which a teacher tells its students: labels are not needed."""
+        return np.flatnonzero(np.isin(self.splits, ["train", UNLABELLED])).astype(np.int64)
+
 
 def save_dataset(folder: Path, manifest: pd.DataFrame, classes: list[str]) -> None:
     """Write what belongs beside `pixels.npy`, which the caller has written into `folder`."""

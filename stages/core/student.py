@@ -66,13 +66,18 @@ class Lesson(Section):
 
         Args:
             logits: (B, K) of the student.
-            labels: int64 (B,).
+            labels: int64 (B,), -1 where there is none; of such an image only the teacher speaks.
             soft: the teacher's part, a scalar.
         """
-        return (1 - self.alpha) * F.cross_entropy(logits, labels) + self.alpha * soft
+        hard = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / len(labels)
+        return (1 - self.alpha) * hard + self.alpha * soft
 
     def soft_loss(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """The teacher's part of the loss, from logits (B, K) of both."""
+        """The teacher's part of the loss, from logits (B, K) of both.
+
+        For dkd, the class of an image without a label (-1) is the teacher's first choice.
+        """
+        labels = torch.where(labels < 0, teacher.argmax(1), labels)
         if self.standardize_logits:
             logits, teacher = losses.standardize(logits), losses.standardize(teacher)
         if self.method == "dkd":

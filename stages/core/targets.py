@@ -36,11 +36,11 @@ class Targets:
         return self._features is not None
 
     def logits(self, rows: NDArray[np.int64], view: int) -> Tensor:
-        """Logits (B, K) of one view of training images."""
+        """Logits (B, K) of one view of images that are taught (`Dataset.taught`)."""
         return self._logits[view][torch.from_numpy(self._place[rows])].float()
 
     def features(self, rows: NDArray[np.int64], view: int) -> Tensor:
-        """The teacher's standardised features (B, G) of one view of training images."""
+        """The teacher's standardised features (B, G) of one view of images that are taught."""
         assert self._features is not None
         return torch.from_numpy(self._features[view][self._place[rows]]).float()
 
@@ -52,9 +52,12 @@ def save_targets(
     plain: NDArray[np.float32],
     features: NDArray[np.float16] | None,
 ) -> None:
-    """Write (V, n_train, K) logits of the training images' views as float16, and (N, K) plain ones.
+    """Write logits of V views of the n taught images, and of all N as they are.
 
-    Features, if any, are (V, n_train, G).
+    Args:
+        logits: (V, n, K), stored as float16.
+        plain: (N, K).
+        features: (V, n, G).
 
     Raises: TrainingDiverged for logits that are too large.
     """
@@ -73,9 +76,8 @@ def load_targets(folder: Path, data: Dataset) -> Targets:
     shown = json.loads((folder / "views.json").read_text())
     logits = np.load(folder / "views.npy")
     features = folder / "features.npy"
-    train = data.rows("train")
     place = np.full(len(data.labels), -1, dtype=np.int64)
-    place[train] = np.arange(len(train))
+    place[data.taught] = np.arange(len(data.taught))
     return Targets(
         views=Views(data.pixels, shown["seed"], shown["jitter"]),
         count=len(logits),

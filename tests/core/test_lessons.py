@@ -74,7 +74,8 @@ def naive_kd(logits: Any, teacher: Any, labels: Any, *, temperature: float, alph
         log_p = log_softmax(np.asarray(z, np.float64) / temperature)
         log_q = log_softmax(np.asarray(t, np.float64) / temperature)
         soft = temperature**2 * (np.exp(log_q) * (log_q - log_p)).sum()
-        each.append((1 - alpha) * -log_softmax(np.asarray(z, np.float64))[y] + alpha * soft)
+        hard = -log_softmax(np.asarray(z, np.float64))[y] if y >= 0 else 0.0
+        each.append((1 - alpha) * hard + alpha * soft)
     return float(np.mean(each))
 
 
@@ -141,6 +142,26 @@ def test_kd_shows_both_the_same_view(tmp_path: Path, epoch: int, frozen: int) ->
     tolerance = 1e-3 if frozen else 1e-5
     assert min(abs(other / naive(view, view) - 1) for other in others) > 5 * tolerance
     assert value(rows, epoch) == pytest.approx(naive(view, view), rel=tolerance)
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd"])
+def test_of_an_unlabelled_image_only_the_teacher_speaks(method: str) -> None:
+    draws = np.random.default_rng(0)
+    logits, teacher = (torch.from_numpy(draws.normal(0, 2, (6, 3))) for _ in range(2))
+    labels = torch.tensor([0, -1, 2, -1, -1, 1])
+    how = lesson(method=method)
+    found = how.mixed(logits, labels, how.soft_loss(logits, teacher, labels))
+    named = torch.where(labels < 0, teacher.argmax(1), labels)
+    assert (named != labels).any()
+    hard = F.cross_entropy(logits[labels >= 0], labels[labels >= 0]) * 3 / 6
+    soft = {
+        "kd": losses.soft_targets(logits, teacher, temperature=3.0),
+        "dkd": losses.decoupled(logits, teacher, named, temperature=3.0),
+    }
+    assert found == pytest.approx(float(0.7 * hard + 0.3 * soft[method]))
+    if method == "kd":
+        naive = naive_kd(logits, teacher, labels.numpy(), temperature=3.0, alpha=0.3)
+        assert found == pytest.approx(naive)
 
 
 @pytest.mark.parametrize("method", ["kd", "feature"])

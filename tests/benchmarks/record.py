@@ -99,7 +99,10 @@ def merge(path: Path, results: list[Result]) -> dict[str, dict[str, Any]]:
 
 def table(entries: dict[str, dict[str, Any]]) -> str:
     """The README's Markdown table."""
-    lines = ["| benchmark | goal | measured | lowest to highest |", "|---|---|---|---|"]
+    lines = [
+        "| benchmark | goal | measured | lowest to highest | machine |",
+        "|---|---|---|---|---|",
+    ]
     for name, entry in entries.items():
         unit = f" {entry['unit']}" if entry["unit"] else " times"
         bound = "at most" if entry["unit"] else "at least"
@@ -107,6 +110,6 @@ def table(entries: dict[str, dict[str, Any]]) -> str:
         found = entry["value" if entry["unit"] else "ratio"]
         low, high = entry["low"], entry["high"]
         spread = f"{low:g} to {high:g}" if low != high else ""
-        lines.append(f"| {name}: {entry['what']} | {goal} | **{found:g}{unit}** | {spread} |")
-    machines = sorted({entry["machine"] for entry in entries.values()})
-    return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}."])
+        row = (f"{name}: {entry['what']}", goal, f"**{found:g}{unit}**", spread, entry["machine"])
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -51,6 +52,13 @@ class Params(Section):
     judge_backbone: str = Field(min_length=1)
     judge_stages: list[int] = Field(min_length=1)
     seed: int = Field(ge=0)
+
+    @field_validator("image_px")
+    @classmethod
+    def _power_of_two(cls, image_px: int) -> int:
+        if image_px & (image_px - 1):
+            raise PydanticCustomError("power", "expected a power of two")
+        return image_px
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from stages.core import pictures, report, runtime, stage
 from stages.core.data import Dataset, load_dataset
@@ -35,10 +36,17 @@ from stages.core.runtime import Resources
 class Params(Section):
     """Section `benchmark`."""
 
-    batches: list[int] = Field(min_length=1)
+    batches: list[Annotated[int, Field(ge=1)]]
     rounds: int = Field(ge=1, le=100)
     seconds_per_round: float = Field(gt=0, le=60)
     warm_up: int = Field(ge=0, le=1000)
+
+    @field_validator("batches")
+    @classmethod
+    def _single_images_too(cls, batches: list[int]) -> list[int]:
+        if 1 not in batches:
+            raise PydanticCustomError("batches", "expected 1 among them")
+        return batches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Knowledge distillation: a small student learns the teacher's soft targets.
 
 The control is the same student, trained the same way on the same views, from the labels alone: what
-the student gains over it is what the teacher has taught. With several seeds the first one ships,
-declared beforehand; the gain is the mean over all.
+the student gains over it is what the teacher has taught. A target domain's unlabelled images give
+both of them BatchNorm's statistics; only the student learns from them. With several seeds the first
+one ships, declared beforehand; the gain is the mean over all.
 
 Reads:  data/validated/, data/targets/, data/weights/ (the user's own .safetensors files, if any)
 Writes: data/models/student/ (model.safetensors, config.json), metrics, curves, predictions
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.core import metrics, pictures, predictions, report, stage
@@ -68,6 +70,13 @@ class Paths(stage.Paths):
     predictions: Path = stage.writes()
 
 
+def repeated(rows: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """`count` of `rows`: all of them as often as they fit, and then a random part."""
+    whole, rest = divmod(count, len(rows))
+    part = np.random.default_rng(seed).permutation(rows)[:rest]
+    return np.concatenate([np.tile(rows, whole), part])
+
+
 class Trainer:
     """Trains students and controls; they share the frozen layers' views."""
 
@@ -104,10 +113,9 @@ class Trainer:
         return net
 
     def train(self, seed: int, *, control: bool, what: str) -> Net:
-        """A trained student, or control, which has the labelled images alone for as many steps."""
+        """A trained student, or control: as many steps, on the labelled images alone."""
         net = self.untrained(seed)
         taught, val = self.data.taught, self.data.rows("val")
-        labelled = np.resize(self.data.rows("train"), len(taught))
         views = self.targets.views
         prefix = Prefix(
             net,
@@ -121,7 +129,7 @@ class Trainer:
         history = fit(
             net,
             distillation_loss(self.data, self.targets, prefix, self.params, control=control),
-            labelled if control else taught,
+            repeated(self.data.rows("train"), len(taught), seed) if control else taught,
             self.params.recipe,
             seed=seed,
             evaluate=validation(self.data, prefix),

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from sklearn.linear_model import LogisticRegression
 
-from stages.core import metrics, pictures, predictions, report, stage
+from stages.core import metrics, pictures, predictions, processes, report, stage
 from stages.core.adaptation import adapt_statistics, adversary_of, confusion_of
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset, Split, load_dataset
@@ -127,6 +127,8 @@ class Trainer:
                 f"teacher.adapt = {params.adapt!r}: there are no unlabelled images; expected a "
                 "domain's name as validate.target_domain"
             )
+        if params.adapt in LEARNED:
+            processes.alone(f"teacher.adapt = {params.adapt!r}")
         self.views = Views(data.pixels, params.seed, params.jitter)
         self.curves: list[pd.DataFrame] = []
 
@@ -164,7 +166,7 @@ class Trainer:
         loss = params.loss(self.data, prefix, params.views, params.seed + member)
         history = fit(
             net,
-            self._adapting(net, loss, prefix) if adapting else loss,
+            self._adapting(net, loss, prefix, params.seed + member) if adapting else loss,
             params.balance(self.data, self.train),
             params.recipe,
             seed=params.seed + member,
@@ -178,10 +180,10 @@ class Trainer:
         net.head.domain = None
         self.curves.append(history.assign(net=name))
 
-    def _adapting(self, net: Net, loss: Loss, prefix: Prefix) -> Loss:
+    def _adapting(self, net: Net, loss: Loss, prefix: Prefix, seed: int) -> Loss:
         """`loss`, and what as many unlabelled images add to it."""
         params = self.params
-        how = (prefix, self.unlabelled, params.views, params.seed)
+        how = (prefix, self.unlabelled, params.views, seed)
         more = (
             confusion_of(*how)
             if params.adapt == "mcc"

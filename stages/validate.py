@@ -179,8 +179,7 @@ def split(
             f"near duplicates or groups in two places: {'; '.join((rows or shown)[:5])}; expected "
             "none: put them into one group, leave one out, or set validate.on_leak to move"
         )
-    kept = quarantine.leave_out(table, "its like is in " + leaks)
-    return kept.reset_index(drop=True), {
+    return quarantine.leave_out(table, "its like is in " + leaks, "leak"), {
         "groups_joined": joined,
         "left_out": len(leaks),
         "leaking": 0,
@@ -233,7 +232,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             method: Method = "column" if source.split_folders else params.split
             split_table, leaks = split(table, pairs, method, params, quarantine)
             if params.target_domain is not None:
-                split_table = towards(split_table, params.target_domain)
+                aimed, others = towards(split_table, params.target_domain)
+                split_table = quarantine.leave_out(aimed, others, "not used")
             torn = method == "random" and splits_tear_groups(split_table)
             share = (1 / params.folds, params.max_share_error) if method == "hash" else None
             suites = split_suites(split_table, classes, torn=torn, test_share=share)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages import distill, targets
+from stages import distill, refine, targets
 from stages.core import metrics, predictions
 from stages.core.data import Dataset, load_dataset
 from stages.core.errors import ParamsError
@@ -169,6 +169,48 @@ def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
     with torch.inference_mode():
         plain = teacher(found.views.plain(np.arange(len(data.labels))))
     assert close(found.plain, plain, 1e-3)
+    train = data.rows("train")
+    said = read_metrics(classroom.targets.parent / "metrics")
+    for name, logits in (("view", found.logits(train, 0)), ("plain", found.plain[train])):
+        auroc = metrics.auroc(np.asarray(logits), data.labels[train])
+        assert said[f"{name}_auroc"] == pytest.approx(auroc, abs=1e-3)
+
+
+def test_refinement_learns_from_what_the_student_did(
+    classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, data = classroom.root, classroom.data
+    (root / "augmented").mkdir()
+    made = {
+        "pixels": np.zeros((2, 16, 16, 1), np.uint8),
+        "logits": np.zeros((2, 2), np.float32),
+        "labels": np.zeros(2, np.int64),
+    }
+    for name, values in made.items():
+        np.save(root / "augmented" / f"{name}.npy", values)
+    paths = filled(
+        refine.Paths, root / "refine", validated=classroom.validated, targets=classroom.targets,
+        student=classroom.distil().paths.student, augmented=root / "augmented",
+    )  # fmt: skip
+    learned, fitted = [], refine.fit
+
+    def fit(net: Any, loss: Any, rows: Any, *more: Any, **options: Any) -> pd.DataFrame:
+        learned.append(rows)
+        return fitted(net, loss, rows, *more, **options)
+
+    monkeypatch.setattr(refine, "fit", fit)
+    how = refine.Params.model_validate(
+        {
+            "synthetic_share": 0.25, "temperature": 2.0, "alpha": 0.5, "frozen_groups": 2,
+            "recipe": RECIPE, "seed": 5,
+        }
+    )  # fmt: skip
+    refine.run(how, paths=paths, resources=RESOURCES)
+    assert len(learned) == 2
+    for rows in learned:
+        assert np.array_equal(rows, data.taught)
+    assert (data.labels[data.taught] < 0).any()
+    assert np.isfinite(read_metrics(paths.metrics)["real"]["nll"])
 
 
 def test_the_first_seeds_student_ships(classroom: Classroom) -> None:
@@ -259,8 +301,22 @@ def test_of_unlabelled_images_the_teacher_tells_the_student_alone(classroom: Cla
 
     changed = classroom.changed("contradicted", contradict)
     found, other = classroom.distil(), classroom.distil(changed)
-    assert np.array_equal(found.said("control"), other.said("control"))
     assert not close(found.said("student"), other.said("student"), 0.05)
+
+
+@pytest.mark.parametrize("count", [8, 20, 27])
+def test_rows_are_repeated_without_favour(count: int) -> None:
+    rows = np.arange(100, 108)
+    found = distill.repeated(rows, count, 0)
+    often = np.unique(found, return_counts=True)[1]
+    assert len(found) == count
+    assert len(often) == 8
+    assert often.max() - often.min() <= 1
+    assert np.array_equal(found[:8], rows)
+    more = [distill.repeated(rows, 12, seed)[8:].tolist() for seed in range(20)]
+    assert more[0] == distill.repeated(rows, 12, 0)[8:].tolist()
+    # Sorted by class, the first four would be of one.
+    assert len({tuple(sorted(each)) for each in more}) > 10
 
 
 def test_the_control_takes_as_many_steps_on_labelled_images(

@@ -300,6 +300,16 @@ def test_without_unlabelled_images_there_is_nothing_to_adapt_to(tmp_path: Path, 
     assert not paths.teacher.exists()
 
 
+@pytest.mark.parametrize("way", ["mcc", "dann"])
+def test_adapting_needs_whole_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    paths = paths_of(tmp_path / "run", validated(tmp_path / "data"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ParamsError, match=rf"teacher\.adapt = '{way}'.*resources\.processes"):
+        teacher.run(params(adapt=way), paths=paths, resources=RESOURCES)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -280,6 +280,10 @@ def test_a_target_domains_labels_are_not_kept(tmp_path: Path, image_folder: Make
     assert found["unlabelled"] == unlabelled.sum() > 0
     assert found["images"] == len(rows)
     assert sum(s["images"] for s in found["splits"].values()) == (~unlabelled).sum()
+    left_out = {row["file_name"]: (row["kind"], row["reason"]) for row in quarantined(out)}
+    everything = {p.name for p in (tmp_path / "images").glob("*.png")}
+    assert set(left_out) == everything - set(rows["file_name"]) != set()
+    assert set(left_out.values()) == {("not used", "of the domain mono, which is not measured")}
 
 
 def test_a_folder_that_grows_keeps_its_hashed_split(

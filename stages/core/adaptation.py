@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from stages.core import losses, processes
+from stages.core import losses
 from stages.core.fit import Loss
 from stages.core.inference import BATCH, batched, features_of
 from stages.core.nets import Net
@@ -74,11 +74,7 @@ def _measure_statistics(net: Net, images: Callable[[Rows], Tensor], rows: Rows) 
 
 
 def confusion_of(prefix: Prefix, rows: Rows, views: int, seed: int) -> Loss:
-    """MCC of as many target images as the batch has; drawn by (seed, epoch, first row).
-
-    Raises: ParamsError where several processes train together.
-    """
-    processes.alone("teacher.adapt = 'mcc'")
+    """MCC of as many target images as the batch has; drawn by (seed, epoch, first row)."""
 
     def loss(net: Net, batch: Rows, epoch: int) -> Tensor:
         logits = prefix.logits(net, _drawn(rows, batch, epoch, seed), epoch % views)
@@ -98,13 +94,11 @@ def adversary_of(net: Net, prefix: Prefix, rows: Rows, views: int, seed: int, ep
 
     The classifier is made here, as `net.head.domain`, for `fit` to train it with the net; take it
     away afterwards. The net heeds it the more, the further training has come: 2 / (1 + exp(-10 p))
-    - 1, p being the share of epochs that have passed by the middle of this one.
+    - 1. Here p grows by epochs, being the share that has passed by the middle of this one; with
+    few of them the net heeds it from the start (0.55 in the first of four).
 
     Source: Ganin et al. 2016 (arXiv 1505.07818).
-
-    Raises: ParamsError where several processes train together.
     """
-    processes.alone("teacher.adapt = 'dann'")
     torch.manual_seed(seed)
     layers = (nn.Linear(len(net.head.mean), DOMAIN_WIDTH), nn.ReLU(), nn.Linear(DOMAIN_WIDTH, 1))
     net.head.domain = nn.Sequential(*layers).to(net.mean.device)

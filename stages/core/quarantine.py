@@ -1,7 +1,7 @@
 """Images that are not used, and why: nothing is ever left out without a line."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -73,10 +73,12 @@ class Quarantine:
             )
         return table[~unfit].reset_index(drop=True)
 
-    def leave_out(self, table: pd.DataFrame, reasons: "pd.Series[str]") -> pd.DataFrame:
-        """`table` without the rows that `reasons` names by index: leaks, not bad in themselves."""
-        self._rows += [(table.loc[i, "file_name"], "leak", why) for i, why in reasons.items()]
-        return table.drop(index=reasons.index)
+    def leave_out(
+        self, table: pd.DataFrame, reasons: "pd.Series[str]", kind: Literal["leak", "not used"]
+    ) -> pd.DataFrame:
+        """`table` without the rows that `reasons` names by index: not bad in themselves."""
+        self._rows += [(table.loc[i, "file_name"], kind, why) for i, why in reasons.items()]
+        return table.drop(index=reasons.index).reset_index(drop=True)
 
     def decodable(self, count: int) -> list[Any]:
         """Rows of some images that were found unfit but have pixels to show."""

@@ -107,15 +107,17 @@ def assign(
     return split
 
 
-def towards(manifest: pd.DataFrame, target: str) -> pd.DataFrame:
+def towards(manifest: pd.DataFrame, target: str) -> "tuple[pd.DataFrame, pd.Series[str]]":
     """The same images, split to learn from the other domains and to measure on the target's.
 
     Images of the target that would train or choose become `unlabelled`; those of other domains
-    that would measure are left out.
+    that would measure are to be left out.
 
     Args:
         manifest: columns domain and split.
         target: a domain.
+
+    Returns: the images, and for each one to leave out, by its index, the reason.
 
     Raises: DataError when there is no such domain, or no other.
     """
@@ -128,7 +130,8 @@ def towards(manifest: pd.DataFrame, target: str) -> pd.DataFrame:
         )
     measures = manifest["split"] == "test"
     split = manifest["split"].mask(inside & ~measures, UNLABELLED)
-    return manifest.assign(split=split)[inside | ~measures].reset_index(drop=True)
+    others = manifest.loc[measures & ~inside, "domain"]
+    return manifest.assign(split=split), "of the domain " + others + ", which is not measured"
 
 
 def leaking(manifest: pd.DataFrame, pairs: Pairs) -> pd.Series:

@@ -77,6 +77,7 @@ def load_targets(folder: Path, data: Dataset) -> Targets:
     logits = np.load(folder / "views.npy")
     features = folder / "features.npy"
     place = np.full(len(data.labels), -1, dtype=np.int64)
+    assert logits.shape[1] == len(data.taught)
     place[data.taught] = np.arange(len(data.taught))
     return Targets(
         views=Views(data.pixels, shown["seed"], shown["jitter"]),

@@ -6,24 +6,29 @@ with decoding, resizing and torchvision's transforms in a DataLoader with two wo
 alive from epoch to epoch. Neither touches the network; decoding and packing once (`validate`) is
 not in ours.
 
-And what share of a step waits for data: the time in `Views` within an epoch of fine-tuning, where
-nothing is stored and every step makes its own views.
+And what share of fine-tuning's steps waits for data: for the frozen layers' output, where it has
+been stored, as by default; and for `Views`, where nothing is stored and every step makes its own.
 """
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from stages.core.data import Dataset
 from stages.core.inference import batched
+from stages.core.prefix import Prefix
 from stages.core.views import Views
+from tests.benchmarks import bench_transfer
 from tests.benchmarks.bench_transfer import Transfer
 from tests.benchmarks.project import default_run
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
@@ -60,30 +65,31 @@ def loader(folder: Path, px: int) -> DataLoader[tuple[torch.Tensor, int]]:
     )  # fmt: skip
 
 
-class Timed(Views):
-    """Views that know how long they took."""
+@contextmanager
+def stopwatch(owner: Any, name: str) -> Iterator[list[float]]:
+    """While it lasts, the seconds of every call of `owner.name` are added to the list."""
+    called, found = getattr(owner, name), []
 
-    seconds = 0.0
-
-    def batch(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
+    def timed(*args: Any, **options: Any) -> Any:
         start = time.perf_counter()
-        made = super().batch(rows, view)
-        Timed.seconds += time.perf_counter() - start
-        return made
+        try:
+            return called(*args, **options)
+        finally:
+            found.append(time.perf_counter() - start)
+
+    with patch.object(owner, name, timed):
+        yield found
 
 
-def waiting(work: Path) -> list[float]:
-    """Share of an epoch of fine-tuning, in per cent, that goes into making views; each round."""
-    made = Transfer(work, default_run(WAITING_SHARE))
-    views = made.trainer.views
-    made.trainer.views = Timed(views.pixels, views.seed, views.jitter)
+def waiting(made: Transfer, owner: Any, name: str, most_gb: float) -> list[float]:
+    """Share of fine-tuning's steps, in per cent, that `owner.name` takes; each round."""
     found = []
     for _ in range(WAITING_ROUNDS):
         with quiet():
             net = made.trainer.probe(0)
-        Timed.seconds = 0.0
-        epoch = made.tune(net, 1, made.trainer.params.frozen_groups, 0.0)
-        found.append(100 * Timed.seconds / epoch)
+        with stopwatch(owner, name) as waits, stopwatch(bench_transfer, "fit") as steps:
+            made.tune(net, 1, made.trainer.params.frozen_groups, most_gb)
+        found.append(100 * sum(waits) / sum(steps))
     return found
 
 
@@ -108,6 +114,8 @@ def run(work: Path, scale: float) -> list[Result]:
     slow, fast = interleaved(
         max(round(ROUNDS * scale), 1), lambda: seconds(their_epoch), lambda: seconds(our_epoch)
     )
+    made = Transfer(work, default_run(WAITING_SHARE))
+    steps = f"steps of the teacher's fine-tuning on {len(made.train)} cells"
     what = f"an epoch of {len(rows):,} augmented cells of {data.image_px} px"
     return [
         Result(
@@ -115,7 +123,11 @@ def run(work: Path, scale: float) -> list[Result]:
             ratios(slow, fast), 4.0,
         ),
         Result(
-            "waiting", "an epoch of the teacher's fine-tuning: time spent on making views",
-            waiting(work), 5.0, unit="%",
+            "waiting", f"{steps}: reading the frozen layers' output",
+            waiting(made, Prefix, "inputs", 1e3), 5.0, unit="%",
+        ),
+        Result(
+            "waiting_views", f"{steps}: making views where nothing is stored",
+            waiting(made, Views, "batch", 0.0), 5.0, unit="%",
         ),
     ]  # fmt: skip

@@ -11,9 +11,11 @@ from stages.core.adaptation import (
     adversary_of,
     confusion_of,
 )
+from stages.core.checkpoint import Checkpoint
+from stages.core.fit import Recipe, fit
 from stages.core.prefix import Prefix
 from stages.core.views import Views
-from tests.conftest import dataset
+from tests.conftest import RECIPE, dataset
 
 DATA = dataset(n=12, px=32)
 PLAIN = Views(DATA.pixels, 0, 0).plain
@@ -86,7 +88,7 @@ def test_the_adversary_tells_the_target_and_the_net_foils_it(net: nets.Net, tmp_
         net, Views(DATA.pixels, 0, 0.1), np.arange(8), 2, tmp_path, plain=rows, most_gb=1
     )
     net.eval()
-    loss = adversary_of(net, prefix, rows, 2, seed=5, epochs=4)
+    adversary_of(net, prefix, rows, 2, seed=5, epochs=4)
     domain = net.head.domain
     assert domain is not None
     again = adversary_of(net, prefix, rows, 2, seed=5, epochs=4)
@@ -107,7 +109,27 @@ def test_the_adversary_tells_the_target_and_the_net_foils_it(net: nets.Net, tmp_
     for i, (got, without) in enumerate(zip(found, plain, strict=True)):
         sign = -heed if i < len(learn) else 1.0
         assert torch.allclose(got, sign * without, rtol=1e-3, atol=1e-6)
-    assert loss(net, batch, 0) != loss(net, batch, 1)
+
+
+def test_the_adversary_learns_with_the_net_and_goes(net: nets.Net, tmp_path: Path) -> None:
+    train, target = np.arange(6), np.arange(6, 12)
+    prefix = Prefix(
+        net, Views(DATA.pixels, 0, 0.1), np.arange(12), 2, tmp_path, plain=train[:0], most_gb=1
+    )
+    adversary = adversary_of(net, prefix, target, 2, seed=5, epochs=1)
+    assert net.head.domain is not None
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    checkpoint = Checkpoint(tmp_path / "fits", "net")
+    recipe = Recipe.model_validate(RECIPE | {"epochs": 1})
+    fit(
+        net, adversary, train, recipe, seed=1, evaluate=lambda _: {"val": 0.0},
+        checkpoint=checkpoint, what="adversary",
+    )  # fmt: skip
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name in before if name.startswith("head.domain")} <= moved
+    assert any(name.startswith("backbone") for name in moved)
+    # It is a part of the checkpoint while it learns.
+    assert any(name.startswith("head.domain") for name in checkpoint.load()["net"])
 
 
 def test_statistics_do_not_depend_on_the_order(net: nets.Net) -> None:

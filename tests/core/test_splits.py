@@ -210,7 +210,12 @@ def test_without_those_that_leak_nothing_leaks() -> None:
 def test_a_target_domain_is_measured_and_its_labels_go() -> None:
     manifest = made()
     manifest["split"] = split(manifest, "stratified_group")
-    found = towards(manifest, "poly")
+    aimed, left_out = towards(manifest, "poly")
+    gone = manifest.loc[left_out.index]
+    assert (gone["domain"] == "mono").all()
+    assert (gone["split"] == "test").all()
+    assert set(left_out) == {"of the domain mono, which is not measured"}
+    found = aimed.drop(index=left_out.index)
     places = found.groupby("split")["domain"].unique().map(list).to_dict()
     assert places == {
         "train": ["mono"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 from PIL import Image
 
 from stages.core.data import Dataset
+from stages.core.fit import Loss, Rows
+from stages.core.nets import Net
 
 ROOT = Path(__file__).resolve().parent.parent
 
 MakeFolder = Callable[..., Path]
+RowsFitted = Callable[[ModuleType], list[Rows]]
 
 RECIPE: dict[str, Any] = {
     "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
@@ -37,6 +41,23 @@ def dataset(*, n: int = 8, px: int = 32, channels: int = 1, classes: int = 2) ->
         classes=[f"class {k}" for k in range(classes)],
         _manifest=pd.DataFrame({"file_name": [f"{i}.png" for i in every]}),
     )
+
+
+@pytest.fixture
+def rows_fitted(monkeypatch: pytest.MonkeyPatch) -> RowsFitted:
+    """A list that grows by the rows that a stage would train on, each time; it trains nothing."""
+
+    def of(stage: ModuleType) -> list[Rows]:
+        found: list[Rows] = []
+
+        def fit(net: Net, loss: Loss, rows: Rows, *_: Any, **__: Any) -> pd.DataFrame:
+            found.append(rows)
+            return pd.DataFrame({"epoch": [1], "loss": [0.0], "val_auroc": [0.5]})
+
+        monkeypatch.setattr(stage, "fit", fit)
+        return found
+
+    return of
 
 
 @pytest.fixture

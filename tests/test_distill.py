@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from stages.core.stage import Paths
 from stages.core.targets import load_targets
 from stages.core.views import Views
 from stages.core.weights import packaged
-from tests.conftest import RECIPE
+from tests.conftest import RECIPE, RowsFitted
 from tests.test_teacher import RESOURCES, validated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,7 +178,7 @@ def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
 
 
 def test_refinement_learns_from_what_the_student_did(
-    classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+    classroom: Classroom, rows_fitted: RowsFitted
 ) -> None:
     root, data = classroom.root, classroom.data
     (root / "augmented").mkdir()
@@ -192,13 +193,6 @@ def test_refinement_learns_from_what_the_student_did(
         refine.Paths, root / "refine", validated=classroom.validated, targets=classroom.targets,
         student=classroom.distil().paths.student, augmented=root / "augmented",
     )  # fmt: skip
-    learned, fitted = [], refine.fit
-
-    def fit(net: Any, loss: Any, rows: Any, *more: Any, **options: Any) -> pd.DataFrame:
-        learned.append(rows)
-        return fitted(net, loss, rows, *more, **options)
-
-    monkeypatch.setattr(refine, "fit", fit)
     how = refine.Params.model_validate(
         {
             "synthetic_share": 0.25, "temperature": 2.0, "alpha": 0.5, "frozen_groups": 2,
@@ -206,11 +200,28 @@ def test_refinement_learns_from_what_the_student_did(
         }
     )  # fmt: skip
     refine.run(how, paths=paths, resources=RESOURCES)
+    assert np.isfinite(read_metrics(paths.metrics)["real"]["nll"])
+
+    learned = rows_fitted(refine)
+    again = {name: root / f"refine again {name}" for name in refine.Paths.outputs()}
+    refine.run(how, paths=dataclasses.replace(paths, **again), resources=RESOURCES)
     assert len(learned) == 2
     for rows in learned:
         assert np.array_equal(rows, data.taught)
     assert (data.labels[data.taught] < 0).any()
-    assert np.isfinite(read_metrics(paths.metrics)["real"]["nll"])
+
+
+def test_both_have_the_statistics_of_all_that_the_student_learns_from(
+    classroom: Classroom, rows_fitted: RowsFitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    monkeypatch.setattr(distill, "adapt_statistics", lambda *args: measured.append(args[2:]))
+    rows_fitted(distill)
+    distill.run(params(own_statistics=0.5), paths=classroom.paths("measured"), resources=RESOURCES)
+    assert len(measured) == 2
+    for rows, share in measured:
+        assert np.array_equal(rows, classroom.data.taught)
+        assert share == 0.5
 
 
 def test_the_first_seeds_student_ships(classroom: Classroom) -> None:
@@ -320,15 +331,9 @@ def test_rows_are_repeated_without_favour(count: int) -> None:
 
 
 def test_the_control_takes_as_many_steps_on_labelled_images(
-    classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+    classroom: Classroom, rows_fitted: RowsFitted
 ) -> None:
-    learned = []
-
-    def fit(net: Any, loss: Any, rows: Any, *_: Any, **__: Any) -> pd.DataFrame:
-        learned.append(rows)
-        return pd.DataFrame({"epoch": [1], "loss": [0.0], "val_auroc": [0.5]})
-
-    monkeypatch.setattr(distill, "fit", fit)
+    learned = rows_fitted(distill)
     distill.run(params(), paths=classroom.paths("steps"), resources=RESOURCES)
     data = classroom.data
     student, control = learned

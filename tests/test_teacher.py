@@ -19,7 +19,7 @@ from stages.core.params import parse_section
 from stages.core.report import read_metrics
 from stages.core.runtime import Resources
 from stages.core.views import Views
-from tests.conftest import RECIPE
+from tests.conftest import RECIPE, RowsFitted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -270,15 +270,9 @@ def test_what_the_unlabelled_images_are_teaches_nothing(teach: Teach, way: dict[
 @pytest.mark.parametrize("imbalance", ["none", "balanced"])
 @pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
 def test_only_labelled_training_images_are_learned_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any], imbalance: str
+    tmp_path: Path, rows_fitted: RowsFitted, way: dict[str, Any], imbalance: str
 ) -> None:
-    learned = []
-
-    def fit(net: Net, loss: Any, rows: Any, *_: Any, **__: Any) -> pd.DataFrame:
-        learned.append(rows)
-        return pd.DataFrame({"epoch": [1], "loss": [0.0], "val_auroc": [0.5]})
-
-    monkeypatch.setattr(teacher, "fit", fit)
+    learned = rows_fitted(teacher)
     paths = paths_of(tmp_path / "run", validated(tmp_path / "data"))
     teacher.run(params(imbalance=imbalance, **way), paths=paths, resources=RESOURCES)
     data = load_dataset(paths.validated)

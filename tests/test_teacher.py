@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -210,6 +211,12 @@ def test_adaptation_starts_from_the_source_alone(teach: Teach, way: dict[str, An
     assert not np.allclose(adapted.said("finetuned"), adapted.said("source_only"), atol=1e-3)
     again = adapted.again(adapted.members[0])
     assert np.allclose(adapted.said("finetuned"), again, rtol=1e-4, atol=1e-5)
+
+
+def test_every_way_of_adapting_is_another(teach: Teach) -> None:
+    found = [teach(**way).said("finetuned") for way in WAYS]
+    for one, other in itertools.combinations(found, 2):
+        assert not np.allclose(one, other, atol=1e-3)
 
 
 @pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])

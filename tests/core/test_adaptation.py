@@ -82,7 +82,10 @@ def test_confusion_is_of_the_targets_images(net: nets.Net, tmp_path: Path) -> No
     assert torch.equal(loss(net, batch, 3), expected)
 
 
-def test_the_adversary_tells_the_target_and_the_net_foils_it(net: nets.Net, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_the_adversary_tells_the_target_and_the_net_foils_it(
+    net: nets.Net, tmp_path: Path, epoch: int
+) -> None:
     rows, batch = np.array([2, 4, 6]), np.array([0, 1, 3])
     prefix = Prefix(
         net, Views(DATA.pixels, 0, 0.1), np.arange(8), 2, tmp_path, plain=rows, most_gb=1
@@ -94,16 +97,15 @@ def test_the_adversary_tells_the_target_and_the_net_foils_it(net: nets.Net, tmp_
     again = adversary_of(net, prefix, rows, 2, seed=5, epochs=4)
     same = zip(domain.parameters(), net.head.domain.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
-    chosen = np.random.default_rng([5, 3, 0]).choice(rows, 3, replace=False)
-    shown = torch.cat([prefix.features(net, each, 1) for each in (batch, chosen)])
+    chosen = np.random.default_rng([5, epoch, 0]).choice(rows, 3, replace=False)
+    shown = torch.cat([prefix.features(net, each, epoch % 2) for each in (batch, chosen)])
     p = net.head.domain(net.head.standardize(shown))[:, 0].sigmoid()
     expected = -torch.cat([(1 - p[:3]).log(), p[3:].log()]).mean()
-    assert torch.allclose(again(net, batch, 3), expected)
+    assert torch.allclose(again(net, batch, epoch), expected)
     learn = [q for q in net.backbone.parameters() if q.requires_grad]
     judge = list(net.head.domain.parameters())
-    # Halfway through the last of four epochs.
-    heed = 2 / (1 + np.exp(-10 * 3.5 / 4)) - 1
-    found = torch.autograd.grad(again(net, batch, 3), [*learn, *judge])
+    heed = 2 / (1 + np.exp(-10 * (epoch + 0.5) / 4)) - 1
+    found = torch.autograd.grad(again(net, batch, epoch), [*learn, *judge])
     plain = torch.autograd.grad(expected, [*learn, *judge])
     assert len(learn) > 3
     for i, (got, without) in enumerate(zip(found, plain, strict=True)):

@@ -5,8 +5,8 @@
 - prefix: fine-tuning the teacher above a freeze boundary, on four views, from stored activations,
   against running the frozen layers in every step. Storing them counts. How much there is to win
   depends on the boundary: what lies above it must be run forwards and backwards in any case, which
-  bounds the ratio; so it is measured for two of them, the project's and one that leaves only the
-  top two layer groups to learn.
+  bounds the ratio; so it is measured for three of them: the project's, and two that leave the top
+  two layer groups, or the top one, to learn.
 
 On a part of the default run's training modules.
 """
@@ -97,7 +97,8 @@ def run(work: Path, scale: float) -> list[Result]:
         groups = len(made.trainer.probe(0).layer_groups())
     few = made.trainer.params.frozen_groups
     results = []
-    for name, frozen in (("prefix", groups - 2), ("prefix_default", few)):
+    boundaries = {"prefix_default": few, "prefix": groups - 2, "prefix_top": groups - 1}
+    for name, frozen in boundaries.items():
 
         def tune(most_gb: float, frozen: int = frozen) -> float:
             with quiet():

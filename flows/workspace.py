@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from stages.core.errors import ParamsError
 
 # What a run writes: these files belong to each workspace itself.
-OWN = ("dvc.lock", "data/reports/")
+LOCK = "dvc.lock"
+OWN = (LOCK, "data/reports/")
 # What stages keep from run to run, in data/scratch: named by all that it depends on.
 KEPT = ("looks", "prefixes")
 # How DVC brings files from the shared cache: links, so that ten workspaces are not ten copies.
@@ -44,12 +46,17 @@ def _dvc(folder: Path, *arguments: str) -> None:
     subprocess.run(command, check=True, cwd=folder)
 
 
+def _cache_of(root: Path) -> str:
+    with Repo(str(root)) as repo:
+        return str(repo.cache.legacy.path)
+
+
 def _copy_sources(root: Path, workspace: Path) -> None:
     """Bring the workspace's files to the state of the working tree, uncommitted edits included."""
     there = set(_git(root, "ls-files", "-coz", "--exclude-standard").split("\0")) - {""}
     for name in sorted(there):
         source, target = root / name, workspace / name
-        if (name.startswith(OWN) and target.exists()) or not source.is_file():
+        if name.startswith(OWN) or not source.is_file():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.is_file() or source.read_bytes() != target.read_bytes():
@@ -91,10 +98,13 @@ def prepare(
     if not (at / ".git").exists():
         _git(root, "worktree", "prune")
         _git(root, "worktree", "add", "--quiet", "--detach", str(at), "HEAD")
+        # Where the committed lock fits, DVC looks for its outputs and no others. On a machine that
+        # has never made just those, it would not find what other workspaces have made.
+        (at / LOCK).unlink(missing_ok=True)
     _copy_sources(root, at)
     yaml.dump(values, at / "params.yaml")
     (at / ".dvc" / "config.local").write_text(
-        f'[cache]\n    dir = {cache or root / ".dvc" / "cache"}\n    type = "{LINKS}"\n'
+        f'[cache]\n    dir = {cache or _cache_of(root)}\n    type = "{LINKS}"\n'
     )
     if kept:
         for name in KEPT:

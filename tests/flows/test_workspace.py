@@ -1,10 +1,12 @@
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
 
-from flows.workspace import merge, prepare
+from flows.workspace import merge, prepare, remove
 from stages.core.errors import ParamsError
 
 
@@ -21,20 +23,51 @@ def test_merge_refuses_unknown_keys(overlay: dict[str, object]) -> None:
         merge(params, overlay, source="o.yaml")
 
 
-def test_tracked_data_comes_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where `dvc` itself is not on the PATH."""
-    root, at = tmp_path / "a project", tmp_path / "elsewhere"
+def run(root: Path, *commands: str) -> None:
+    for command in commands:
+        subprocess.run(command.split(), check=True, cwd=root)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with git and DVC."""
+    root = tmp_path / "a project"
     (root / "data" / "mine").mkdir(parents=True)
     (root / "data" / "mine" / "1.txt").write_text("old")
     (root / "params.yaml").write_text("a: 1\n")
-    for command in ("init -q", "config user.name n", "config user.email e"):
-        subprocess.run(["git", *command.split()], check=True, cwd=root)
+    run(root, "git init -q", "git config user.name n", "git config user.email e")
     with Repo.init(str(root)) as repo:
         repo.add(str(root / "data" / "mine"))
-    for command in ("add -A", "commit -qm first"):
-        subprocess.run(["git", *command.split()], check=True, cwd=root)
+    run(root, "git add -A", "git commit -qm first")
+    return root
+
+
+def test_tracked_data_comes_as_it_is_now(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where `dvc` itself is not on the PATH."""
+    at = tmp_path / "elsewhere"
     (root / "data" / "mine" / "1.txt").write_text("new")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     prepare(root, {"a": 2}, at, source="o.yaml")
     assert (at / "data" / "mine" / "1.txt").read_text() == "new"
     assert (at / "params.yaml").read_text() == "a: 2\n"
+
+
+def test_stages_run_once_for_all_workspaces(root: Path, tmp_path: Path) -> None:
+    """Also where the committed lock names outputs that this machine has never made."""
+    log, cache = tmp_path / "runs", tmp_path / "a cache"
+    (root / "dvc.yaml").write_text(
+        "stages:\n  draw:\n    params: [a]\n    deps: [data/mine]\n    outs: [drawn]\n"
+        f"    cmd: echo run >> {log} && date +%s%N > drawn\n"
+    )
+    repro = f"{sys.executable} -m dvc repro --quiet"
+    run(root, repro, "git add -A", "git commit -qm run")
+    shutil.rmtree(root / ".dvc" / "cache")
+    (root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
+    for name in ("first", "second"):
+        at = prepare(root, {}, tmp_path / name, source="o.yaml")
+        run(at, repro)
+        remove(root, at)
+    assert log.read_text() == "run\n" * 2, "by whoever committed, and here"
+    assert not (root / ".dvc" / "cache").exists()

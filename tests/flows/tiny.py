@@ -70,7 +70,5 @@ class Workspace:
 
 def make(at: Path) -> Iterator[Workspace]:
     made = Workspace(at)
-    # What an earlier run of the project left in git must not stand in for this run's.
-    (made.root / "dvc.lock").unlink(missing_ok=True)
     yield made
     workspace.remove(ROOT, made.root)

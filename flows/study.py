@@ -229,9 +229,14 @@ def _front(study: Study, done: pd.DataFrame) -> set[str]:
     return set(means.index[~np.array(beaten, dtype=bool)])
 
 
-def summary(study: Study, results: Results) -> str:
-    """The study's table as Markdown: mean and deviation over the grid, paired gains, 95 %."""
+def summary(study: Study, results: Results, planned: dict[str, str]) -> str:
+    """The study's table as Markdown: mean and deviation over the grid, paired gains, 95 %.
+
+    Args:
+        planned: md5 of the params, by trial; rows that were run with others are told.
+    """
     rows = results.rows
+    rows = rows[rows[TRIAL].isin(list(planned))]
     done = rows[rows[STATE] == "done"].copy()
     done["_place"] = [tuple(str(row.get(k)) for k in study.grid) for _, row in done.iterrows()]
     found = results.predictions
@@ -254,10 +259,12 @@ def summary(study: Study, results: Results) -> str:
                 shown["on the front"] = "yes" if name in on_front else "no"
             table.append({**start, **shown, **gain})
     lines = _markdown(table) + (["", *_markdown(gains)] if gains and study.gains else [])
-    planned = len(trials(study))
     failed = rows[rows[STATE] != "done"]
-    lines.append("")
-    lines.append(f"{len(done)} of {planned} trials; mean ± deviation over {', '.join(study.grid)}.")
+    over = ", ".join(study.grid)
+    lines += ["", f"{len(done)} of {len(planned)} trials; mean ± deviation over {over}."]
+    stale = done[done[PARAMS] != done[TRIAL].map(planned)][TRIAL].tolist()
+    if stale:
+        lines.append(f"Run with params that have changed since: {', '.join(stale)}.")
     lines += [f"{row[TRIAL]} failed: {row[MESSAGE]}" for _, row in failed.iterrows()]
     return "\n".join(lines)
 

@@ -58,18 +58,25 @@ def _commit() -> str:
 
 @task(cache_policy=NO_CACHE)
 def run_trial(
-    study: Study, trial: Trial, params_md5: str, at: Path, results: Results, display: Display
+    study: Study,
+    trial: Trial,
+    params_md5: str,
+    at: Path,
+    kept: Path,
+    results: Results,
+    display: Display,
 ) -> State[Any]:
     """Run the graph up to the study's target with the trial's params; write its row."""
     on_line = ui.follow(trial.label, display)
     display.start(trial.label)
     row = {PARAMS: params_md5, COMMIT: _commit(), STATE: "done", MESSAGE: ""}
     try:
+        workspace.prepare(ROOT, trial.changes, at, source=trial.label, kept=kept)
         with contextlib.chdir(at), lock.held(at, "a sweep"):
             params.check(at / "params.yaml")
             graph = Graph(at, study.target)
             graph.reproduce(study.target, on_line, upstream=True)
-    except AtelierError as error:
+    except (AtelierError, OSError, subprocess.CalledProcessError) as error:
         results.add(trial, row | {STATE: "failed", MESSAGE: str(error).splitlines()[-1]}, None)
         display.end(trial.label, "Failed", str(error))
         return Failed(message=str(error))
@@ -92,33 +99,37 @@ def sections_of(study: Study) -> set[str]:
     return {"data", *(node.name for node in Graph(ROOT, study.target).nodes)}
 
 
+def digests(study: Study) -> dict[str, str]:
+    """What `digest` gives for each trial, by its label."""
+    sections = sections_of(study)
+    return {trial.label: digest(trial, sections) for trial in trials(study)}
+
+
 @flow(name="sweep")
 def sweep(study: str, minutes: float | None = None) -> State[Any]:
     """Run what is not done yet of a study in flows/studies/; start no trial after `minutes`."""
     name = Path(study).stem
     plan = load(ROOT / study)
     results = Results(ROOT / RESULTS, name)
-    sections = sections_of(plan)
-    planned = [(trial, digest(trial, sections)) for trial in trials(plan)]
-    todo = [(trial, md5) for trial, md5 in planned if not results.is_done(trial, md5)]
-    end = time.monotonic() + 60 * (minutes or float("inf"))
+    planned = digests(plan)
+    todo = [t for t in trials(plan) if not results.is_done(t, planned[t.label])]
+    end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     failed = 0
     kept = ROOT / ".worktrees" / f"{name}-kept"
-    with Display([trial.label for trial, _ in todo]) as display:
-        for trial, md5 in todo:
+    with Display([trial.label for trial in todo]) as display:
+        for trial in todo:
             if time.monotonic() > end:
                 break
             at = ROOT / ".worktrees" / f"{name}-{trial.label}"
-            workspace.prepare(ROOT, trial.changes, at, source=study, kept=kept)
             state = run_trial.with_options(name=name, task_run_name=trial.label)(
-                plan, trial, md5, at, results, display, return_state=True
+                plan, trial, planned[trial.label], at, kept, results, display, return_state=True
             )
             display.close(trial.label, str(state.name), str(state.message))
             failed += not state.is_completed()
             workspace.remove(ROOT, at)
         else:
             shutil.rmtree(kept, ignore_errors=True)
-    table = summary(plan, results)
+    table = summary(plan, results, planned)
     create_markdown_artifact(f"{plan.question}\n\n{table}", key=f"study-{name}")
     print(table, flush=True)
     return Failed(message=f"{failed} trials failed") if failed else Completed()
@@ -135,7 +146,8 @@ def main() -> None:
     try:
         plan = load(ROOT / arguments.study)
         if arguments.summary:
-            print(summary(plan, Results(ROOT / RESULTS, Path(arguments.study).stem)))
+            results = Results(ROOT / RESULTS, Path(arguments.study).stem)
+            print(summary(plan, results, digests(plan)))
             return
         with server.connected(lambda: params.check(ROOT / "params.yaml")):
             state = sweep(arguments.study, arguments.minutes, return_state=True)

@@ -1,11 +1,13 @@
 """Knowledge distillation: a small student learns the teacher's soft targets.
 
 The control is the same student, trained the same way on the same views, from the labels alone: what
-the student gains over it is what the teacher has taught. A target domain's unlabelled images give
-both of them BatchNorm's statistics; only the student learns from them. With several seeds the first
-one ships, declared beforehand; the gain is the mean over all.
+the student gains over it is what the teacher has taught. Where both start from the teacher's own
+layers (`weights: teacher`), that is what its soft targets add to them. A target domain's unlabelled
+images give both of them BatchNorm's statistics; only the student learns from them. With several
+seeds the first one ships, declared beforehand; the gain is the mean over all.
 
-Reads:  data/validated/, data/targets/, data/weights/ (the user's own .safetensors files, if any)
+Reads:  data/validated/, data/targets/, data/models/teacher/, data/weights/ (the user's own
+        .safetensors files, if any)
 Writes: data/models/student/ (model.safetensors, config.json), metrics, curves, predictions
 Params: distill
 Run:    dvc repro distill
@@ -27,7 +29,7 @@ from stages.core.data import Dataset, load_dataset
 from stages.core.errors import ParamsError
 from stages.core.fit import Recipe, fit
 from stages.core.inference import logits_of
-from stages.core.nets import Net, build, count_macs, count_parameters, save_net
+from stages.core.nets import Net, build, count_macs, count_parameters, load_teacher, save_net
 from stages.core.prefix import Prefix, validation
 from stages.core.runtime import Resources
 from stages.core.student import Lesson, distillation_loss
@@ -54,6 +56,9 @@ class Params(Lesson):
 # Several processes may share the work (resources.processes).
 TRAINS_TOGETHER = True
 
+# What `weights` may say beside what weights.py knows.
+TEACHER = "teacher"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Paths(stage.Paths):
@@ -61,6 +66,7 @@ class Paths(stage.Paths):
 
     validated: Path = stage.reads()
     targets: Path = stage.reads()
+    teacher: Path = stage.reads()
     weights: Path = stage.reads()
     cache: Path = stage.keeps()
     student: Path = stage.writes()
@@ -68,6 +74,20 @@ class Paths(stage.Paths):
     curves: Path = stage.writes(live=True)
     picture: Path = stage.writes(live=True)
     predictions: Path = stage.writes()
+
+
+def first_weights(params: Params, paths: Paths) -> Weights | None:
+    """What the backbone of students and controls starts from. Raises: ParamsError, Unavailable."""
+    if params.weights != TEACHER:
+        return load_weights(params.backbone, params.weights, paths.weights)
+    members = {net.spec.backbone: net for net in load_teacher(paths.teacher).each()}
+    if params.backbone not in members:
+        raise ParamsError(
+            f"distill.weights = {TEACHER!r}: expected a backbone of the teacher's as "
+            f"distill.backbone ({', '.join(members)}), found {params.backbone!r}"
+        )
+    weights: Weights = members[params.backbone].backbone.model.state_dict()
+    return weights
 
 
 def repeated(rows: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -164,8 +184,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         raise ParamsError("distill.method = 'feature': set targets.features to true for it")
     test, val = data.rows("test"), data.rows("val")
     labels, groups = data.labels[test], data.groups[test]
-    weights = load_weights(params.backbone, params.weights, paths.weights)
-    trainer = Trainer(params, paths, data, targets, weights, resources)
+    trainer = Trainer(params, paths, data, targets, first_weights(params, paths), resources)
 
     pairs: list[metrics.Paired] = []
     students: list[Net] = []

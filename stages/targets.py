@@ -57,14 +57,21 @@ class Paths(stage.Paths):
 
 
 def ask(
-    teacher: Ensemble, prefixes: list[Prefix], rows: Rows, view: int, progress: Progress
+    teacher: Ensemble,
+    prefixes: list[Prefix],
+    rows: Rows,
+    view: int,
+    progress: Progress,
+    *,
+    with_features: bool,
 ) -> tuple[Tensor, Tensor]:
     """What the teacher says of one view of images.
 
     Args:
         prefixes: one for each of its networks.
 
-    Returns: logits (n, K), and the standardised features (n, G) of all its networks as float16.
+    Returns: logits (n, K), and the standardised features (n, G) of all its networks as float16,
+        G = 0 if they are not wanted.
     """
     logits, features = [], []
     with torch.inference_mode():
@@ -75,7 +82,8 @@ def ask(
             ]
             each = [m.head.linear(x) for m, x in zip(teacher.each(), found, strict=True)]
             logits.append(torch.stack(each).mean(0).float().cpu())
-            features.append(as_half(torch.cat(found, 1), "the teacher's features").cpu())
+            wanted = torch.cat(found, 1)[:, : None if with_features else 0]
+            features.append(as_half(wanted, "the teacher's features").cpu())
             progress.step(len(batch))
     return torch.cat(logits), torch.cat(features)
 
@@ -100,8 +108,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     total = params.views * len(taught) + len(everything)
     progress = Progress("teacher logits", total, done=len(done) * len(taught))
     for view in range(len(done), params.views):
-        said, features = ask(teacher, prefixes, taught, view, progress)
-        done.append({"logits": said, "features": features if params.features else said[:0]})
+        said, features = ask(
+            teacher, prefixes, taught, view, progress, with_features=params.features
+        )
+        done.append({"logits": said, "features": features})
         kept.save(done)
     plain = run_batched(teacher, views.plain, everything, device, progress=progress)
     logits = torch.stack([found["logits"] for found in done]).numpy()

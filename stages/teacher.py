@@ -129,6 +129,9 @@ class Trainer:
             )
         if params.adapt in LEARNED:
             processes.alone(f"teacher.adapt = {params.adapt!r}")
+        # One table of views for the teacher that adapts and for the one that does not.
+        more = self.unlabelled if params.adapt in LEARNED else self.train[:0]
+        self.shown = np.concatenate([self.train, more])
         self.views = Views(data.pixels, params.seed, params.jitter)
         self.curves: list[pd.DataFrame] = []
 
@@ -157,7 +160,7 @@ class Trainer:
         prefix = Prefix(
             net,
             self.views,
-            np.concatenate([self.train, self.unlabelled]) if adapting else self.train,
+            self.shown,
             min(params.views, params.recipe.epochs),
             self.paths.cache,
             plain=self.val,

@@ -86,7 +86,8 @@ class Classroom:
         return folder
 
     def paths(self, name: str, folder: Path | None = None) -> Any:
-        inputs = {"validated": self.validated, "weights": self.root / "none"}
+        inputs = {name: getattr(self, name) for name in ("validated", "teacher")}
+        inputs["weights"] = self.root / "none"
         return filled(distill.Paths, self.root / name, targets=folder or self.targets, **inputs)
 
     def distil(self, folder: Path | None = None, **changes: Any) -> "Distilled":
@@ -161,6 +162,27 @@ def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, vi
     assert not close(found.logits(rows, (view + 1) % VIEWS), logits, 0.1)
     assert close(found.features(rows, view), torch.cat(each, 1), 0.05)
     assert not close(found.features(rows, (view + 1) % VIEWS), torch.cat(each, 1), 0.5)
+
+
+def test_students_can_start_from_the_teachers_own_layers(
+    classroom: Classroom, tmp_path: Path
+) -> None:
+    shallow, deep = load_teacher(classroom.teacher).each()
+    with torch.no_grad():
+        for parameter in deep.backbone.parameters():
+            parameter.mul_(1.1)
+    save_teacher(tmp_path / "teacher", [deep])
+    paths = dataclasses.replace(classroom.paths("heirs"), teacher=tmp_path / "teacher")
+    how = {"weights": "teacher", "own_statistics": 0.0, "frozen_groups": 2}
+    distill.run(params(**how), paths=paths, resources=RESOURCES)
+    student = load_net(paths.student).backbone.model.state_dict()
+    taught, before = (net.backbone.model.state_dict() for net in (deep, shallow))
+    frozen = [name for name in student if name.startswith(("conv_stem", "bn1", "blocks.0"))]
+    assert frozen
+    assert all(torch.equal(student[name], taught[name]) for name in frozen)
+    assert not torch.equal(student["conv_stem.weight"], before["conv_stem.weight"])
+    with pytest.raises(ParamsError, match=rf"'teacher': expected .*{LITE}\), found 'tf_.*lite1'"):
+        distill.first_weights(params(weights="teacher", backbone="tf_efficientnet_lite1"), paths)
 
 
 def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:

@@ -1,6 +1,7 @@
 """The one training loop: teacher, student, control and refinement hand it a loss."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -122,14 +123,15 @@ def _diverged(
     what: str,
     rows: Rows,
     epoch: int,
-    value: Tensor,
+    wrong: str,
     random: Tensor,
 ) -> TrainingDiverged:
     """The error, after what is needed to see it again has been saved."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "diverged.pt"
-    seen = {"rows": torch.from_numpy(rows), "epoch": epoch, "random": random}
-    torch.save({"net": training.net.state_dict(), **seen}, file)
+    if not processes.rank():
+        folder.mkdir(parents=True, exist_ok=True)
+        seen = {"rows": torch.from_numpy(rows), "epoch": epoch, "random": random}
+        torch.save({"net": training.net.state_dict(), **seen}, file)
     recipe = training.recipe
     if training.schedule.last_epoch == 0:
         advice = (
@@ -144,9 +146,17 @@ def _diverged(
             f"(now {recipe.head_learning_rate:g})"
         )
     return TrainingDiverged(
-        f"{what}: the loss became {value.item()} in epoch {epoch + 1}; {advice}. Net and batch are "
-        f"in {file}"
+        f"{what}: {wrong} in epoch {epoch + 1}; {advice}. Net and batch are in {file}"
     )
+
+
+def _not_finite(net: Net, value: float) -> str:
+    """What is not finite of a loss and its gradients; nothing where all is well."""
+    if not math.isfinite(value):
+        return f"the loss became {value}"
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    return "" if math.isfinite(norm) else f"the gradients became {norm}"
 
 
 def _run_epoch(
@@ -172,14 +182,16 @@ def _run_epoch(
     for batch in batched(order, recipe.batch_size):
         mine = processes.share(batch)
         training.optimizer.zero_grad()
+        random = torch.get_rng_state()
+        value = 0.0
         if len(mine):
-            random = torch.get_rng_state()
-            value = loss(net, mine, epoch) * (len(mine) / len(batch))
-            if not torch.isfinite(value):
-                raise _diverged(training, folder, progress.what, mine, epoch, value, random)
-            torch.autograd.backward(value)
-            total += value.item() * len(batch)
+            part = loss(net, mine, epoch) * (len(mine) / len(batch))
+            torch.autograd.backward(part)
+            value = part.item()
         processes.add_gradients(net)
+        if wrong := _not_finite(net, value):
+            raise _diverged(training, folder, progress.what, batch, epoch, wrong, random)
+        total += value * len(batch)
         training.optimizer.step()
         training.schedule.step()
         if training.average:
@@ -204,8 +216,7 @@ def fit(
 
     An epoch's order and randomness follow from (seed, epoch) alone, so a run that goes on from a
     checkpoint ends with the same weights, bit for bit. Under `torchrun` every process computes its
-    share of each batch, with the same result up to rounding (and to dropout's draws); what needs
-    whole batches is refused.
+    share of each batch, with the same result up to rounding; what needs whole batches is refused.
 
     Args:
         net: on its device; what is frozen stays as it is.
@@ -220,8 +231,9 @@ def fit(
         evaluation mode, with the averaged weights if `recipe.average`, and with those of the best
         epoch if `recipe.patience`.
 
-    Raises: TrainingDiverged when a loss is not finite; the batch, as it was drawn, and the state
-        of PyTorch's random numbers are saved beside the checkpoint. ParamsError.
+    Raises: TrainingDiverged when a loss or its gradients are not finite; the weights and the
+        batch, as they were before that step, and the state of PyTorch's random numbers are saved
+        beside the checkpoint. ParamsError.
     """
     steps = -(-len(rows) // recipe.batch_size)
     training = _Training(net, recipe, steps)

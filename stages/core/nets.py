@@ -13,7 +13,6 @@ import timm
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models._efficientnet_builder import BN_EPS_TF_DEFAULT
 from timm.models.efficientnet import _gen_efficientnet_lite
@@ -22,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.core.data import Dataset
 from stages.core.errors import ParamsError, Unavailable
-from stages.core.weights import Weights, select_weights
+from stages.core.processes import Dropout
+from stages.core.weights import Weights, at_this_size, select_weights
 
 
 class NetSpec(BaseModel):
@@ -259,7 +259,7 @@ class Head(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(features, classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -304,6 +304,8 @@ def build(
 
     Raises: ParamsError, Unavailable.
     """
+    if stages != sorted(set(stages)) or stages[0] < 0:
+        raise ParamsError(f"stages = {stages}: expected indices from 0 on, in rising order")
     config = timm.models.get_pretrained_cfg(backbone)
     whole = width == depth == 1
     spec = NetSpec(
@@ -319,10 +321,17 @@ def build(
         std=list(config.std),
         frozen_statistics=whole and weights is not None,
     )
-    net = Net(spec, dropout=dropout)
+    try:
+        net = Net(spec, dropout=dropout)
+        net.layer_groups()
+    except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
+        raise ParamsError(
+            f"backbone {backbone!r}, stages {stages}: timm does not give these stages of it, or no "
+            f"layer groups that could be frozen ({error})"
+        ) from error
     if weights is not None:
         wanted = net.backbone.model.state_dict()
-        weights = _at_this_size(weights, wanted, net.backbone.model)
+        weights = at_this_size(weights, wanted, net.backbone.model)
         for name, tensor in wanted.items():
             found = tuple(weights[name].shape) if name in weights else "nothing"
             if whole and found != tuple(tensor.shape):
@@ -333,19 +342,6 @@ def build(
         start = weights if whole else select_weights(weights, wanted)
         net.backbone.model.load_state_dict({name: start[name] for name in wanted})
     return net.to(memory_format=torch.channels_last).eval()
-
-
-def _at_this_size(weights: Weights, wanted: Weights, model: Any) -> Weights:
-    """A transformer's position embeddings, resampled to the images' size; others as they are."""
-    name = "pos_embed"
-    if name not in wanted or name not in weights or wanted[name].shape == weights[name].shape:
-        return weights
-    resampled = resample_abs_pos_embed(
-        weights[name],
-        new_size=list(model.patch_embed.grid_size),
-        num_prefix_tokens=model.num_prefix_tokens,
-    )
-    return weights | {name: resampled}
 
 
 def count_macs(net: Net) -> int:

@@ -66,6 +66,11 @@ class Prefix:
         if not self._stored:
             if self.length:
                 print(f"frozen layers' output is above {most_gb:g} GB and not stored", flush=True)
+            elif net.spec.frozen_groups and not net.links():
+                print(
+                    f"{net.spec.backbone} is no chain of layers: frozen ones run in every step",
+                    flush=True,
+                )
             return
         self._place = np.full(len(views.pixels), -1)
         self._place[rows] = np.arange(len(rows))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from stages.core.errors import ParamsError
 
@@ -57,6 +57,20 @@ def alone(what: str) -> None:
 def share(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """This process's part of a batch; all of it when it is alone."""
     return rows[rank() :: size()]
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose draws do not depend on how many processes share the batch, nor on the device.
+
+    They are the CPU's, for the whole batch; each process takes those of its own share.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F) to (B, F)."""
+        if not self.training or not self.p:
+            return x
+        whole = torch.empty(len(x) * size(), *x.shape[1:]).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * whole[rank() :: size()].to(x.device)
 
 
 def add_gradients(net: nn.Module) -> None:

@@ -3,11 +3,13 @@
 import hashlib
 import importlib.resources
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from stages.core.errors import ParamsError, Unavailable
@@ -122,3 +124,16 @@ def select_weights(weights: Weights, wanted: Weights) -> Weights:
         return source
 
     return {name: smaller(weights[name], tensor.shape) for name, tensor in wanted.items()}
+
+
+def at_this_size(weights: Weights, wanted: Weights, model: Any) -> Weights:
+    """A transformer's position embeddings, resampled to the images' size; others as they are."""
+    name = "pos_embed"
+    if name not in wanted or name not in weights or wanted[name].shape == weights[name].shape:
+        return weights
+    resampled = resample_abs_pos_embed(
+        weights[name],
+        new_size=list(model.patch_embed.grid_size),
+        num_prefix_tokens=model.num_prefix_tokens,
+    )
+    return weights | {name: resampled}

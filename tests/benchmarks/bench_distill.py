@@ -115,7 +115,9 @@ class Distillation:
         ]
         progress = Progress("teacher logits", VIEWS * len(train))
         logits = [
-            targets.ask(self.teacher, prefixes, train, view, progress)[0].numpy()
+            targets.ask(self.teacher, prefixes, train, view, progress, with_features=False)[
+                0
+            ].numpy()
             for view in range(VIEWS)
         ]
         plain = np.zeros((len(self.data.labels), len(self.data.classes)), np.float32)

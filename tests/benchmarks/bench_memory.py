@@ -52,6 +52,7 @@ def train(work: Path) -> None:
         scratch=work / "scratch",
         validated=validated,
         targets=targets,
+        teacher=work,
         weights=work,
         cache=work / "cache",
         **written,

@@ -58,7 +58,8 @@ def validate_stage(where: validate.Paths, **changed: object) -> None:
 
 def work_paths(kind: type[SomePaths], root: Path) -> SomePaths:
     """A stage's paths on the default run's data: what it writes, and its caches, below `root`."""
-    known = {"validated": VALIDATED, "weights": Path("data/weights")}
+    known = {"validated": VALIDATED, "teacher": TEACHER, "weights": Path("data/weights")}
+    known = {name: path for name, path in known.items() if name not in kind.outputs()}
     options = {name: known.get(name, root / name) for name in kind.options()}
     return kind(scratch=root / "scratch", **options)
 

@@ -167,6 +167,33 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     assert build([0], backbone="lcnet_050", weights=right).frozen_statistics
 
 
+@pytest.mark.parametrize(
+    ("backbone", "stages", "words"),
+    [
+        (LITE, [0, 9], r"'tf_efficientnet_lite0', stages \[0, 9\]: .*index 9 is out of range"),
+        (LITE, [-1], r"stages = \[-1\]: expected indices from 0 on"),
+        (LITE, [1, 0], r"stages = \[1, 0\]: .*in rising order"),
+        ("caformer_s18", [0], r"'caformer_s18', .*no layer groups .*group_matcher"),
+        ("hardcorenas_a", [0], r"'hardcorenas_a', .*timm does not give these stages"),
+    ],
+)
+def test_stages_that_are_not_there(backbone: str, stages: list[int], words: str) -> None:
+    with pytest.raises(ParamsError, match=words):
+        build(stages, backbone=backbone, weights=None)
+
+
+def test_frozen_batchnorm_is_frozen_also_where_statistics_are_learned() -> None:
+    net = build([0, 1], weights=None)
+    assert not net.frozen_statistics
+    net.freeze_lowest(2)
+    before = {k: v.clone() for k, v in net.state_dict().items() if "running" in k}
+    net.train()
+    net(torch.randint(0, 256, (4, 64, 64, 1), dtype=torch.uint8))
+    moved = {k for k, v in before.items() if not torch.equal(v, net.state_dict()[k])}
+    assert {k.split(".")[3] if "blocks" in k else "stem" for k in moved} == {"1"}
+    assert {k for k in before if ".blocks.1." in k} == moved
+
+
 def test_unknown_backbone() -> None:
     with pytest.raises(ParamsError, match="backbone 'resnet1234': timm has no such model"):
         weights.load_weights("resnet1234", "packaged", Path())

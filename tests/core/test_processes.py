@@ -1,4 +1,4 @@
-"""Two processes that train together end where one alone ends, up to rounding."""
+"""Two processes that train together end where one alone ends, up to rounding; dropout included."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from stages.core.params import load_yaml
 from tests.conftest import ROOT
+from tests.core.test_fit import small_net
 from tests.test_teacher import validated
 
 TRAIN = """
@@ -30,7 +31,6 @@ processes.join(torch.device("cpu"))
 folder = Path(sys.argv[1])
 shown = views()
 net = small_net()
-net.head.dropout.p = 0.0
 net.freeze_lowest(2)
 rows = np.arange(10)
 prefix = Prefix(net, shown, rows, 3, folder / "prefixes", plain=rows[:2], most_gb=1)
@@ -67,17 +67,20 @@ def test_two_are_as_one(tmp_path: Path) -> None:
     two = train(
         tmp_path / "two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     )
-    untrained = [k for k in one if torch.equal(one[k], two[k])]
-    assert len(untrained) < len(one)
-    for name, tensor in one.items():
-        assert torch.allclose(tensor.float(), two[name].float(), atol=1e-4), name
+    start = small_net().state_dict()
+    learned = [k for k in one if not torch.equal(one[k], start[k])]
+    assert learned
+    assert not all(torch.equal(one[k], two[k]) for k in learned)
+    for name in learned:
+        # Single weights may differ by more: Adam divides by gradients that are all but zero.
+        assert (one[name] - two[name]).norm() < 0.01 * (one[name] - start[name]).norm(), name
 
 
 def run_teacher(at: Path, processes: int, **changes: object) -> subprocess.CompletedProcess[str]:
     """The stage on its own command line, in a folder of its own."""
     values = load_yaml(ROOT / "params.yaml")
     values["resources"] |= {"device": "cpu", "threads": 1, "processes": processes}
-    values["teacher"] |= {"stages": [0, 1], "frozen_groups": 1, "dropout": 0.0} | changes
+    values["teacher"] |= {"stages": [0, 1], "frozen_groups": 1} | changes
     values["teacher"]["recipe"] |= {"epochs": 2, "batch_size": 8}
     at.mkdir()
     (at / "stages").symlink_to(ROOT / "stages")
@@ -100,7 +103,7 @@ def test_a_stage_of_two_is_as_one(tmp_path: Path) -> None:
     assert [e.stdout.count("test AUROC") for e in ended] == [1, 1]
     one, two = (load_file(tmp_path / n / "teacher/member_0/model.safetensors") for n in "12")
     for name, tensor in one.items():
-        assert torch.allclose(tensor.float(), two[name].float(), atol=1e-4), name
+        assert (tensor - two[name]).float().norm() <= 1e-5 * tensor.float().norm(), name
 
 
 @pytest.mark.slow

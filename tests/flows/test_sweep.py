@@ -1,7 +1,10 @@
 """Studies: which trials there are, what their rows hold, and going on after an end."""
 
 import copy
+import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +27,13 @@ STUDY = Study(
     show={"AUROC": "distill.student.auroc"},
     gains={"over control": ["student", "control"], "over one": ["student", "one/student"]},
 )
+
+
+def summed(study: Study, results: Results) -> str:
+    """The summary where no param has changed since."""
+    rows = results.rows
+    planned = {trial.label: "" for trial in all_trials(study)}
+    return summary(study, results, planned | dict(zip(rows[TRIAL], rows[PARAMS], strict=True)))
 
 
 def test_trials_are_the_product() -> None:
@@ -103,7 +113,7 @@ def test_summary(tmp_path: Path) -> None:
     )
     assert results.is_done(first, "p")
     assert not results.is_done(first, "other params")
-    head, _, one, two, _, end = summary(STUDY, results).splitlines()
+    head, _, one, two, _, end = summed(STUDY, results).splitlines()
     assert head == "| trial | runs | AUROC | over control | over one |"
     assert one.startswith("| one | 2 | 0.600 ± 0.141 | +0.3")
     assert one.endswith("] | - |")
@@ -120,7 +130,7 @@ def test_gains_over_other_images_are_none(tmp_path: Path) -> None:
         if trial.name == "two":
             table["file_name"] = table["file_name"].iloc[::-1].to_numpy()
         results.add(trial, row, table)
-    two = summary(STUDY, results).splitlines()[3]
+    two = summed(STUDY, results).splitlines()[3]
     assert two.endswith("] | - |")
     assert "| two | 2 | 0.500 | +0." in two
 
@@ -142,7 +152,7 @@ def test_the_front(tmp_path: Path) -> None:
         row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: ""}
         row |= {"x.auroc": auroc + 0.05 * sign, "x.speed": speed}
         results.add(trial, row, None)
-    lines = summary(study, results).splitlines()[2:7]
+    lines = summed(study, results).splitlines()[2:7]
     assert [line.split("|")[-2].strip() for line in lines] == ["yes", "yes", "yes", "no", "yes"]
 
 
@@ -171,13 +181,25 @@ def test_gains_are_means_over_seeds(tmp_path: Path) -> None:
         )
         return float(left - right)
 
-    line = summary(study, results).splitlines()[2].split("|")
+    line = summed(study, results).splitlines()[2].split("|")
     assert line[-3].startswith(f" {(gain(first, first) + gain(again, again)) / 2:+.3f} [")
     assert line[-2].startswith(f" {(gain(first, first) + gain(again, first)) / 2:+.3f} [")
 
 
 def test_summary_before_the_first_row(tmp_path: Path) -> None:
-    assert "0 of 4 trials" in summary(STUDY, Results(tmp_path, "s"))
+    assert "0 of 4 trials" in summed(STUDY, Results(tmp_path, "s"))
+
+
+def test_summary_tells_rows_of_other_params(tmp_path: Path) -> None:
+    """And leaves out those of trials that the study no longer has."""
+    results, found = Results(tmp_path, "s"), all_trials(STUDY)
+    for trial in found[:3]:
+        row = {PARAMS: "old", COMMIT: "c", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.5}
+        results.add(trial, row, predicted(3.0, seed=0))
+    planned = {t.label: "new" for t in found[1:]} | {found[1].label: "old"}
+    lines = summary(STUDY, results, planned).splitlines()
+    assert lines[-2].startswith("2 of 3 trials")
+    assert lines[-1] == f"Run with params that have changed since: {found[2].label}."
 
 
 def test_summary_by_model(tmp_path: Path) -> None:
@@ -186,9 +208,9 @@ def test_summary_by_model(tmp_path: Path) -> None:
     )
     results = Results(tmp_path, "s")
     for trial in all_trials(study)[:3]:
-        row = {PARAMS: "", COMMIT: "", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.25}
+        row = {PARAMS: "p", COMMIT: "", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.25}
         results.add(trial, row, predicted(3.0, seed=0))
-    lines = summary(study, results).splitlines()
+    lines = summed(study, results).splitlines()
     assert lines[0] == "| trial | runs | model | AUROC |"
     assert lines[2:6] == [
         "| one | 2 | small | 0.250 |", "| one | 2 | none | - |",
@@ -221,7 +243,17 @@ def made(tmp_path: Path) -> Iterator[Workspace]:
 def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> None:
     (made.root / "flows" / "studies" / "small.yaml").write_text(SMALL)
     command = [sys.executable, "-m", "flows.sweep", "flows/studies/small.yaml"]
+    lock = made.root / ".worktrees" / "small-good-fold0" / "dvc.lock"
+    with subprocess.Popen(
+        command, cwd=made.root, env=made.environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as first:  # fmt: skip
+        while not (lock.exists() and "ingest:" in lock.read_text()):
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.kill()
     output = made.run(command, fails=True)
+    assert re.search(r"good-fold0 +Stage 'ingest' didn't change", output), output
     assert "4 trials failed" in output, output
     rows = pd.read_csv(made.root / "data/reports/studies/small.csv").set_index(TRIAL)
     assert rows[STATE].to_dict() == {

@@ -185,6 +185,29 @@ def test_students_can_start_from_the_teachers_own_layers(
         distill.first_weights(params(weights="teacher", backbone="tf_efficientnet_lite1"), paths)
 
 
+def test_targets_go_on_after_the_last_finished_view(
+    classroom: Classroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
+    paths = filled(targets.Paths, tmp_path / "killed", **inputs)
+    how = targets.Params(views=VIEWS, features=True, jitter=0.1, seed=2)
+    real, asked = targets.ask, []
+
+    def ask(*arguments: Any, **named: Any) -> Any:
+        asked.append(arguments[3])
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(targets, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        targets.run(how, paths=paths, resources=RESOURCES)
+    targets.run(how, paths=paths, resources=RESOURCES)
+    assert asked == [0, 1, 1, 2]
+    for name in ("views.npy", "features.npy", "plain.npy", "views.json"):
+        assert (paths.targets / name).read_bytes() == (classroom.targets / name).read_bytes()
+
+
 def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
     data, teacher = classroom.data, load_teacher(classroom.teacher)
     found = load_targets(classroom.targets, data)

@@ -81,6 +81,25 @@ def test_a_failure_leaves_only_the_report(workspace: Path) -> None:
     assert (workspace / "page").read_text() == "page"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curved(stage.Paths):
+    result: Path = stage.writes()
+    curve: Path = stage.writes(live=True)
+
+
+def test_what_is_live_is_seen_while_the_stage_runs(tmp_path: Path) -> None:
+    result, curve = tmp_path / "result", tmp_path / "curve"
+    result.write_text("old")
+    curve.write_text("old")
+    paths = Curved(result=result, curve=curve, scratch=tmp_path / "scratch")
+    with stage.staged(paths) as partial:
+        assert not curve.exists(), "an old one would pass for this run's"
+        for path in (partial.result, partial.curve):
+            path.write_text("new")
+        assert (result.read_text(), curve.read_text()) == ("old", "new")
+    assert (result.read_text(), curve.read_text()) == ("new", "new")
+
+
 def test_a_forgotten_output_is_an_error(workspace: Path) -> None:
     with pytest.raises(RuntimeError, match=r"did not write .*page"):
         execute(workspace, lambda paths: paths.result.mkdir())

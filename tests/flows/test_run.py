@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,16 @@ def test_metrics_are_stable(trained: tuple[Workspace, str]) -> None:
     assert json.loads(shown)
 
 
+def test_progress_is_on_the_runs_page(trained: tuple[Workspace, str]) -> None:
+    made, _ = trained
+    with closing(sqlite3.connect(made.prefect / "prefect.db")) as database:
+        rows = database.execute("SELECT key, data FROM artifact WHERE type = 'progress'")
+        found = {key: json.loads(data) for key, data in rows}
+    stages = ("validate", "teacher", "targets", "distill", "augment", "refine", "benchmark")
+    assert {f"{stage}-progress" for stage in stages} <= set(found)
+    assert {found[f"{stage}-progress"] for stage in stages} == {100}
+
+
 def test_provenance_is_what_dvc_recorded(trained: tuple[Workspace, str]) -> None:
     import onnx
 
@@ -128,7 +140,7 @@ def test_dvc_alone_gives_the_same(trained: tuple[Workspace, str], fresh: Workspa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["teacher", "augment"])
+@pytest.mark.parametrize("stage", ["teacher", "distill", "refine", "augment"])
 def test_kill_and_go_on(trained: tuple[Workspace, str], fresh: Workspace, stage: str) -> None:
     made, _ = trained
     run = subprocess.Popen(

@@ -30,9 +30,10 @@ class Workspace:
         self.root = workspace.prepare(
             ROOT, load_yaml(ROOT / TINY), at / "a workspace", source=TINY, cache=at / "cache"
         )
+        self.prefect = at / "prefect"
         self.environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
         self.environment |= {
-            "PREFECT_HOME": str(at / "prefect"),
+            "PREFECT_HOME": str(self.prefect),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
@@ -62,8 +63,7 @@ class Workspace:
 
     def states(self, what: str) -> list[str]:
         """Different states that Prefect's database has for flow runs or task runs."""
-        path = Path(self.environment["PREFECT_HOME"]) / "prefect.db"
-        with closing(sqlite3.connect(path)) as database:
+        with closing(sqlite3.connect(self.prefect / "prefect.db")) as database:
             rows = database.execute(f"SELECT DISTINCT state_type FROM {what} ORDER BY 1")
             return [row[0] for row in rows]
 

@@ -1,6 +1,7 @@
 """Seeded views: view v of image i is always the same, so that it can be indexed and cached."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class Views:
 
     def batch(self, rows: NDArray[np.int64], view: int) -> Tensor:
         """View number `view` of the given images: uint8 (B, P, P, C)."""
-        draws = np.random.default_rng([self.seed, view]).random((len(self.pixels), 3))[rows]
+        draws = _draws(self.seed, view, len(self.pixels))[rows]
         symmetry = (draws[:, 0] * 8).astype(int)
         images = self.plain(rows)
         if self.jitter:
@@ -42,6 +43,12 @@ class Views:
             x = ((x - mean) * contrast + mean) * brightness
             images = x.round().clamp(0, 255).to(torch.uint8)
         return turn(images, torch.from_numpy(symmetry))
+
+
+@lru_cache(maxsize=2)
+def _draws(seed: int, view: int, count: int) -> NDArray[np.float64]:
+    """What is random about one view of all images: (N, 3), 0 to 1. Asked for in every batch."""
+    return np.random.default_rng([seed, view]).random((count, 3))
 
 
 def turn(images: Tensor, symmetry: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Distillation on cached views against loops that run the teacher in every step.
 
 All train the project's student from the same start, with its params but for the number of epochs,
-on a quarter of the default run's training modules, and are judged on all of its test images.
+on a quarter of the default run's training modules, and are judged on all of its test images, once,
+after the clock has stopped.
 
 - cached, the project's way: the teacher's logits of VIEWS views, once, what the student's frozen
   layers make of them, once, then the epochs; all of that counts;
@@ -29,7 +30,7 @@ from stages.core.data import Dataset
 from stages.core.fit import WARM_UP, fit
 from stages.core.inference import logits_of
 from stages.core.nets import Ensemble, Net, load_teacher
-from stages.core.prefix import Prefix, validation
+from stages.core.prefix import Prefix
 from stages.core.progress import Progress
 from stages.core.student import distillation_loss
 from stages.core.targets import Targets, load_targets, save_targets
@@ -141,16 +142,18 @@ class Distillation:
 
     def _fit(self, folder: Path, known: Targets, most_gb: float) -> Net:
         net, recipe = self._untrained(folder, known), self.params.recipe
-        train, val = self.data.rows("train"), self.data.rows("val")
-        views = min(known.count, recipe.epochs)
-        prefix = Prefix(net, known.views, train, views, folder / "kept", plain=val, most_gb=most_gb)
+        train = self.data.rows("train")
+        views, nothing = min(known.count, recipe.epochs), train[:0]
+        prefix = Prefix(
+            net, known.views, train, views, folder / "kept", plain=nothing, most_gb=most_gb
+        )
         fit(
             net,
             distillation_loss(self.data, known, prefix, self.params),
             train,
             recipe,
             seed=self.seed,
-            evaluate=validation(self.data, prefix),
+            evaluate=lambda _: {},
             checkpoint=Checkpoint(folder, "net"),
             what="student",
         )

@@ -76,7 +76,7 @@ def run_trial(
             params.check(at / "params.yaml")
             graph = Graph(at, study.target)
             graph.reproduce(study.target, on_line, upstream=True)
-    except (AtelierError, OSError, subprocess.CalledProcessError) as error:
+    except (AtelierError, OSError) as error:
         results.add(trial, row | {STATE: "failed", MESSAGE: str(error).splitlines()[-1]}, None)
         display.end(trial.label, "Failed", str(error))
         return Failed(message=str(error))

@@ -38,6 +38,10 @@ class Options(BaseModel):
     )
 
 
+# The form in Prefect's UI shows these.
+DEFAULTS = Options()
+
+
 @task(cache_policy=NO_CACHE)
 def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> State[Any]:
     """Bring one stage up to date; its lines go to Prefect and to the terminal."""
@@ -58,7 +62,7 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
 
 
 @flow(name="train", validate_parameters=True)
-def train(options: Options = Options()) -> State[Any]:  # noqa: B008 (gives the UI its form)
+def train(options: Options = DEFAULTS) -> State[Any]:
     """Bring every stage up to `target` up to date, in the order of dvc.yaml's graph."""
     try:
         root = prepared(options.overlay)

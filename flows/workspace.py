@@ -1,5 +1,6 @@
 """Running the same graph with other params: a git worktree of its own, on the shared DVC cache."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from stages.core.errors import ParamsError
+from stages.core.errors import ParamsError, WorkspaceFailed
 
 # What a run writes: these files belong to each workspace itself.
 LOCK = "dvc.lock"
@@ -36,14 +37,20 @@ def merge(params: dict[str, Any], overlay: dict[str, Any], *, source: str) -> No
             params[key] = value
 
 
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _run(command: list[str], folder: Path) -> str:
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if ended.returncode:
+        said = ended.stderr.strip() or f"ended with {ended.returncode}"
+        raise WorkspaceFailed(f"{shlex.join(command)} in {folder}: {said}")
+    return ended.stdout
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return _run(["git", *arguments], folder)
 
 
 def _dvc(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
-    subprocess.run(command, check=True, cwd=folder)
+    _run([sys.executable, "-m", "dvc", *arguments, "--quiet"], folder)
 
 
 def _cache_of(root: Path) -> str:
@@ -87,7 +94,7 @@ def prepare(
 
     Tracked data comes as it is now in the project, where DVC takes note of it.
 
-    Raises: ParamsError for a key that params.yaml does not have.
+    Raises: ParamsError for a key that params.yaml does not have. WorkspaceFailed.
     """
     yaml = YAML()
     values = yaml.load(root / "params.yaml")
@@ -119,5 +126,6 @@ def prepare(
 
 
 def remove(root: Path, at: Path) -> None:
-    """Delete a workspace; what it computed stays in the DVC cache."""
-    _git(root, "worktree", "remove", "--force", str(at))
+    """Delete a workspace, if it is one; what it computed stays in the DVC cache."""
+    if (at / ".git").exists():
+        _git(root, "worktree", "remove", "--force", str(at))

@@ -77,10 +77,13 @@ class Paths(stage.Paths):
 
 
 def first_weights(params: Params, paths: Paths) -> Weights | None:
-    """What the backbone of students and controls starts from. Raises: ParamsError, Unavailable."""
+    """What the backbone of students and controls starts from: of a teacher, its first such member.
+
+    Raises: ParamsError, Unavailable.
+    """
     if params.weights != TEACHER:
         return load_weights(params.backbone, params.weights, paths.weights)
-    members = {net.spec.backbone: net for net in load_teacher(paths.teacher).each()}
+    members = {net.spec.backbone: net for net in reversed(load_teacher(paths.teacher).each())}
     if params.backbone not in members:
         raise ParamsError(
             f"distill.weights = {TEACHER!r}: expected a backbone of the teacher's as "

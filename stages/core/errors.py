@@ -5,8 +5,9 @@ AtelierError
 ├── DataError           the user's images or their metadata
 ├── InputsChanged       something a stage reads changed while the stage ran
 ├── WorkspaceBusy       another run holds this workspace
+├── WorkspaceFailed     git or DVC could not make or remove a workspace
 ├── Unavailable         weights, a device or a provider that is not on this machine
-├── TrainingDiverged    a loss that is no number
+├── TrainingDiverged    a loss or a gradient that is no number
 └── GateFailed          the model is not good enough to ship
 
 An error's text names the file or the parameter, what was found, what was expected, and what to
@@ -34,12 +35,16 @@ class WorkspaceBusy(AtelierError):
     """Another run holds this workspace."""
 
 
+class WorkspaceFailed(AtelierError):
+    """A workspace could not be made or removed."""
+
+
 class Unavailable(AtelierError):
     """Something this machine does not have was asked for."""
 
 
 class TrainingDiverged(AtelierError):
-    """A loss became NaN or infinite."""
+    """A loss or its gradients became NaN or infinite."""
 
 
 class GateFailed(AtelierError):

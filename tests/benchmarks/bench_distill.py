@@ -14,6 +14,7 @@ after the clock has stopped.
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,12 +131,8 @@ class Distillation:
             for member in self.teacher.each()
         ]
         progress = Progress("teacher logits", VIEWS * len(train))
-        logits = [
-            targets.ask(self.teacher, prefixes, train, view, progress, with_features=False)[
-                0
-            ].numpy()
-            for view in range(VIEWS)
-        ]
+        ask = partial(targets.ask, self.teacher, prefixes, train, with_features=False)
+        logits = [ask(view, progress)[0].numpy() for view in range(VIEWS)]
         plain = np.zeros((len(self.data.labels), len(self.data.classes)), np.float32)
         save_targets(folder, self.views, np.stack(logits), plain, None)
         return load_targets(folder, self.data)

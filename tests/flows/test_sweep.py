@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -252,6 +253,8 @@ def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> 
             assert first.poll() is None
             time.sleep(0.1)
         first.kill()
+    in_the_way = made.root / ".worktrees" / "small-bad-fold1" / "of somebody else"
+    in_the_way.mkdir(parents=True)
     output = made.run(command, fails=True)
     assert re.search(r"good-fold0 +Stage 'ingest' didn't change", output), output
     assert "4 trials failed" in output, output
@@ -262,6 +265,9 @@ def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> 
     }  # fmt: skip
     assert "at least 100000 images" in rows.loc["bad-fold0", MESSAGE]
     assert "validate.image_px = 7" in rows.loc["refused-fold1", MESSAGE]
+    assert "already exists" in rows.loc["bad-fold1", MESSAGE]
+    assert in_the_way.exists()
+    shutil.rmtree(in_the_way.parent)
     assert rows.loc["good-fold0", "validate.splits.test.images"] > 0
     assert "distill.parameters" not in rows
     assert not list((made.root / ".worktrees").iterdir())

@@ -1,167 +1,37 @@
 import dataclasses
-import json
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from stages import distill, refine, targets
+from stages import distill, refine
 from stages.core import metrics, predictions
-from stages.core.data import Dataset, load_dataset
 from stages.core.errors import ParamsError
 from stages.core.inference import logits_of
-from stages.core.nets import Ensemble, build, load_net, load_teacher, save_teacher
-from stages.core.params import parse_section
+from stages.core.nets import load_net, load_teacher, save_teacher
 from stages.core.report import read_metrics
-from stages.core.stage import Paths
 from stages.core.targets import load_targets
 from stages.core.views import Views
-from stages.core.weights import packaged
+from tests.classroom import (
+    LITE,
+    Classroom,
+    close,
+    enrolled,
+    filled,
+    params,
+    same,
+)
 from tests.conftest import RECIPE, RowsFitted
-from tests.test_teacher import RESOURCES, validated
+from tests.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-LITE = "tf_efficientnet_lite0"
-VIEWS = 3
-
-
-def params(**changes: Any) -> distill.Params:
-    values = {
-        "backbone": LITE, "weights": "packaged", "width": 1.0, "depth": 1.0, "stages": [0, 1],
-        "reduce": 1, "own_statistics": 1.0, "frozen_groups": 2, "method": "kd",
-        "standardize_logits": False, "temperature": 2.0, "alpha": 0.5, "seeds": 1, "seed": 3,
-        "recipe": RECIPE | {"learning_rate": 3e-3},
-    }  # fmt: skip
-    return parse_section({"distill": values | changes}, "distill", distill.Params, source="here")
-
-
-def filled(kind: type[Paths], folder: Path, **inputs: Path) -> Any:
-    folder.mkdir()
-    outputs = {name: folder / name for name in kind.outputs()}
-    cache = folder.parent / "cache"
-    return kind(scratch=folder / "scratch", cache=cache, **inputs, **outputs)
-
-
-def two_networks(data: Dataset) -> Ensemble:
-    """A teacher whose members have different depths, and heads of their own."""
-    members = []
-    for number, stages in enumerate([[0, 1], [1, 2]]):
-        net = build(LITE, packaged(LITE), stages=stages, data=data)
-        torch.manual_seed(number)
-        torch.nn.init.normal_(net.head.linear.weight, std=0.1)
-        features = net.features(torch.from_numpy(data.pixels[data.rows("train")])).detach()
-        net.head.fit_statistics(features)
-        net.freeze_lowest(2)
-        members.append(net)
-    return Ensemble(members).eval()
-
-
-@dataclass
-class Classroom:
-    """Validated images, a teacher, and what it has said of them."""
-
-    root: Path
-    validated: Path
-    teacher: Path
-    targets: Path
-    featureless: Path
-
-    def __post_init__(self) -> None:
-        self.data = load_dataset(self.validated)
-        self.runs: dict[str, Distilled] = {}
-
-    def changed(self, name: str, change: Callable[[Path], None]) -> Path:
-        """A copy of the targets that is not quite the same."""
-        folder = self.root / name
-        shutil.copytree(self.targets, folder)
-        change(folder)
-        return folder
-
-    def paths(self, name: str, folder: Path | None = None) -> Any:
-        inputs = {name: getattr(self, name) for name in ("validated", "teacher")}
-        inputs["weights"] = self.root / "none"
-        return filled(distill.Paths, self.root / name, targets=folder or self.targets, **inputs)
-
-    def distil(self, folder: Path | None = None, **changes: Any) -> "Distilled":
-        """What a run of the stage on these targets leaves; run once in the same way."""
-        key = json.dumps([str(folder), changes])
-        if key not in self.runs:
-            paths = self.paths(f"run {len(self.runs)}", folder)
-            distill.run(params(**changes), paths=paths, resources=RESOURCES)
-            self.runs[key] = Distilled(self.data, paths)
-        return self.runs[key]
-
-
-@dataclass
-class Distilled:
-    """What a run of the stage has left."""
-
-    data: Dataset
-    paths: distill.Paths
-
-    def __post_init__(self) -> None:
-        self.table = pd.read_csv(self.paths.predictions)
-        self.metrics = read_metrics(self.paths.metrics)
-        self.weights = load_file(self.paths.student / "model.safetensors")
-        self.labels = self.data.labels[self.data.rows("test")]
-
-    def said(self, name: str) -> Any:
-        found = predictions.logits(self.table, name)
-        assert found.size
-        return found
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
-
-
-def enrolled(root: Path, *, target: bool) -> Classroom:
-    """Images, with `target` also unlabelled ones, and what a teacher says of them."""
-    images = validated(root / "validated", target=target)
-    save_teacher(root / "teacher", two_networks(load_dataset(images)).each())
-    written = []
-    for features in (True, False):
-        inputs = {"validated": images, "teacher": root / "teacher"}
-        paths = filled(targets.Paths, root / f"features {features}", **inputs)
-        how = targets.Params(views=VIEWS, features=features, jitter=0.1, seed=2)
-        targets.run(how, paths=paths, resources=RESOURCES)
-        written.append(paths.targets)
-    return Classroom(root, images, root / "teacher", *written)
 
 
 @pytest.fixture(scope="module")
 def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
     return enrolled(tmp_path_factory.mktemp("distill"), target=True)
-
-
-def close(found: Any, expected: Any, tolerance: float = 1e-2) -> bool:
-    return bool(np.abs(np.asarray(found) - np.asarray(expected)).max() < tolerance)
-
-
-@pytest.mark.parametrize("view", range(VIEWS))
-def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, view: int) -> None:
-    data, teacher = classroom.data, load_teacher(classroom.teacher)
-    found = load_targets(classroom.targets, data)
-    assert (found.count, found.views.seed, found.views.jitter) == (VIEWS, 2, 0.1)
-    rows = data.rows("train")[[5, 0, 11, 3]]
-    images = Views(data.pixels, 2, 0.1).batch(rows, view)
-    with torch.inference_mode():
-        each = [net.head.standardize(net.features(images)) for net in teacher.each()]
-        logits = teacher(images)
-        assert not close(teacher.each()[0](images), logits, 0.1)
-    # Frozen layers' output, logits and features are stored as float16.
-    assert close(found.logits(rows, view), logits)
-    assert not close(found.logits(rows, (view + 1) % VIEWS), logits, 0.1)
-    assert close(found.features(rows, view), torch.cat(each, 1), 0.05)
-    assert not close(found.features(rows, (view + 1) % VIEWS), torch.cat(each, 1), 0.5)
 
 
 def test_students_can_start_from_the_teachers_own_layers(
@@ -183,43 +53,6 @@ def test_students_can_start_from_the_teachers_own_layers(
     assert not torch.equal(student["conv_stem.weight"], before["conv_stem.weight"])
     with pytest.raises(ParamsError, match=rf"'teacher': expected .*{LITE}\), found 'tf_.*lite1'"):
         distill.first_weights(params(weights="teacher", backbone="tf_efficientnet_lite1"), paths)
-
-
-def test_targets_go_on_after_the_last_finished_view(
-    classroom: Classroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
-    paths = filled(targets.Paths, tmp_path / "killed", **inputs)
-    how = targets.Params(views=VIEWS, features=True, jitter=0.1, seed=2)
-    real, asked = targets.ask, []
-
-    def ask(*arguments: Any, **named: Any) -> Any:
-        asked.append(arguments[3])
-        if asked == [0, 1]:
-            raise KeyboardInterrupt
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(targets, "ask", ask)
-    with pytest.raises(KeyboardInterrupt):
-        targets.run(how, paths=paths, resources=RESOURCES)
-    targets.run(how, paths=paths, resources=RESOURCES)
-    assert asked == [0, 1, 1, 2]
-    for name in ("views.npy", "features.npy", "plain.npy", "views.json"):
-        assert (paths.targets / name).read_bytes() == (classroom.targets / name).read_bytes()
-
-
-def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
-    data, teacher = classroom.data, load_teacher(classroom.teacher)
-    found = load_targets(classroom.targets, data)
-    assert (data.labels == -1).any()
-    with torch.inference_mode():
-        plain = teacher(found.views.plain(np.arange(len(data.labels))))
-    assert close(found.plain, plain, 1e-3)
-    train = data.rows("train")
-    said = read_metrics(classroom.targets.parent / "metrics")
-    for name, logits in (("view", found.logits(train, 0)), ("plain", found.plain[train])):
-        auroc = metrics.auroc(np.asarray(logits), data.labels[train])
-        assert said[f"{name}_auroc"] == pytest.approx(auroc, abs=1e-3)
 
 
 def test_refinement_learns_from_what_the_student_did(

@@ -41,7 +41,7 @@ RESOURCES = Resources(device="cpu", threads=2, processes=1, cache_gb=1)
     [("resnet18", [0, 1, 2]), ("vgg11_bn", [1, 2]), ("vit_tiny_patch16_224", [0, 1])],
 )
 def test_builds_freezes_trains_and_exports(
-    tmp_path: Path, backbone: str, stages: list[int]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: str, stages: list[int]
 ) -> None:
     (tmp_path / "weights").mkdir()
     torch.manual_seed(0)
@@ -70,6 +70,8 @@ def test_builds_freezes_trains_and_exports(
         }
     )
     teacher.run(params, paths=paths, resources=RESOURCES)
+    said = f"{backbone} is no chain of layers: frozen ones run in every step"
+    assert (said in capsys.readouterr().out) == backbone.startswith("vit")
 
     (member,) = nets.load_teacher(paths.teacher).each()
     frozen = {n for g in member.layer_groups()[:2] for p in g

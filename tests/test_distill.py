@@ -41,7 +41,7 @@ def test_students_can_start_from_the_teachers_own_layers(
     with torch.no_grad():
         for parameter in deep.backbone.parameters():
             parameter.mul_(1.1)
-    save_teacher(tmp_path / "teacher", [deep])
+    save_teacher(tmp_path / "teacher", [deep, shallow])
     paths = dataclasses.replace(classroom.paths("heirs"), teacher=tmp_path / "teacher")
     how = {"weights": "teacher", "own_statistics": 0.0, "frozen_groups": 2}
     distill.run(params(**how), paths=paths, resources=RESOURCES)

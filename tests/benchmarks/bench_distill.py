@@ -1,7 +1,7 @@
 """Distillation on cached views against loops that run the teacher in every step.
 
 All train the project's student from the same start, with its params but for the number of epochs,
-on a quarter of the default run's training modules, and are judged on all of its test images, once,
+on half of the default run's training modules, and are judged on all of its test images, once,
 after the clock has stopped.
 
 - cached, the project's way: the teacher's logits of VIEWS views, once, what the student's frozen
@@ -40,7 +40,7 @@ from stages.core.weights import load_weights
 from tests.benchmarks.project import TEACHER, default_run, resources, section, work_paths
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
 
-SHARE, VIEWS, EPOCHS, ROUNDS = 0.25, 4, 24, 3
+SHARE, VIEWS, EPOCHS, ROUNDS = 0.5, 4, 24, 3
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 Students learn from the training images, and from a target domain's without their labels.
 
-Computed once, above what the teacher's frozen layers make of the views, which the student shares if
-it has the same; a student that learns from them never waits for the teacher, and sees the very same
+Computed once: a student that learns from them never waits for the teacher, and sees the very same
 views (Beyer et al. 2022, arXiv 2106.05237: the function has to match, not just the labels).
 
 Reads:  data/validated/, data/models/teacher/
@@ -19,15 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.core import metrics, report, stage
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import load_dataset
-from stages.core.inference import BATCH, as_half, batched, run_batched
+from stages.core.frozen import Frozen
+from stages.core.inference import BATCH, as_half, batched
 from stages.core.nets import Ensemble, load_teacher
 from stages.core.params import Section
-from stages.core.prefix import Prefix
 from stages.core.progress import Progress
 from stages.core.runtime import Resources
 from stages.core.targets import save_targets
@@ -51,69 +50,76 @@ class Paths(stage.Paths):
 
     validated: Path = stage.reads()
     teacher: Path = stage.reads()
-    cache: Path = stage.keeps()
     targets: Path = stage.writes()
     metrics: Path = stage.writes()
 
 
-def ask(
-    teacher: Ensemble,
-    prefixes: list[Prefix],
-    rows: Rows,
-    view: int,
-    progress: Progress,
-    *,
-    with_features: bool,
-) -> tuple[Tensor, Tensor]:
-    """What the teacher says of one view of images.
+class _Opinion(nn.Module):
+    """Images to the teacher's logits (B, K) and the features (B, G) that they come from.
 
-    Args:
-        prefixes: one for each of its networks.
-
-    Returns: logits (n, K), and the standardised features (n, G) of all its networks as float16,
-        G = 0 if they are not wanted.
+    G = 0 if features are not wanted; else they are standardised, of all networks side by side.
     """
-    logits, features = [], []
-    with torch.inference_mode():
+
+    def __init__(self, teacher: Ensemble, *, with_features: bool) -> None:
+        super().__init__()
+        self.teacher, self.with_features = teacher, with_features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        members = self.teacher.each()
+        features = [member.head.standardize(member.features(images)) for member in members]
+        pairs = zip(members, features, strict=True)
+        logits = torch.stack([m.head.linear(x) for m, x in pairs]).mean(0)
+        return logits, torch.cat(features, 1)[:, : None if self.with_features else 0]
+
+
+class Asked:
+    """A teacher that no longer learns, to be asked about many views."""
+
+    def __init__(
+        self, teacher: Ensemble, views: Views, *, images: int, with_features: bool
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            teacher: on its device.
+            images: how many it is going to see.
+        """
+        device = teacher.each()[0].mean.device
+        example = views.plain(np.arange(2)).to(device)
+        self._views = views
+        self._said = Frozen(_Opinion(teacher, with_features=with_features), example, images=images)
+
+    def about(self, rows: Rows, view: int | None, progress: Progress) -> tuple[Tensor, Tensor]:
+        """What it says of one view of images, or of them as they are.
+
+        Returns: logits (n, K), and features (n, G) as float16.
+        """
+        logits, features = [], []
         for batch in batched(rows, BATCH):
-            found = [
-                member.head.standardize(prefix.features(member, batch, view))
-                for member, prefix in zip(teacher.each(), prefixes, strict=True)
-            ]
-            each = [m.head.linear(x) for m, x in zip(teacher.each(), found, strict=True)]
-            logits.append(torch.stack(each).mean(0).float().cpu())
-            wanted = torch.cat(found, 1)[:, : None if with_features else 0]
-            features.append(as_half(wanted, "the teacher's features").cpu())
+            shown = self._views.plain(batch) if view is None else self._views.batch(batch, view)
+            said, found = self._said(shown)
+            logits.append(said.float().cpu())
+            features.append(as_half(found, "the teacher's features").cpu())
             progress.step(len(batch))
-    return torch.cat(logits), torch.cat(features)
+        return torch.cat(logits), torch.cat(features)
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Run the teacher over every view, a checkpoint a view."""
-    device = resources.torch_device()
     data = load_dataset(paths.validated)
-    teacher = load_teacher(paths.teacher).to(device)
+    teacher = load_teacher(paths.teacher).to(resources.torch_device())
     views = Views(data.pixels, params.seed, params.jitter)
     taught, everything = data.taught, np.arange(len(data.labels))
-    prefixes = [
-        Prefix(
-            member, views, taught, params.views, paths.cache,
-            plain=taught[:0], most_gb=resources.cache_gb,
-        )
-        for member in teacher.each()
-    ]  # fmt: skip
-
     kept = Checkpoint(paths.scratch, "views")
     done: list[dict[str, Tensor]] = kept.load() or []
     total = params.views * len(taught) + len(everything)
+    asked = Asked(teacher, views, images=total, with_features=params.features)
     progress = Progress("teacher logits", total, done=len(done) * len(taught))
     for view in range(len(done), params.views):
-        said, features = ask(
-            teacher, prefixes, taught, view, progress, with_features=params.features
-        )
+        said, features = asked.about(taught, view, progress)
         done.append({"logits": said, "features": features})
         kept.save(done)
-    plain = run_batched(teacher, views.plain, everything, device, progress=progress)
+    plain = asked.about(everything, None, progress)[0].numpy()
     logits = torch.stack([found["logits"] for found in done]).numpy()
     features = torch.stack([found["features"] for found in done])
     save_targets(paths.targets, views, logits, plain, features.numpy() if params.features else None)

@@ -40,8 +40,8 @@ def params(**changes: Any) -> distill.Params:
 def filled(kind: type[Paths], folder: Path, **inputs: Path) -> Any:
     folder.mkdir()
     outputs = {name: folder / name for name in kind.outputs()}
-    cache = folder.parent / "cache"
-    return kind(scratch=folder / "scratch", cache=cache, **inputs, **outputs)
+    caches = {"cache": folder.parent / "cache"} if "cache" in kind.options() else {}
+    return kind(scratch=folder / "scratch", **caches, **inputs, **outputs)
 
 
 def two_networks(data: Dataset) -> Ensemble:

@@ -52,19 +52,19 @@ def test_targets_go_on_after_the_last_finished_view(
     inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
     paths = filled(targets.Paths, tmp_path / "killed", **inputs)
     how = targets.Params(views=VIEWS, features=True, jitter=0.1, seed=2)
-    real, asked = targets.ask, []
+    real, asked = targets.Asked.about, []
 
-    def ask(*arguments: Any, **named: Any) -> Any:
-        asked.append(arguments[3])
+    def about(self: targets.Asked, rows: Any, view: int | None, progress: Any) -> Any:
+        asked.append(view)
         if asked == [0, 1]:
             raise KeyboardInterrupt
-        return real(*arguments, **named)
+        return real(self, rows, view, progress)
 
-    monkeypatch.setattr(targets, "ask", ask)
+    monkeypatch.setattr(targets.Asked, "about", about)
     with pytest.raises(KeyboardInterrupt):
         targets.run(how, paths=paths, resources=RESOURCES)
     targets.run(how, paths=paths, resources=RESOURCES)
-    assert asked == [0, 1, 1, 2]
+    assert asked == [0, 1, 1, 2, None]
     for name in ("views.npy", "features.npy", "plain.npy", "views.json"):
         assert (paths.targets / name).read_bytes() == (classroom.targets / name).read_bytes()
 

@@ -48,6 +48,36 @@ def _without_traces(model: onnx.ModelProto) -> None:
             del node.metadata_props[:]
 
 
+def as_model(
+    module: nn.Module, example: Tensor, outputs: list[str] | None = None
+) -> onnx.ModelProto:
+    """A module of raw images as ONNX, for any batch size.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        example: at least two images: a batch of 1 the exporter would take for a constant.
+        outputs: names.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter's own use of deprecated functions is not the user's concern.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            input_names=[INPUT],
+            output_names=outputs,
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
 def export(net: AnyNet, path: Path, *, temperature: float, metadata: Mapping[str, str]) -> None:
     """Write `net` with preprocessing inside, for any batch size, checked by onnx.checker.
 
@@ -57,25 +87,8 @@ def export(net: AnyNet, path: Path, *, temperature: float, metadata: Mapping[str
         metadata: text by key, stored in the file beside what is needed to use it.
     """
     spec = net.spec
-    # With a batch of 1 the exporter would take the batch size for a constant.
     example = torch.zeros(2, spec.image_px, spec.image_px, spec.channels, dtype=torch.uint8)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # The exporter's own use of deprecated functions is not the user's concern.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            Calibrated(net, temperature).eval(),
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            opset_version=OPSET,
-            optimize=True,
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
+    model = as_model(Calibrated(net, temperature).eval(), example, [OUTPUT])
     _without_traces(model)
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"

@@ -16,8 +16,8 @@ Provider = Literal["cpu", "cuda"]
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def session(model: Path, provider: Provider, *, threads: int) -> ort.InferenceSession:
-    """A session whose every node runs on `provider`.
+def session(model: Path | bytes, provider: Provider, *, threads: int) -> ort.InferenceSession:
+    """A session of a file, or of its content, whose every node runs on `provider`.
 
     Raises: Unavailable when ONNX Runtime would fall back to another provider.
     """
@@ -31,8 +31,9 @@ def session(model: Path, provider: Provider, *, threads: int) -> ort.InferenceSe
             raise Unavailable("ONNX Runtime on cuda: this machine has no CUDA device")
         ort.preload_dlls()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    content = model if isinstance(model, bytes) else str(model)
     try:
-        made = ort.InferenceSession(str(model), options, providers=[NAMES[provider]])
+        made = ort.InferenceSession(content, options, providers=[NAMES[provider]])
     except Exception as error:  # onnxruntime's own classes differ by provider and version
         reason = " ".join(str(error).split())[:200]
         raise Unavailable(f"ONNX Runtime on {provider}: {reason}") from error

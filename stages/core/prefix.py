@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from stages.core import digest, metrics, nets, processes
+from stages.core import digest, frozen, metrics, nets, processes
 from stages.core import views as views_module
 from stages.core.data import Dataset
+from stages.core.frozen import Frozen
 from stages.core.inference import BATCH, as_half, batched
 from stages.core.nets import Net
 from stages.core.progress import Progress
@@ -28,6 +29,17 @@ Rows = NDArray[np.int64]
 
 # Pseudo-view of the images as they are.
 PLAIN = -1
+
+
+class _Lowest(nn.Module):
+    """The lowest links of a network, as `Net.prefix` runs them."""
+
+    def __init__(self, net: Net, length: int) -> None:
+        super().__init__()
+        self.net, self.length = net, length
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net.prefix(images, self.length)
 
 
 class Prefix:
@@ -83,9 +95,10 @@ class Prefix:
         wanted = [(view, rows) for view in range(count)] + [(PLAIN, plain)] * bool(len(plain))
         missing = [(view, r) for view, r in wanted if not self._file(view, r, "pooled").exists()]
         progress = Progress("frozen layers", sum(len(r) for _, r in missing)) if missing else None
-        if not processes.rank():
+        if missing and not processes.rank():
+            layers = Frozen(_Lowest(net, self.length), self._images(rows[:2], 0), images=images)
             for view, r in missing:
-                self._compute(view, r, progress)
+                self._compute(layers, view, r, progress)
         processes.wait()
         self._parts = {view: self._open(view, r) for view, r in wanted}
 
@@ -96,27 +109,24 @@ class Prefix:
         name = hashlib.md5(rows.tobytes()).hexdigest()[:12]
         return self._folder / f"{name}-{'plain' if view == PLAIN else view}-{kind}.npy"
 
-    def _compute(self, view: int, rows: Rows, progress: Progress | None) -> None:
+    def _compute(self, layers: Frozen, view: int, rows: Rows, progress: Progress | None) -> None:
         """One view of all rows; the pooled file comes last, so that it stands for both."""
         pooled: list[Tensor] = []
         out = None
         target = self._file(view, rows, "activations")
         partial = target.with_suffix(".partial.npy")
-        self._net.eval()
-        with torch.inference_mode():
-            for start in range(0, len(rows), BATCH):
-                batch = rows[start : start + BATCH]
-                images = self._images(batch, view).to(self._device)
-                x, found = self._net.prefix(images, self.length)
-                pooled.append(found.float().cpu())
-                x = as_half(x.permute(0, 2, 3, 1), "frozen layers' output").cpu()
-                if out is None:
-                    out = np.lib.format.open_memmap(
-                        partial, mode="w+", dtype=np.float16, shape=(len(rows), *x.shape[1:])
-                    )
-                out[start : start + len(batch)] = x.numpy()
-                if progress:
-                    progress.step(len(batch))
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            x, found = layers(self._images(batch, view))
+            pooled.append(found.float().cpu())
+            x = as_half(x.permute(0, 2, 3, 1), "frozen layers' output").cpu()
+            if out is None:
+                out = np.lib.format.open_memmap(
+                    partial, mode="w+", dtype=np.float16, shape=(len(rows), *x.shape[1:])
+                )
+            out[start : start + len(batch)] = x.numpy()
+            if progress:
+                progress.step(len(batch))
         assert out is not None
         out.flush()
         partial.replace(target)
@@ -190,7 +200,7 @@ def _key(net: Net, length: int, views: Views) -> str:
             found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     spec = net.spec
     about = [spec.reduce, spec.mean, spec.std, views.seed, views.jitter, net.mean.device.type]
-    sources = (__file__, nets.__file__, views_module.__file__)
+    sources = (__file__, frozen.__file__, nets.__file__, views_module.__file__)
     code = [digest.file_md5(Path(file)) for file in sources]
     found.update(json.dumps([about, code, torch.__version__]).encode())
     found.update(hashlib.blake2b(views.pixels.data).digest())

@@ -14,7 +14,6 @@ after the clock has stopped.
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -125,14 +124,11 @@ class Distillation:
 
     def _targets(self, folder: Path) -> Targets:
         """What the targets stage makes, but for the images as they are."""
-        train, kept = self.data.rows("train"), folder.with_name("kept")
-        prefixes = [
-            Prefix(member, self.views, train, VIEWS, kept, plain=train[:0], most_gb=1e3)
-            for member in self.teacher.each()
-        ]
-        progress = Progress("teacher logits", VIEWS * len(train))
-        ask = partial(targets.ask, self.teacher, prefixes, train, with_features=False)
-        logits = [ask(view, progress)[0].numpy() for view in range(VIEWS)]
+        train = self.data.rows("train")
+        images = VIEWS * len(train)
+        asked = targets.Asked(self.teacher, self.views, images=images, with_features=False)
+        progress = Progress("teacher logits", images)
+        logits = [asked.about(train, view, progress)[0].numpy() for view in range(VIEWS)]
         plain = np.zeros((len(self.data.labels), len(self.data.classes)), np.float32)
         save_targets(folder, self.views, np.stack(logits), plain, None)
         return load_targets(folder, self.data)

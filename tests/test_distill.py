@@ -14,15 +14,7 @@ from stages.core.nets import load_net, load_teacher, save_teacher
 from stages.core.report import read_metrics
 from stages.core.targets import load_targets
 from stages.core.views import Views
-from tests.classroom import (
-    LITE,
-    Classroom,
-    close,
-    enrolled,
-    filled,
-    params,
-    same,
-)
+from tests.classroom import LITE, Classroom, close, enrolled, filled, params, same
 from tests.conftest import RECIPE, RowsFitted
 from tests.test_teacher import RESOURCES
 

@@ -11,13 +11,7 @@ from stages.core.nets import load_teacher
 from stages.core.report import read_metrics
 from stages.core.targets import load_targets
 from stages.core.views import Views
-from tests.classroom import (
-    VIEWS,
-    Classroom,
-    close,
-    enrolled,
-    filled,
-)
+from tests.classroom import VIEWS, Classroom, close, enrolled, filled
 from tests.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from stages.core.nets import AnyNet
+from stages.core.errors import ParamsError
+from stages.core.nets import AnyNet, Net
 
 INPUT, OUTPUT = "images", "probabilities"
 # IR and operator set that current runtimes, on small machines too, all read.
@@ -57,22 +58,32 @@ def as_model(
         module: in evaluation mode, on the CPU.
         example: at least two images: a batch of 1 the exporter would take for a constant.
         outputs: names.
+
+    Raises: ParamsError when PyTorch cannot write it.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # The exporter's own use of deprecated functions is not the user's concern.
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            input_names=[INPUT],
-            output_names=outputs,
-            opset_version=OPSET,
-            optimize=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=[INPUT],
+                output_names=outputs,
+                opset_version=OPSET,
+                optimize=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            names = {net.spec.backbone for net in module.modules() if isinstance(net, Net)}
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ParamsError(
+                f"backbone {' + '.join(sorted(names))}: PyTorch cannot write it as ONNX, and the "
+                f"chain ends with ONNX: {reason}; take another backbone"
+            ) from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     return model
@@ -85,6 +96,8 @@ def export(net: AnyNet, path: Path, *, temperature: float, metadata: Mapping[str
         net: on the CPU; left in evaluation mode.
         temperature: divides the logits; 1 leaves them alone.
         metadata: text by key, stored in the file beside what is needed to use it.
+
+    Raises: ParamsError when PyTorch cannot write it.
     """
     spec = net.spec
     example = torch.zeros(2, spec.image_px, spec.image_px, spec.channels, dtype=torch.uint8)

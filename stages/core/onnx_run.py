@@ -12,6 +12,7 @@ from stages.core.errors import Unavailable
 from stages.core.onnx_export import INPUT
 from stages.core.views import Views
 
+VERSION: str = ort.__version__
 Provider = Literal["cpu", "cuda"]
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.core import digest, frozen, metrics, nets, processes
+from stages.core import digest, metrics, nets, onnx_export, processes
 from stages.core import views as views_module
 from stages.core.data import Dataset
-from stages.core.frozen import Frozen
+from stages.core.frozen import Frozen, engine
 from stages.core.inference import BATCH, as_half, batched
 from stages.core.nets import Net
 from stages.core.progress import Progress
@@ -88,7 +88,7 @@ class Prefix:
         self._place[rows] = np.arange(len(rows))
         self._plain_place = np.full(len(views.pixels), -1)
         self._plain_place[plain] = np.arange(len(plain))
-        self._folder = folder / _key(net, self.length, views)
+        self._folder = folder / _key(net, self.length, views, engine(self._device, images))
         if not processes.rank():
             self._folder.mkdir(parents=True, exist_ok=True)
             _only(folder, self._folder)
@@ -190,8 +190,8 @@ def _bytes_each(net: Net, length: int) -> int:
     return 2 * x.numel()
 
 
-def _key(net: Net, length: int, views: Views) -> str:
-    """Hash of the frozen links' weights, the images, and how views of them are made."""
+def _key(net: Net, length: int, views: Views, by: str) -> str:
+    """Hash of the frozen links' weights, the images, how views are made, and what runs them."""
     found = hashlib.md5()
     read = net.backbone.feature_info.module_name()
     for name, module in net.links()[:length]:
@@ -199,8 +199,8 @@ def _key(net: Net, length: int, views: Views) -> str:
         for tensor in module.state_dict().values():
             found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     spec = net.spec
-    about = [spec.reduce, spec.mean, spec.std, views.seed, views.jitter, net.mean.device.type]
-    sources = (__file__, frozen.__file__, nets.__file__, views_module.__file__)
+    about = [spec.reduce, spec.mean, spec.std, views.seed, views.jitter, net.mean.device.type, by]
+    sources = (__file__, onnx_export.__file__, nets.__file__, views_module.__file__)
     code = [digest.file_md5(Path(file)) for file in sources]
     found.update(json.dumps([about, code, torch.__version__]).encode())
     found.update(hashlib.blake2b(views.pixels.data).digest())

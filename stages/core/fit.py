@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stages.core import processes
+from stages.core import folding, processes
 from stages.core.checkpoint import Checkpoint
 from stages.core.errors import TrainingDiverged
 from stages.core.inference import batched
@@ -51,6 +51,7 @@ class _Training:
 
     def __init__(self, net: Net, recipe: Recipe, steps: int) -> None:
         self.net, self.recipe = net, recipe
+        self.pairs = folding.pairs(net)
         # Bottom up; discriminative rates and gradual unfreezing as in ULMFiT (Howard & Ruder 2018).
         learning = [[p for p in g if p.requires_grad] for g in net.layer_groups()]
         self.layers = [group for group in learning if group]
@@ -185,7 +186,8 @@ def _run_epoch(
         random = torch.get_rng_state()
         value = 0.0
         if len(mine):
-            part = loss(net, mine, epoch) * (len(mine) / len(batch))
+            with folding.folded(training.pairs):
+                part = loss(net, mine, epoch) * (len(mine) / len(batch))
             torch.autograd.backward(part)
             value = part.item()
         processes.add_gradients(net)

@@ -293,5 +293,6 @@ def test_a_diverged_batch_can_be_replayed(tmp_path: Path, what: str) -> None:
     again.train()
     value = loss(again, saved["rows"].numpy(), saved["epoch"])
     torch.autograd.backward(value)
-    assert values[-1] == values[-2]
+    # `fit` has folded BatchNorm, this has not.
+    assert values[-1] == pytest.approx(values[-2], rel=1e-5)
     assert not (torch.isfinite(value) and torch.isfinite(again.head.linear.weight.grad).all())

@@ -62,7 +62,7 @@ def folded(pairs: Pairs) -> Iterator[None]:
         yield
     finally:
         for module in (module for pair in now for module in pair):
-            del module.__dict__["forward"]
+            module.__dict__.pop("forward", None)
 
 
 def pairs(net: Net) -> Pairs:

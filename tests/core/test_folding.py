@@ -109,6 +109,14 @@ def test_nothing_is_folded_where_an_output_is_needed_elsewhere() -> None:
     assert folding.pairs(net) == []
 
 
+def test_nothing_is_folded_where_one_convolution_runs_twice() -> None:
+    net = used("resnet18")
+    block = net.backbone.model.layer1[0]
+    block.conv2 = block.conv1
+    assert folding.pairs(net) == []
+    assert not is_folded(net)
+
+
 def test_looking_for_pairs_changes_nothing() -> None:
     net = used("mobilenetv3_small_050")
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()

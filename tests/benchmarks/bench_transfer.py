@@ -6,18 +6,22 @@
   against running the frozen layers in every step. Storing them counts. How much there is to win
   depends on the boundary: what lies above it must be run forwards and backwards in any case, which
   bounds the ratio; so it is measured for three of them: the project's, and two that leave the top
-  two layer groups, or the top one, to learn.
+  two layer groups, or the top one, to learn;
+- folding: fine-tuning with BatchNorm folded into the convolutions (folding.py), against running it
+  by itself: at the project's boundary from stored activations, and with nothing frozen.
 
 On a part of the default run's training modules.
 """
 
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
 
 from stages import teacher
+from stages.core import folding
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset
 from stages.core.fit import fit
@@ -27,7 +31,7 @@ from stages.core.prefix import Prefix
 from tests.benchmarks.project import default_run, resources, section, work_paths
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
 
-SHARE, PROBE_EPOCHS, EPOCHS, VIEWS, ROUNDS = 0.1, 20, 24, 4, 3
+SHARE, PROBE_EPOCHS, EPOCHS, FEW_EPOCHS, VIEWS, ROUNDS = 0.1, 20, 24, 4, 4, 3
 
 
 class Transfer:
@@ -40,6 +44,11 @@ class Transfer:
         self.trainer = teacher.Trainer(params, paths, data, resources())
         self.train = data.rows("train")
 
+    def probed(self) -> Net:
+        """A network with a new head that has learned, its backbone as it came."""
+        with quiet():
+            return self.trainer.probe(0)
+
     def probe(self) -> float:
         """Seconds of the project's probe."""
         with quiet():
@@ -47,8 +56,7 @@ class Transfer:
 
     def plain_probe(self) -> float:
         """Seconds of a linear layer's training, the backbone run in every step."""
-        with quiet():
-            net = self.trainer.probe(0)
+        net = self.probed()
         views, labels = self.trainer.views, torch.from_numpy(self.data.labels)
         optimizer = torch.optim.AdamW(net.head.parameters(), 1e-3)
 
@@ -88,28 +96,42 @@ class Transfer:
         with tempfile.TemporaryDirectory(dir=self.work) as folder, quiet():
             return seconds(lambda: train(Path(folder)))
 
+    def tune_apart(self, net: Net, epochs: int, frozen: int) -> float:
+        """Seconds of the same from stored activations, without folding."""
+        with mock.patch.object(folding, "pairs", return_value=[]):
+            return self.tune(net, epochs, frozen, 1e3)
+
 
 def run(work: Path, scale: float) -> list[Result]:
     """Measure."""
     made = Transfer(work, default_run(SHARE))
     epochs = max(round(EPOCHS * scale), 1)
-    with quiet():
-        groups = len(made.trainer.probe(0).layer_groups())
+    groups = len(made.probed().layer_groups())
     few = made.trainer.params.frozen_groups
     results = []
     boundaries = {"prefix_default": few, "prefix": groups - 2, "prefix_top": groups - 1}
     for name, frozen in boundaries.items():
 
         def tune(most_gb: float, frozen: int = frozen) -> float:
-            with quiet():
-                net = made.trainer.probe(0)
-            return made.tune(net, epochs, frozen, most_gb)
+            return made.tune(made.probed(), epochs, frozen, most_gb)
 
         slow, fast = interleaved(ROUNDS, lambda: tune(0.0), lambda: tune(1e3))
         what = f"fine-tuning for {epochs} epochs, {frozen} of {groups} layer groups frozen"
         results.append(
             Result(name, f"{what}: run in every step over stored", ratios(slow, fast), 3.0)
         )
+    epochs = max(round(FEW_EPOCHS * scale), 1)
+    for name, frozen in {"folding_default": few, "folding": 0}.items():
+
+        def apart(frozen: int = frozen) -> float:
+            return made.tune_apart(made.probed(), epochs, frozen)
+
+        def together(frozen: int = frozen) -> float:
+            return made.tune(made.probed(), epochs, frozen, 1e3)
+
+        slow, fast = interleaved(ROUNDS, apart, together)
+        what = f"fine-tuning for {epochs} epochs, {frozen} of {groups} layer groups frozen"
+        results.append(Result(name, f"{what}: BatchNorm by itself over folded", ratios(slow, fast)))
     slow, fast = interleaved(ROUNDS, made.plain_probe, made.probe)
     what = f"probe: {PROBE_EPOCHS} epochs behind the frozen backbone over features computed once"
     return [*results, Result("probe", what, ratios(slow, fast), 10.0)]

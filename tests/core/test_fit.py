@@ -1,4 +1,5 @@
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,21 @@ class Killed(Exception):
     pass
 
 
-def train(folder: Path, recipe: Recipe = RECIPE, *, die_after: int | None = None) -> Net:
+def train(
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    *,
+    die_after: int | None = None,
+    look: Callable[[Net], None] = lambda net: None,
+) -> Net:
+    """A small network's training; `look` is called in every step and evaluation."""
     net, shown = small_net(), views()
     labels = torch.arange(10) % 2
     calls = 0
 
     def evaluate(net: Net) -> dict[str, float]:
         """Better from epoch to epoch."""
+        look(net)
         return {"figure": epoch_now + net.head.linear.weight.abs().sum().item()}
 
     epoch_now = 0
@@ -57,6 +66,7 @@ def train(folder: Path, recipe: Recipe = RECIPE, *, die_after: int | None = None
     def loss(net: Net, rows: np.ndarray, epoch: int) -> torch.Tensor:
         nonlocal calls, epoch_now
         calls, epoch_now = calls + 1, epoch
+        look(net)
         if calls == die_after:
             raise Killed
         return torch.nn.functional.cross_entropy(net(shown.batch(rows, epoch)), labels[rows])

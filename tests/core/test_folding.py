@@ -1,21 +1,17 @@
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.core import folding
-from stages.core.checkpoint import Checkpoint
-from stages.core.fit import Recipe, fit
 from stages.core.nets import Net, build
-from tests import conftest
 from tests.conftest import dataset
+from tests.core.test_fit import RECIPE, train
 
 DATA = dataset(n=10, px=64)
-ROWS = np.arange(10)
 LABELS = torch.arange(10) % 2
 
 # Uneven padding; residuals; convolutions with a bias; an activation that bends; squeeze-and-excite.
@@ -136,26 +132,7 @@ def test_folding_ends_with_the_block_also_by_an_error() -> None:
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_training_is_folded_and_measuring_is_not(tmp_path: Path, average: float) -> None:
-    net = used("resnet18")
-    seen: dict[str, set[bool]] = {"training": set(), "measuring": set()}
-
-    def loss(net: Net, rows: np.ndarray, epoch: int) -> Tensor:
-        seen["training"].add(is_folded(net))
-        return F.cross_entropy(net(torch.from_numpy(DATA.pixels[rows])), LABELS[rows])
-
-    def evaluate(net: Net) -> dict[str, float]:
-        seen["measuring"].add(is_folded(net))
-        return {"figure": 0.0}
-
-    recipe = Recipe.model_validate(conftest.RECIPE | {"epochs": 2, "average": average})
-    fit(
-        net,
-        loss,
-        ROWS,
-        recipe,
-        seed=0,
-        evaluate=evaluate,
-        checkpoint=Checkpoint(tmp_path, "fit"),
-        what="testing",
-    )
-    assert seen == {"training": {True}, "measuring": {False}}
+    seen = set()
+    recipe = RECIPE.model_copy(update={"average": average})
+    train(tmp_path, recipe, look=lambda net: seen.add((net.training, is_folded(net))))
+    assert seen == {(True, True), (False, False)}

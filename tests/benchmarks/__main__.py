@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks import (
+    bench_accelerator,
     bench_decode,
     bench_distill,
     bench_memory,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "distill": bench_distill.run,
     "transfer": bench_transfer.run,
     "pipeline": bench_pipeline.run,
+    "accelerator": bench_accelerator.run,
 }
 
 

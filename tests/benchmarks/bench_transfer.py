@@ -38,11 +38,11 @@ SHARE, PROBE_EPOCHS, EPOCHS, FEW_EPOCHS, VIEWS, ROUNDS = 0.4, 20, 24, 2, 4, 3
 class Transfer:
     """One network's transfer, in the project's ways and in the plain ones."""
 
-    def __init__(self, work: Path, data: Dataset) -> None:
+    def __init__(self, work: Path, data: Dataset, device: str = "cpu") -> None:
         self.work, self.data = work, data
         params = section("teacher", teacher.Params, dropout=0.0)
         paths = work_paths(teacher.Paths, work)
-        self.trainer = teacher.Trainer(params, paths, data, resources())
+        self.trainer = teacher.Trainer(params, paths, data, resources(device))
         self.train = data.rows("train")
 
     def probed(self) -> Net:

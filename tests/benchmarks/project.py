@@ -25,9 +25,9 @@ def section(name: str, kind: type[Kind], **changed: object) -> Kind:
     return load_section(Path("params.yaml"), name, kind).model_copy(update=changed)
 
 
-def resources() -> Resources:
-    """The project's resources, on the CPU."""
-    return section("resources", Resources, device="cpu")
+def resources(device: str = "cpu") -> Resources:
+    """The project's resources, on this device."""
+    return section("resources", Resources, device=device)
 
 
 def paths(root: Path, images: Path) -> validate.Paths:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Trial:
     def label(self) -> str:
         """Name and place as text, fit for a file's name."""
         parts = [f"{key.split('.')[-1]}{value}" for key, value in self.place.items()]
-        return "-".join([self.name, *parts])
+        return re.sub(r"[^\w.+-]+", "_", "-".join([self.name, *parts]))
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -127,10 +128,7 @@ class Results:
     def add(self, trial: Trial, row: dict[str, Any], found: pd.DataFrame | None) -> None:
         """Write a trial's row in place of an older one of the same trial."""
         self._rows.parent.mkdir(parents=True, exist_ok=True)
-        rows = self.rows
-        new = pd.DataFrame([{TRIAL: trial.label, "name": trial.name, **trial.place, **row}])
-        table = pd.concat([rows[rows[TRIAL] != trial.label].astype(object), new.astype(object)])
-        _replace(self._rows, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        # The predictions first: the row stands for both.
         if found is not None:
             old = self.predictions
             kept = old[old[TRIAL] != trial.label] if len(old) else old
@@ -138,6 +136,10 @@ class Results:
             floats = new.select_dtypes("float64").columns
             everything = pd.concat([kept, new.astype(dict.fromkeys(floats, "float16"))])
             _replace(self._predictions, lambda path: everything.to_parquet(path, index=False))
+        rows = self.rows
+        new = pd.DataFrame([{TRIAL: trial.label, "name": trial.name, **trial.place, **row}])
+        table = pd.concat([rows[rows[TRIAL] != trial.label].astype(object), new.astype(object)])
+        _replace(self._rows, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
 
 
 def _replace(path: Path, write: Any) -> None:
@@ -207,7 +209,8 @@ def _gain(results: pd.DataFrame, rows: pd.DataFrame, name: str, models: list[str
             return "-"
         labels, groups = (tables[0][c].to_numpy(np.int64) for c in ("label", "group"))
         # A single teacher stands against students of all seeds.
-        seeds = zip(left, itertools.cycle(right), strict=False)
+        count = max(len(left), len(right))
+        seeds = zip(*(x * (count // len(x)) for x in (left, right)), strict=True)
         pairs += [Paired(one, other, labels, groups) for one, other in seeds]
     found = mean_paired_gain(pairs)
     return f"{found['gain']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

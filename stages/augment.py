@@ -93,7 +93,7 @@ def train_gan(
         images: uint8 (N, S, S, C) real images, S = params.image_px.
         labels: int64 (N,).
 
-    Every step draws both classes alike, whatever their shares. Its randomness follows from
+    Every step draws all classes alike, whatever their shares. Its randomness follows from
     (seed, step), so a resumed run ends with the same weights.
 
     Raises: TrainingDiverged.

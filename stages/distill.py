@@ -89,6 +89,12 @@ def first_weights(params: Params, paths: Paths) -> Weights | None:
             f"distill.weights = {TEACHER!r}: expected a backbone of the teacher's as "
             f"distill.backbone ({', '.join(members)}), found {params.backbone!r}"
         )
+    deepest = members[params.backbone].spec.stages[-1]
+    if params.stages[-1] > deepest:
+        raise ParamsError(
+            f"distill.weights = {TEACHER!r}: the teacher ends with stage {deepest}, expected none "
+            f"above it in distill.stages, found {params.stages}"
+        )
     weights: Weights = members[params.backbone].backbone.model.state_dict()
     return weights
 
@@ -130,8 +136,8 @@ class Trainer:
             depth=params.depth,
             reduce=params.reduce,
         ).to(self.device)
-        shown = self.data.taught
-        adapt_statistics(net, self.targets.views.plain, shown, params.own_statistics)
+        views = self.targets.views
+        adapt_statistics(net, views.plain, self.data.taught, params.own_statistics)
         net.freeze_lowest(params.frozen_groups)
         return net
 
@@ -167,15 +173,16 @@ class Trainer:
 
 
 def seed_figures(pairs: list[metrics.Paired]) -> dict[str, dict[str, float]]:
-    """Mean and deviation of the AUROC of students and controls over their seeds."""
+    """Mean AUROC of students and controls over their seeds; of several, its deviation."""
     each = {
         "student": [metrics.auroc(p.better, p.labels) for p in pairs],
         "control": [metrics.auroc(p.worse, p.labels) for p in pairs],
     }
-    return {
-        name: {"mean": float(np.mean(x)), "deviation": float(np.std(x, ddof=1) if x[1:] else 0)}
-        for name, x in each.items()
-    }
+    found = {name: {"mean": float(np.mean(x))} for name, x in each.items()}
+    if len(pairs) > 1:
+        for name, x in each.items():
+            found[name]["deviation"] = float(np.std(x, ddof=1))
+    return found
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:

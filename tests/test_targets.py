@@ -33,7 +33,7 @@ def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, vi
         each = [net.head.standardize(net.features(images)) for net in teacher.each()]
         logits = teacher(images)
         assert not close(teacher.each()[0](images), logits, 0.1)
-    # Frozen layers' output, logits and features are stored as float16.
+    # Logits and features are stored as float16.
     assert close(found.logits(rows, view), logits)
     assert not close(found.logits(rows, (view + 1) % VIEWS), logits, 0.1)
     assert close(found.features(rows, view), torch.cat(each, 1), 0.05)

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages.core import folding, processes
 from stages.core.checkpoint import Checkpoint
-from stages.core.errors import TrainingDiverged
+from stages.core.errors import ParamsError, TrainingDiverged
 from stages.core.inference import batched
 from stages.core.nets import Net
 from stages.core.params import Section
@@ -55,6 +55,13 @@ class _Training:
         # Bottom up; discriminative rates and gradual unfreezing as in ULMFiT (Howard & Ruder 2018).
         learning = [[p for p in g if p.requires_grad] for g in net.layer_groups()]
         self.layers = [group for group in learning if group]
+        last = recipe.unfreeze_every * len(self.layers)
+        if last >= recipe.epochs:
+            raise ParamsError(
+                f"recipe.unfreeze_every = {recipe.unfreeze_every}: the lowest layer group would "
+                f"begin to learn after {last} epochs, and there are {recipe.epochs}; freeze it "
+                "(frozen_groups) or unfreeze sooner"
+            )
         top = len(self.layers) - 1
         rates = [recipe.learning_rate / recipe.rate_decay ** (top - i) for i in range(top + 1)]
         groups = [

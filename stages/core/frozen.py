@@ -1,4 +1,4 @@
-"""What no longer learns, over many images: on a CPU through ONNX Runtime, at twice the speed."""
+"""What no longer learns, over many images: through ONNX Runtime on a CPU, three times as fast."""
 
 import torch
 from torch import Tensor, nn

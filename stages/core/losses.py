@@ -1,4 +1,4 @@
-"""Losses of the pipeline; all take (B, K) logits and give a scalar, averaged over the batch."""
+"""Losses of the pipeline, each a scalar averaged over the batch, and what they are made of."""
 
 import torch
 from torch import Tensor
@@ -148,6 +148,35 @@ def focal(logits: Tensor, wanted: Tensor, *, gamma: float) -> Tensor:
     return -(wanted * (gamma * log_rest).exp() * log_p).sum(1).mean()
 
 
+def relational(features: Tensor, teacher_features: Tensor) -> Tensor:
+    """RKD: distances and angles between a batch's images, as the teacher has them.
+
+    25 x distance-wise + 50 x angle-wise Huber loss: Park et al. 2019 (arXiv 1904.05068), equations
+    5 to 9, who give the first half the second's weight; how much both weigh beside the labels is
+    as in Tian et al. 2020 (arXiv 1910.10699). A single image has no relations: 0.
+
+    Args:
+        features: (B, F) of the student.
+        teacher_features: (B, G) of the teacher; F and G may differ. Angles take B of 3 or more
+            and memory for B^3 numbers.
+    """
+
+    def distances(x: Tensor) -> Tensor:
+        squared = (x[:, None] - x[None]).square().sum(2)
+        apart = (squared + EPSILON).sqrt() * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
+        pairs = max(len(x) * (len(x) - 1), 1)
+        return apart / (apart.sum() / pairs).clamp_min(EPSILON)
+
+    def cosines(x: Tensor) -> Tensor:
+        """(B, B, B): at image i, between the directions to j and to k."""
+        directions = F.normalize(x[None] - x[:, None], dim=2, eps=EPSILON)
+        return directions @ directions.transpose(1, 2)
+
+    apart = F.smooth_l1_loss(distances(features), distances(teacher_features))
+    angles = F.smooth_l1_loss(cosines(features), cosines(teacher_features))
+    return 25 * apart + 50 * angles
+
+
 def _divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(teacher || student) of the rows' softmax, averaged over the batch."""
     return F.kl_div(
@@ -173,31 +202,3 @@ def _against_others(logits: Tensor, labels: Tensor) -> Tensor:
 def _pearson(a: Tensor, b: Tensor, *, dim: int) -> Tensor:
     a, b = (F.normalize(x - x.mean(dim, keepdim=True), dim=dim, eps=EPSILON) for x in (a, b))
     return (a * b).sum(dim)
-
-
-def relational(features: Tensor, teacher_features: Tensor) -> Tensor:
-    """RKD: distances and angles between a batch's images, as the teacher has them.
-
-    25 x distance-wise + 50 x angle-wise Huber loss: Park et al. 2019 (arXiv 1904.05068), equations
-    5 to 9, who give the first half the second's weight; how much both weigh beside the labels is
-    as in Tian et al. 2020 (arXiv 1910.10699). A single image has no relations: 0.
-
-    Args:
-        features: (B, F) of the student.
-        teacher_features: (B, G) of the teacher; F and G may differ. Angles take B of 3 or more.
-    """
-
-    def distances(x: Tensor) -> Tensor:
-        squared = (x[:, None] - x[None]).square().sum(2)
-        apart = (squared + EPSILON).sqrt() * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
-        pairs = max(len(x) * (len(x) - 1), 1)
-        return apart / (apart.sum() / pairs).clamp_min(EPSILON)
-
-    def cosines(x: Tensor) -> Tensor:
-        """(B, B, B): at image i, between the directions to j and to k."""
-        directions = F.normalize(x[None] - x[:, None], dim=2, eps=EPSILON)
-        return directions @ directions.transpose(1, 2)
-
-    apart = F.smooth_l1_loss(distances(features), distances(teacher_features))
-    angles = F.smooth_l1_loss(cosines(features), cosines(teacher_features))
-    return 25 * apart + 50 * angles

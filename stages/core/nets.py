@@ -36,7 +36,6 @@ class NetSpec(BaseModel):
         image_px, channels: the images that go in.
         reduce: the image is averaged over reduce x reduce pixels at the door.
         mean, std: of RGB values in 0 to 1, as the backbone was pretrained with.
-        frozen_groups: layer groups, from the image upwards, that training has left alone.
         frozen_statistics: whether BatchNorm keeps its statistics in training.
     """
 
@@ -52,7 +51,6 @@ class NetSpec(BaseModel):
     reduce: int
     mean: list[float]
     std: list[float]
-    frozen_groups: int = 0
     frozen_statistics: bool = True
 
 
@@ -176,6 +174,10 @@ class Net(nn.Module):
             self._links = _chain(self.backbone)
         return self._links
 
+    def freezes(self) -> bool:
+        """Whether a part of the backbone does not learn."""
+        return not all(p.requires_grad for p in self.backbone.parameters())
+
     def frozen_links(self) -> int:
         """How many of the lowest links do not learn."""
         learn = [any(p.requires_grad for p in m.parameters()) for _, m in self.links()]
@@ -226,9 +228,14 @@ class Net(nn.Module):
         return [group for group in kept if group]
 
     def freeze_lowest(self, groups: int) -> None:
-        """Stop the lowest layer groups from learning, and those alone."""
-        self.spec = self.spec.model_copy(update={"frozen_groups": groups})
-        for number, group in enumerate(self.layer_groups()):
+        """Stop the lowest layer groups from learning, and those alone. Raises: ParamsError."""
+        there = self.layer_groups()
+        if groups > len(there):
+            raise ParamsError(
+                f"frozen_groups = {groups}: {self.spec.backbone} up to stage "
+                f"{self.spec.stages[-1]} has {len(there)} layer groups"
+            )
+        for number, group in enumerate(there):
             for parameter in group:
                 parameter.requires_grad_(number >= groups)
 
@@ -334,7 +341,7 @@ def build(
         weights = at_this_size(weights, wanted, net.backbone.model)
         for name, tensor in wanted.items():
             found = tuple(weights[name].shape) if name in weights else "nothing"
-            if whole and found != tuple(tensor.shape):
+            if found == "nothing" or (whole and found != tuple(tensor.shape)):
                 raise Unavailable(
                     f"weights for {backbone}: {name} is {found}, expected {tuple(tensor.shape)}: "
                     f"the state dict of timm's {backbone}"
@@ -371,11 +378,10 @@ def save_net(folder: Path, net: Net) -> None:
 
 
 def load_net(folder: Path) -> Net:
-    """The network of a model folder, in evaluation mode; what was frozen is so again."""
+    """The network of a model folder, in evaluation mode."""
     spec = NetSpec.model_validate_json((folder / "config.json").read_text())
     net = Net(spec)
     net.load_state_dict(load_file(folder / "model.safetensors"))
-    net.freeze_lowest(spec.frozen_groups)
     return net.to(memory_format=torch.channels_last).eval()
 
 
@@ -388,4 +394,5 @@ def save_teacher(folder: Path, members: list[Net]) -> None:
 
 def load_teacher(folder: Path) -> Ensemble:
     """What `save_teacher` wrote, in evaluation mode."""
-    return Ensemble([load_net(path) for path in sorted(folder.glob("member_*"))]).eval()
+    count = len(list(folder.iterdir()))
+    return Ensemble([load_net(folder / f"member_{number}") for number in range(count)]).eval()

@@ -1,8 +1,7 @@
 """What a network's frozen layers make of seeded views: computed once, then read from disk.
 
-Student, control and refinement share frozen layers and views, and so these files too; so does the
-teacher that is asked, if its frozen layers are the same. They are a cache outside DVC: their name
-is a hash of all that they depend on.
+Student, control and refinement share frozen layers and views, and so these files too. They are a
+cache outside DVC: their name is a hash of all that they depend on.
 """
 
 import hashlib
@@ -12,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.core import digest, metrics, nets, onnx_export, processes
+from stages.core import digest, frozen, inference, metrics, nets, onnx_export, processes
 from stages.core import views as views_module
 from stages.core.data import Dataset
 from stages.core.frozen import Frozen, engine
@@ -78,7 +78,7 @@ class Prefix:
         if not self._stored:
             if self.length:
                 print(f"frozen layers' output is above {most_gb:g} GB and not stored", flush=True)
-            elif net.spec.frozen_groups and not net.links():
+            elif net.freezes() and not net.links():
                 print(
                     f"{net.spec.backbone} is no chain of layers: frozen ones run in every step",
                     flush=True,
@@ -200,9 +200,12 @@ def _key(net: Net, length: int, views: Views, by: str) -> str:
             found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     spec = net.spec
     about = [spec.reduce, spec.mean, spec.std, views.seed, views.jitter, net.mean.device.type, by]
-    sources = (__file__, onnx_export.__file__, nets.__file__, views_module.__file__)
-    code = [digest.file_md5(Path(file)) for file in sources]
-    found.update(json.dumps([about, code, torch.__version__]).encode())
+    files = (
+        __file__, frozen.__file__, inference.__file__, nets.__file__, onnx_export.__file__,
+        views_module.__file__,
+    )  # fmt: skip
+    code = [digest.file_md5(Path(file)) for file in files]
+    found.update(json.dumps([about, code, torch.__version__, timm.__version__]).encode())
     found.update(hashlib.blake2b(views.pixels.data).digest())
     return found.hexdigest()
 

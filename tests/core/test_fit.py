@@ -86,10 +86,10 @@ def train(
 
 MODES = {
     "plain": {},
-    "discriminative": {"rate_decay": 2.6, "unfreeze_every": 1},
+    "discriminative": {"rate_decay": 2.6, "unfreeze_every": 1, "epochs": 4},
     "averaged": {"average": 0.9},
     "best": {"patience": 2},
-    "all": {"rate_decay": 2.0, "unfreeze_every": 1, "average": 0.9, "patience": 1},
+    "all": {"rate_decay": 2.0, "unfreeze_every": 1, "epochs": 4, "average": 0.9, "patience": 1},
 }
 
 
@@ -196,6 +196,12 @@ def test_layer_groups_learn_from_the_top_down_and_slower_below(tmp_path: Path) -
     assert changed == [
         [False, False, False], [False, False, True], [False, True, True], [True, True, True],
     ]  # fmt: skip
+
+
+def test_a_group_that_would_never_learn_is_refused(tmp_path: Path) -> None:
+    words = r"unfreeze_every = 2: the lowest layer group .* after 6 epochs, and there are 6"
+    with pytest.raises(ParamsError, match=words):
+        run_fit(small_net(), tmp_path, lambda net: {}, unfreeze_every=2, epochs=6)
 
 
 def test_rates_fall_by_the_decay(tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def test_nothing_is_folded_where_an_output_is_needed_elsewhere() -> None:
 
     def forward(x: Tensor) -> Tensor:
         inner = block.conv1(x)
-        out: Tensor = block.act2(block.bn2(block.conv2(block.act1(block.bn1(inner)))) + inner)
+        out: Tensor = block.act2(
+            block.bn2(block.conv2(block.act1(block.bn1(inner)))) + 1e-4 * inner
+        )
         return out
 
     block.forward = forward

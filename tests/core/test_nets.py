@@ -213,6 +213,46 @@ def test_without_a_network_the_offline_choices_are_named(monkeypatch: pytest.Mon
         weights.load_weights("resnet18", "hub", Path())
 
 
+def test_weights_of_the_hub_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(7)
+    theirs = timm.create_model("resnet18")
+    with monkeypatch.context() as online:
+        online.setattr(timm, "create_model", lambda name, *, pretrained: theirs)
+        found = weights.load_weights("resnet18", "hub", Path())
+    net = build([0, 1], backbone="resnet18", weights=found)
+    assert torch.equal(net.backbone.model.conv1.weight, theirs.conv1.weight)
+    assert net.frozen_statistics
+
+
+@pytest.mark.parametrize("width", [1.0, 0.5])
+def test_weights_that_end_too_early_are_refused(width: float) -> None:
+    short = build([0, 1], weights=None).backbone.model.state_dict()
+    with pytest.raises(Unavailable, match=r"blocks\.2\.\S+ is nothing, expected"):
+        build([0, 1, 2], weights=short, width=width)
+
+
+def test_more_groups_than_there_are_cannot_be_frozen() -> None:
+    net = build([0, 1], weights=None)
+    net.freeze_lowest(3)
+    assert net.freezes()
+    assert not any(p.requires_grad for p in net.backbone.parameters())
+    with pytest.raises(ParamsError, match=r"frozen_groups = 4: .*up to stage 1 has 3 layer groups"):
+        net.freeze_lowest(4)
+    net.freeze_lowest(0)
+    assert not net.freezes()
+
+
+def test_members_come_back_in_their_order(tmp_path: Path) -> None:
+    members = []
+    for number in range(11):
+        member = build([0], weights=None)
+        torch.nn.init.constant_(member.head.linear.bias, number)
+        members.append(member)
+    nets.save_teacher(tmp_path / "teacher", members)
+    loaded = nets.load_teacher(tmp_path / "teacher").each()
+    assert [net.head.linear.bias[0].item() for net in loaded] == list(range(11))
+
+
 def test_tampered_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     package, file, _ = weights.PACKAGED["tf_efficientnet_lite0"]
     monkeypatch.setitem(weights.PACKAGED, "tf_efficientnet_lite0", (package, file, "0" * 64))

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,17 +69,36 @@ def test_nothing_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(first.inputs(TRAIN, 1)[0], again.inputs(TRAIN, 1)[0])
 
 
-def test_teacher_and_student_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = net(stages=[0, 1, 2])
-    nets.save_teacher(tmp_path / "teacher", [teacher])
-    (loaded,) = nets.load_teacher(tmp_path / "teacher").each()
-    assert loaded.frozen_links() == teacher.frozen_links() > 0
-    first = stored(loaded, tmp_path / "kept")
-    monkeypatch.setattr(Prefix, "_compute", None)
+def test_student_and_its_refinement_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student = net()
-    again = stored(student, tmp_path / "kept")
-    with torch.inference_mode():
-        assert torch.equal(again.inputs(TRAIN, 1)[0], first.inputs(TRAIN, 1)[0])
+    first = stored(student, tmp_path / "kept")
+    nets.save_net(tmp_path / "student", student)
+    loaded = nets.load_net(tmp_path / "student")
+    loaded.freeze_lowest(2)
+    assert loaded.frozen_links() == student.frozen_links() > 0
+    monkeypatch.setattr(Prefix, "_compute", None)
+    again = stored(loaded, tmp_path / "kept")
+    assert torch.equal(again.inputs(TRAIN, 1)[0], first.inputs(TRAIN, 1)[0])
+
+
+def test_the_last_two_networks_files_are_kept(tmp_path: Path) -> None:
+    kept: list[set[str]] = []
+    for number in range(4):
+        made = net()
+        with torch.no_grad():
+            made.backbone.model.conv_stem.weight[0, 0, 0, 0] += number
+        stored(made, tmp_path)
+        kept.append({p.name for p in tmp_path.iterdir()})
+        for folder in tmp_path.iterdir():
+            os.utime(folder, (number, number) if folder.name not in kept[0] else (9, 9))
+    first, second, third, last = kept
+    assert [len(folders) for folders in kept] == [1, 2, 2, 2]
+    assert first < second
+    assert first < third
+    assert first < last
+    assert not (third - first) & last
 
 
 def test_other_stages_are_read_anew(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training that is killed with -9, again and again, ends where undisturbed training ends."""
 
+import json
 import os
 import random
 import signal
@@ -13,20 +14,8 @@ import torch
 
 from tests.conftest import ROOT
 
-TRAIN = """
-import sys
-from pathlib import Path
-import numpy as np, torch
-from stages.core import nets, weights
-from stages.core.adaptation import adversary_of, confusion_of
-from stages.core.checkpoint import Checkpoint
-from stages.core.fit import Recipe, fit
-from stages.core.prefix import Prefix, validation
-from stages.core.supervision import Supervision
-from stages.core.views import Views
-from tests.conftest import RECIPE, dataset
-
-MODES = {
+# What `fit` is told otherwise than by default; `method`: distillation.
+MODES: dict[str, dict[str, object]] = {
     "plain": {},
     "discriminative": {"rate_decay": 2.6, "unfreeze_every": 1},
     "averaged": {"average": 0.9},
@@ -38,14 +27,34 @@ MODES = {
     "balanced": {"imbalance": "balanced", "average": 0.5},
     "mcc": {"mcc": True},
     "dann": {"dann": True, "average": 0.9},
+    **{method: {"method": method} for method in ("kd", "dkd", "dist", "feature")},
+    "synthetic": {"method": "kd", "synthetic": True},
 }
+
+TRAIN = """
+import json, sys, tempfile
+from pathlib import Path
+import numpy as np, torch
+from stages.core import nets, weights
+from stages.core.adaptation import adversary_of, confusion_of
+from stages.core.checkpoint import Checkpoint
+from stages.core.fit import Recipe, fit
+from stages.core.prefix import Prefix, validation
+from stages.core.supervision import Supervision
+from stages.core.views import Views
+from stages.core.student import distillation_loss
+from stages.refine import Synthetic, with_synthetic
+from tests.conftest import RECIPE, dataset
+from tests.core.test_lessons import lesson as taught, targets_of
+
+modes = json.loads(sys.argv[2])
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 data = dataset(n=40)
 train, val, unlabelled = data.rows("train"), data.rows("val"), data.rows("test")
 known = weights.packaged("tf_efficientnet_lite0")
 print("ready", flush=True)
-for name, changes in MODES.items():
+for name, changes in modes.items():
     done = folder / f"{name}.pt"
     if done.exists():
         continue
@@ -69,6 +78,20 @@ for name, changes in MODES.items():
     if "dann" in changes:
         adversary = adversary_of(net, prefix, unlabelled, 2, 3, 4)
         loss = lambda net, rows, epoch: learned(net, rows, epoch) + adversary(net, rows, epoch)
+    if "method" in changes:
+        targets = targets_of(Path(tempfile.mkdtemp()) / "targets", data)
+        seen = Prefix(
+            net, targets.views, train, targets.count, folder / "prefixes", plain=val, most_gb=1
+        )
+        how = taught(method=changes["method"])
+        loss = learned = distillation_loss(data, targets, seen, how)
+    if "synthetic" in changes:
+        draws = torch.Generator().manual_seed(5)
+        made = Synthetic(
+            torch.randint(0, 256, (20, 32, 32, 1), dtype=torch.uint8, generator=draws),
+            torch.randn(20, 2, generator=draws), torch.arange(20) % 2,
+        )
+        loss = with_synthetic(learned, made, how, 0.3, 6)
     fit(
         net, loss, lesson.balance(data, train), Recipe.model_validate(recipe), seed=7,
         evaluate=validation(data, prefix), checkpoint=Checkpoint(folder / "fits", name), what=name,
@@ -82,7 +105,7 @@ for name, changes in MODES.items():
 def train(folder: Path, *, kill_within: float | None) -> bool:
     """Whether it came to its end; else it was killed at a moment within so many seconds."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", TRAIN, str(folder)]
+    command = [sys.executable, "-c", TRAIN, str(folder), json.dumps(MODES)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
@@ -110,6 +133,7 @@ def test_killed_at_random_it_ends_bit_for_bit(tmp_path: Path) -> None:
         assert train(killed, kill_within=None)
     assert kills > 2, seed
     found = sorted(undisturbed.glob("*.pt"))
+    assert len(found) == len(MODES)
     for path in found:
         one, other = (torch.load(at / path.name, weights_only=True) for at in (undisturbed, killed))
         assert {k for k in one if not torch.equal(one[k], other[k])} == set(), (path.name, seed)

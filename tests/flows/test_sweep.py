@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from flows import study as study_module
 from flows.study import COMMIT, MESSAGE, PARAMS, STATE, TRIAL, Results, Study, Trial, load, summary
 from flows.study import trials as all_trials
 from stages.core.errors import ParamsError
@@ -183,8 +185,34 @@ def test_gains_are_means_over_seeds(tmp_path: Path) -> None:
         return float(left - right)
 
     line = summed(study, results).splitlines()[2].split("|")
+    turned = study.model_copy(update={"gains": {"over student": ["teacher", "student"]}})
+    against = summed(turned, results).splitlines()[2].split("|")
+    assert against[-2].startswith(f" {-(gain(first, first) + gain(again, first)) / 2:+.3f} [")
     assert line[-3].startswith(f" {(gain(first, first) + gain(again, again)) / 2:+.3f} [")
     assert line[-2].startswith(f" {(gain(first, first) + gain(again, first)) / 2:+.3f} [")
+
+
+def test_a_row_never_stands_without_its_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, (trial, *_) = Results(tmp_path, "s"), all_trials(STUDY)
+    row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: ""}
+    real, written = study_module._replace, []
+
+    def killed(path: Path, write: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        real(path, write)
+
+    monkeypatch.setattr(study_module, "_replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        results.add(trial, row, predicted(3.0, seed=0))
+    assert not results.is_done(trial, "p")
+    monkeypatch.setattr(study_module, "_replace", real)
+    results.add(trial, row, predicted(3.0, seed=0))
+    assert results.is_done(trial, "p")
+    assert len(results.predictions) == 80
 
 
 def test_summary_before_the_first_row(tmp_path: Path) -> None:
@@ -278,3 +306,4 @@ def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> 
 
 def test_label_is_fit_for_a_file() -> None:
     assert Trial("a", {"distill.seed": 3, "validate.fold": 0}, {}).label == "a-seed3-fold0"
+    assert Trial("a/b", {"distill.stages": [0, 1]}, {}).label == "a_b-stages_0_1_"

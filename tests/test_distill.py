@@ -20,31 +20,66 @@ from tests.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+Tensors = dict[str, torch.Tensor]
+
 
 @pytest.fixture(scope="module")
 def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
     return enrolled(tmp_path_factory.mktemp("distill"), target=True)
 
 
-def test_students_can_start_from_the_teachers_own_layers(
-    classroom: Classroom, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def heirs(classroom: Classroom) -> tuple[Path, Tensors, Tensors]:
+    """A teacher of two, the first with weights that are not the packaged ones; and theirs."""
     shallow, deep = load_teacher(classroom.teacher).each()
     with torch.no_grad():
         for parameter in deep.backbone.parameters():
             parameter.mul_(1.1)
-    save_teacher(tmp_path / "teacher", [deep, shallow])
-    paths = dataclasses.replace(classroom.paths("heirs"), teacher=tmp_path / "teacher")
-    how = {"weights": "teacher", "own_statistics": 0.0, "frozen_groups": 2}
+    save_teacher(classroom.root / "of heirs", [deep, shallow])
+    first, second = (net.backbone.model.state_dict() for net in (deep, shallow))
+    return classroom.root / "of heirs", first, second
+
+
+def heir(classroom: Classroom, teacher: Path, **changes: Any) -> Tensors:
+    """The backbone of a student that starts from a teacher."""
+    paths = classroom.paths(f"heir {sorted(changes)}")
+    how = {"weights": "teacher", "own_statistics": 0.0} | changes
+    paths = dataclasses.replace(paths, teacher=teacher)
     distill.run(params(**how), paths=paths, resources=RESOURCES)
-    student = load_net(paths.student).backbone.model.state_dict()
-    taught, before = (net.backbone.model.state_dict() for net in (deep, shallow))
+    found: Tensors = load_net(paths.student).backbone.model.state_dict()
+    return found
+
+
+def test_students_can_start_from_the_teachers_own_layers(
+    classroom: Classroom, heirs: tuple[Path, Tensors, Tensors]
+) -> None:
+    teacher, taught, before = heirs
+    student = heir(classroom, teacher)
     frozen = [name for name in student if name.startswith(("conv_stem", "bn1", "blocks.0"))]
     assert frozen
     assert all(torch.equal(student[name], taught[name]) for name in frozen)
     assert not torch.equal(student["conv_stem.weight"], before["conv_stem.weight"])
+
+
+def test_thin_students_can_start_from_a_selection_of_them(
+    classroom: Classroom, heirs: tuple[Path, Tensors, Tensors]
+) -> None:
+    teacher, taught, _ = heirs
+    student = heir(classroom, teacher, width=0.5)
+    name = "blocks.0.0.conv_pw.weight"
+    rows, columns = (torch.linspace(0, n - 1, k).round().long() for n, k in ((16, 8), (32, 32)))
+    assert student[name].shape == (8, 32, 1, 1)
+    assert torch.equal(student[name], taught[name][rows][:, columns])
+
+
+def test_what_the_teacher_does_not_have_is_refused(
+    classroom: Classroom, heirs: tuple[Path, Tensors, Tensors]
+) -> None:
+    paths = dataclasses.replace(classroom.paths("no heir"), teacher=heirs[0])
     with pytest.raises(ParamsError, match=rf"'teacher': expected .*{LITE}\), found 'tf_.*lite1'"):
         distill.first_weights(params(weights="teacher", backbone="tf_efficientnet_lite1"), paths)
+    with pytest.raises(ParamsError, match=r"the teacher ends with stage 2, .* found \[0, 3\]"):
+        distill.first_weights(params(weights="teacher", stages=[0, 3]), paths)
 
 
 def test_refinement_learns_from_what_the_student_did(

@@ -264,7 +264,9 @@ def summary(study: Study, results: Results, planned: dict[str, str]) -> str:
     lines = _markdown(table) + (["", *_markdown(gains)] if gains and study.gains else [])
     failed = rows[rows[STATE] != "done"]
     over = ", ".join(study.grid)
-    lines += ["", f"{len(done)} of {len(planned)} trials; mean ± deviation over {over}."]
+    commits = ", ".join(done[COMMIT].dropna().unique())
+    by = f" (commits {commits})" if commits else ""
+    lines += ["", f"{len(done)} of {len(planned)} trials{by}; mean ± deviation over {over}."]
     stale = done[done[PARAMS] != done[TRIAL].map(planned)][TRIAL].tolist()
     if stale:
         lines.append(f"Run with params that have changed since: {', '.join(stale)}.")

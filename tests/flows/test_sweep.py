@@ -122,7 +122,7 @@ def test_summary(tmp_path: Path) -> None:
     assert one.endswith("] | - |")
     assert two.startswith("| two | 2 | 0.500 |")
     assert "-0.3" in two.split("|")[-2]
-    assert end.startswith("4 of 4 trials")
+    assert end.startswith("4 of 4 trials (commits c); mean")
 
 
 def test_gains_over_other_images_are_none(tmp_path: Path) -> None:

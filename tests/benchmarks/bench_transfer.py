@@ -5,8 +5,8 @@
 - prefix: fine-tuning the teacher above a freeze boundary, on four views, from stored activations,
   against running the frozen layers in every step. Storing them counts. How much there is to win
   depends on the boundary: what lies above it must be run forwards and backwards in any case, which
-  bounds the ratio; so it is measured for three of them: the project's, and two that leave the top
-  two layer groups, or the top one, to learn;
+  bounds the ratio; so it is measured for three of them: two that leave the top layer group,
+  or two of them, to learn, and once the project's;
 - folding: fine-tuning with BatchNorm folded into the convolutions (folding.py), against running it
   by itself: teacher and student at the project's boundaries from stored activations, and the
   teacher with nothing frozen.
@@ -120,13 +120,16 @@ def run(work: Path, scale: float) -> list[Result]:
     few = made.trainer.params.frozen_groups
     cells = f"{len(made.train)} cells"
     results = []
-    boundaries = {"prefix_default": few, "prefix": groups - 2, "prefix_top": groups - 1}
-    for name, frozen in boundaries.items():
+    for name, frozen, rounds in (
+        ("prefix_top", groups - 1, ROUNDS),
+        ("prefix", groups - 2, ROUNDS),
+        ("prefix_default", few, 1),
+    ):
 
         def tune(most_gb: float, frozen: int = frozen) -> float:
             return made.tune(made.probed(), epochs, frozen, most_gb)
 
-        slow, fast = interleaved(ROUNDS, lambda: tune(0.0), lambda: tune(1e3))
+        slow, fast = interleaved(rounds, lambda: tune(0.0), lambda: tune(1e3))
         what = f"fine-tuning for {epochs} epochs, {cells}, {frozen} of {groups} layer groups frozen"
         results.append(
             Result(name, f"{what}: run in every step over stored", ratios(slow, fast), 3.0)

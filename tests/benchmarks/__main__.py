@@ -5,7 +5,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tests.benchmarks import (
@@ -23,7 +23,7 @@ from tests.benchmarks import (
 
 OUT = Path("data/reports/bench.json")
 
-Benchmark = Callable[[Path, float], list[record.Result]]
+Benchmark = Callable[[Path, float], Iterable[record.Result]]
 
 BENCHMARKS: dict[str, Benchmark] = {
     "decode": bench_decode.run,
@@ -52,10 +52,12 @@ def main() -> None:
         print(f"{name} ...", flush=True)
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"atelier-bench-{name}-") as folder:
-            results = BENCHMARKS[name](Path(folder), arguments.scale)
+            results = []
+            for result in BENCHMARKS[name](Path(folder), arguments.scale):
+                results.append(result)
+                if arguments.scale == 1:
+                    record.merge(OUT, [result])
         print(f"  took {time.monotonic() - started:.0f} s", flush=True)
-        if arguments.scale == 1:
-            record.merge(OUT, results)
         print(record.table({r.name: r.entry() for r in results}), flush=True)
     if arguments.scale == 1:
         print(record.table(record.merge(OUT, [])), flush=True)

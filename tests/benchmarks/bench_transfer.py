@@ -8,30 +8,28 @@
   bounds the ratio; so it is measured for three of them: two that leave the top layer group,
   or two of them, to learn, and once the project's;
 - folding: fine-tuning with BatchNorm folded into the convolutions (folding.py), against running it
-  by itself: teacher and student at the project's boundaries from stored activations, and the
-  teacher with nothing frozen.
+  by itself: at the project's boundary from stored activations, and with nothing frozen.
 
 On a part of the default run's training modules, large enough that what is stored comes from ONNX
 Runtime, as it does in the default run; in every step it is PyTorch that runs the frozen layers.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch.nn import functional as F
 
-from stages import distill, teacher
+from stages import teacher
 from stages.core import folding
 from stages.core.checkpoint import Checkpoint
 from stages.core.data import Dataset
 from stages.core.fit import fit
 from stages.core.inference import batched
-from stages.core.nets import Net, build
+from stages.core.nets import Net
 from stages.core.prefix import Prefix
-from stages.core.weights import load_weights
 from tests.benchmarks.project import default_run, resources, section, work_paths
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
 
@@ -52,12 +50,6 @@ class Transfer:
         """A network with a new head that has learned, its backbone as it came."""
         with quiet():
             return self.trainer.probe(0)
-
-    def student(self) -> Net:
-        """The student's network, on its way to learn."""
-        params = section("distill", distill.Params)
-        weights = load_weights(params.backbone, params.weights, self.trainer.paths.weights)
-        return build(params.backbone, weights, stages=params.stages, data=self.data)
 
     def probe(self) -> float:
         """Seconds of the project's probe."""
@@ -112,14 +104,13 @@ class Transfer:
             return self.tune(net, epochs, frozen, 1e3)
 
 
-def run(work: Path, scale: float) -> list[Result]:
-    """Measure."""
+def run(work: Path, scale: float) -> Iterator[Result]:
+    """Measure; an hour in all, so each result is written as it comes."""
     made = Transfer(work, default_run(SHARE))
     epochs = max(round(EPOCHS * scale), 1)
     groups = len(made.probed().layer_groups())
     few = made.trainer.params.frozen_groups
     cells = f"{len(made.train)} cells"
-    results = []
     for name, frozen, rounds in (
         ("prefix_top", groups - 1, ROUNDS),
         ("prefix", groups - 2, ROUNDS),
@@ -131,27 +122,19 @@ def run(work: Path, scale: float) -> list[Result]:
 
         slow, fast = interleaved(rounds, lambda: tune(0.0), lambda: tune(1e3))
         what = f"fine-tuning for {epochs} epochs, {cells}, {frozen} of {groups} layer groups frozen"
-        results.append(
-            Result(name, f"{what}: run in every step over stored", ratios(slow, fast), 3.0)
-        )
+        yield Result(name, f"{what}: run in every step over stored", ratios(slow, fast), 3.0)
     epochs = max(round(FEW_EPOCHS * scale), 1)
-    of_student = section("distill", distill.Params).frozen_groups
-    for name, make, frozen in (
-        ("folding_teacher", made.probed, few),
-        ("folding_student", made.student, of_student),
-        ("folding_all", made.probed, 0),
-    ):
+    for name, frozen in (("folding_default", few), ("folding", 0)):
 
-        def apart(make: Callable[[], Net] = make, frozen: int = frozen) -> float:
-            return made.tune_apart(make(), epochs, frozen)
+        def apart(frozen: int = frozen) -> float:
+            return made.tune_apart(made.probed(), epochs, frozen)
 
-        def together(make: Callable[[], Net] = make, frozen: int = frozen) -> float:
-            return made.tune(make(), epochs, frozen, 1e3)
+        def together(frozen: int = frozen) -> float:
+            return made.tune(made.probed(), epochs, frozen, 1e3)
 
         slow, fast = interleaved(ROUNDS, apart, together)
-        of = len(make().layer_groups())
-        what = f"{epochs} epochs, {cells}, {frozen} of {of} layer groups frozen"
-        results.append(Result(name, f"{what}: BatchNorm by itself over folded", ratios(slow, fast)))
+        what = f"fine-tuning for {epochs} epochs, {cells}, {frozen} of {groups} layer groups frozen"
+        yield Result(name, f"{what}: BatchNorm by itself over folded", ratios(slow, fast))
     slow, fast = interleaved(ROUNDS, made.plain_probe, made.probe)
     what = f"{PROBE_EPOCHS} epochs, {cells}: a frozen backbone over its features, computed once"
-    return [*results, Result("probe", what, ratios(slow, fast), 10.0)]
+    yield Result("probe", what, ratios(slow, fast), 10.0)

@@ -1,3 +1,4 @@
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def test_merge_refuses_unknown_keys(overlay: dict[str, object]) -> None:
 
 def run(root: Path, *commands: str) -> None:
     for command in commands:
-        subprocess.run(command.split(), check=True, cwd=root)
+        subprocess.run(shlex.split(command), check=True, cwd=root)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_stages_run_once_for_all_workspaces(root: Path, tmp_path: Path) -> None:
         "stages:\n  draw:\n    params: [a]\n    deps: [data/mine]\n    outs: [drawn]\n"
         f"    cmd: echo run >> {log} && date +%s%N > drawn\n"
     )
-    repro = f"{sys.executable} -m dvc repro --quiet"
+    repro = f"{shlex.quote(sys.executable)} -m dvc repro --quiet"
     run(root, repro, "git add -A", "git commit -qm run")
     shutil.rmtree(root / ".dvc" / "cache")
     (root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")

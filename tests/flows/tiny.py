@@ -39,7 +39,7 @@ class Workspace:
 
     def run(self, command: list[str], *, fails: bool = False) -> str:
         ended = subprocess.run(
-            command, cwd=self.root, env=self.environment, text=True, timeout=900,
+            command, cwd=self.root, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert (ended.returncode != 0) == fails, ended.stdout[-5000:]

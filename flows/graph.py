@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -59,6 +60,9 @@ class Graph:
 
     def __init__(self, root: Path, target: str) -> None:
         self.root = root
+        # DVC's own bars would run through ours; their loggers' level is what turns them off.
+        for name in ("dvc.progress", "dvc_data.callbacks"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._repo = Repo(str(root))
         graph = self._repo.index.graph
         wanted = self._repo.stage.collect(target)

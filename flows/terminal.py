@@ -2,11 +2,13 @@
 
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
+from rich.text import Text
 
 from stages.core import progress
 
@@ -24,6 +26,14 @@ class _Row:
     started: float
 
 
+class _Clock(ProgressColumn):
+    """Time since a stage began. Rich's own stops when a bar is full, and a stage fills several."""
+
+    def render(self, task: Task) -> Text:
+        """As 0:12:34."""
+        return Text(str(timedelta(seconds=int(task.elapsed or 0))))
+
+
 class Display:
     """One line a stage: live bars in a terminal, plain lines anywhere else."""
 
@@ -37,7 +47,7 @@ class Display:
             TextColumn("[bold]{task.description}", table_column=Column(min_width=self._width)),
             BarColumn(bar_width=12, table_column=Column(min_width=12)),
             TextColumn("{task.percentage:>3.0f} %", table_column=Column(min_width=5)),
-            TimeElapsedColumn(table_column=Column(min_width=7)),
+            _Clock(table_column=Column(min_width=7)),
             # The width that the others leave; longer texts go on below.
             TextColumn("{task.fields[text]}", table_column=Column(ratio=1)),
             console=self.console,

@@ -1,5 +1,6 @@
 """Running single stages through DVC, on a toy graph: outcomes, failures, and how they are ended."""
 
+import io
 import os
 import signal
 import subprocess
@@ -89,6 +90,16 @@ def test_outcomes(toy: Path) -> None:
     (toy / "params.yaml").write_text("strength: 1\n")
     assert reproduce(toy, "first")[0] == "restored"
     assert (toy / "first.txt").read_text() == "1"
+
+
+def test_dvc_draws_no_bars_through_ours(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert not Graph(toy, "second").is_unchanged("first")
+    assert terminal.getvalue() == ""
 
 
 def test_a_failure_carries_the_stages_own_words(toy: Path) -> None:

@@ -1,4 +1,6 @@
 import io
+import re
+import time
 
 import pytest
 from rich.console import Console
@@ -21,3 +23,15 @@ def test_everything_is_legible_in_a_terminal(width: int) -> None:
     assert words[:5] == ["validate", "━" * 12, "100", "%", "0:00:00"]
     assert {"teacher", "25", *text.split()} <= set(words)
     assert "…" not in last
+
+
+def test_the_clock_goes_on_after_a_full_bar() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=80, force_terminal=True, color_system=None)
+    with Display(["teacher"], console) as display:
+        display.start("teacher")
+        display.line("teacher", "@ 100% frozen features")
+        display.line("teacher", "@   1% fine-tuning")
+        time.sleep(1.2)
+        display.end("teacher", "Completed")
+    assert re.findall(r"\d:\d\d:\d\d", screen.getvalue())[-1] == "0:00:01"

@@ -26,7 +26,12 @@ def section_class(name: str) -> type[Section]:
 
 
 def check(path: Path) -> None:
-    """Hold every section of a params file against its class. Raises: ParamsError."""
+    """Hold every section of a params file against its class, and the device against the machine.
+
+    Raises: ParamsError; Unavailable for a device that is not here.
+    """
     content = load_yaml(path)
     for section in {**dict.fromkeys(SHARED), **content}:
-        parse_section(content, section, section_class(section), source=path.name)
+        parsed = parse_section(content, section, section_class(section), source=path.name)
+        if isinstance(parsed, Resources):
+            parsed.torch_device()

@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from flows import params
-from stages.core.errors import ParamsError
+from stages.core.errors import ParamsError, Unavailable
 from tests.conftest import ROOT
 
 
@@ -36,6 +37,13 @@ def test_refuses_and_says_why(tmp_path: Path, old: str, new: str, words: list[st
         params.check(path)
     for word in ["params.yaml", *words]:
         assert word in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_here(tmp_path: Path) -> None:
+    path = broken(tmp_path, "device: auto", "device: cuda")
+    with pytest.raises(Unavailable, match=r"resources\.device = 'cuda'.*no CUDA device"):
+        params.check(path)
 
 
 def test_missing_key(tmp_path: Path) -> None:

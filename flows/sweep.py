@@ -130,7 +130,7 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
         else:
             shutil.rmtree(kept, ignore_errors=True)
     table = summary(plan, results, planned)
-    create_markdown_artifact(f"{plan.question}\n\n{table}", key=f"study-{name}")
+    create_markdown_artifact(f"{plan.question}\n\n{table}", key=ui.artifact_key("study", name))
     print(table, flush=True)
     return Failed(message=f"{failed} trials failed") if failed else Completed()
 

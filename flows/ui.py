@@ -28,7 +28,7 @@ from flows.terminal import Display
 from stages.core import progress
 
 
-def _key(*parts: str) -> str:
+def artifact_key(*parts: str) -> str:
     """Artifact keys hold lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
@@ -58,7 +58,7 @@ class StageProgress:
             return
         self._percent = percent
         if self._id is None:
-            key = _key(self._name, "progress")
+            key = artifact_key(self._name, "progress")
             created = create_progress_artifact(progress=percent, key=key, description=text)
             assert isinstance(created, UUID)
             self._id = created
@@ -90,15 +90,19 @@ def publish(node: Node) -> None:
         rows = flatten(json.loads(path.read_text()))
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
         create_markdown_artifact(
-            f"| metric | value |\n|---|---|\n{table}", key=_key(node.name, path.stem)
+            f"| metric | value |\n|---|---|\n{table}", key=artifact_key(node.name, path.stem)
         )
     for path in node.tables:
         with path.open(newline="") as file:
             shown = list(itertools.islice(csv.DictReader(file), MOST_ROWS))
-        create_table_artifact(shown, key=_key(node.name, path.stem), description=str(path.name))
+        create_table_artifact(
+            shown, key=artifact_key(node.name, path.stem), description=str(path.name)
+        )
     for path in node.pictures:
         encoded = base64.b64encode(path.read_bytes()).decode()
-        create_image_artifact(f"data:image/png;base64,{encoded}", key=_key(node.name, path.stem))
+        create_image_artifact(
+            f"data:image/png;base64,{encoded}", key=artifact_key(node.name, path.stem)
+        )
 
 
 def declare_crashed(flow_run: str) -> None:

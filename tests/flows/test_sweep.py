@@ -270,9 +270,9 @@ def made(tmp_path: Path) -> Iterator[Workspace]:
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> None:
-    (made.root / "flows" / "studies" / "small.yaml").write_text(SMALL)
-    command = [sys.executable, "-m", "flows.sweep", "flows/studies/small.yaml"]
-    lock = made.root / ".worktrees" / "small-good-fold0" / "dvc.lock"
+    (made.root / "flows" / "studies" / "small_one.yaml").write_text(SMALL)
+    command = [sys.executable, "-m", "flows.sweep", "flows/studies/small_one.yaml"]
+    lock = made.root / ".worktrees" / "small_one-good-fold0" / "dvc.lock"
     with subprocess.Popen(
         command, cwd=made.root, env=made.environment, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -281,12 +281,12 @@ def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> 
             assert first.poll() is None
             time.sleep(0.1)
         first.kill()
-    in_the_way = made.root / ".worktrees" / "small-bad-fold1" / "of somebody else"
+    in_the_way = made.root / ".worktrees" / "small_one-bad-fold1" / "of somebody else"
     in_the_way.mkdir(parents=True)
     output = made.run(command, fails=True)
     assert re.search(r"good-fold0 +Stage 'ingest' didn't change", output), output
     assert "4 trials failed" in output, output
-    rows = pd.read_csv(made.root / "data/reports/studies/small.csv").set_index(TRIAL)
+    rows = pd.read_csv(made.root / "data/reports/studies/small_one.csv").set_index(TRIAL)
     assert rows[STATE].to_dict() == {
         "good-fold0": "done", "bad-fold0": "failed", "refused-fold0": "failed",
         "good-fold1": "done", "bad-fold1": "failed", "refused-fold1": "failed",

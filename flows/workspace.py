@@ -105,14 +105,14 @@ def prepare(
     if not (at / ".git").exists():
         _git(root, "worktree", "prune")
         _git(root, "worktree", "add", "--quiet", "--detach", str(at), "HEAD")
+    local = at / ".dvc" / "config.local"
+    if not local.exists():
         # Where the committed lock fits, DVC looks for its outputs and no others. On a machine that
         # has never made just those, it would not find what other workspaces have made.
         (at / LOCK).unlink(missing_ok=True)
     _copy_sources(root, at)
     yaml.dump(values, at / "params.yaml")
-    (at / ".dvc" / "config.local").write_text(
-        f'[cache]\n    dir = {cache or _cache_of(root)}\n    type = "{LINKS}"\n'
-    )
+    local.write_text(f'[cache]\n    dir = {cache or _cache_of(root)}\n    type = "{LINKS}"\n')
     if kept:
         for name in KEPT:
             place = at / "data" / "scratch" / name

@@ -272,12 +272,13 @@ def made(tmp_path: Path) -> Iterator[Workspace]:
 def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> None:
     (made.root / "flows" / "studies" / "small_one.yaml").write_text(SMALL)
     command = [sys.executable, "-m", "flows.sweep", "flows/studies/small_one.yaml"]
-    lock = made.root / ".worktrees" / "small_one-good-fold0" / "dvc.lock"
+    first_trial = made.root / ".worktrees" / "small_one-good-fold0"
+    lock, prepared = first_trial / "dvc.lock", first_trial / ".dvc" / "config.local"
     with subprocess.Popen(
         command, cwd=made.root, env=made.environment, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as first:  # fmt: skip
-        while not (lock.exists() and "ingest:" in lock.read_text()):
+        while not (prepared.exists() and lock.exists() and "ingest:" in lock.read_text()):
             assert first.poll() is None
             time.sleep(0.1)
         first.kill()

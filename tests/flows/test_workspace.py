@@ -56,7 +56,10 @@ def test_tracked_data_comes_as_it_is_now(
 
 
 def test_stages_run_once_for_all_workspaces(root: Path, tmp_path: Path) -> None:
-    """Also where the committed lock names outputs that this machine has never made."""
+    """Also where the committed lock names outputs that this machine has never made.
+
+    The last one was killed before it was prepared.
+    """
     log, cache = tmp_path / "runs", tmp_path / "a cache"
     (root / "dvc.yaml").write_text(
         "stages:\n  draw:\n    params: [a]\n    deps: [data/mine]\n    outs: [drawn]\n"
@@ -66,7 +69,8 @@ def test_stages_run_once_for_all_workspaces(root: Path, tmp_path: Path) -> None:
     run(root, repro, "git add -A", "git commit -qm run")
     shutil.rmtree(root / ".dvc" / "cache")
     (root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
-    for name in ("first", "second"):
+    run(root, f"git worktree add -q --detach {shlex.quote(str(tmp_path / 'killed'))}")
+    for name in ("first", "second", "killed"):
         at = prepare(root, {}, tmp_path / name, source="o.yaml")
         run(at, repro)
         remove(root, at)

@@ -51,7 +51,7 @@ def main() -> None:
                 arguments.stage, single_item=not arguments.upstream, force=arguments.force
             )
     except DvcException as error:
-        sys.exit(f"dvc: {error}")
+        sys.exit(f"dvc: {error}" + (f" ({error.__cause__})" if error.__cause__ else ""))
     outcome = "restored" if seen.restored else "ran" if done else "unchanged"
     arguments.outcome.write_text(json.dumps(outcome))
 

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import networkx as nx
+from dvc.dvcfile import LOCK_FILE, Lockfile
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE
 from dvc.stage import Stage
 
 from stages.core.errors import AtelierError, ParamsError
@@ -55,6 +59,28 @@ def _node(stage: Stage, graph: "nx.DiGraph[Stage]") -> Node:
     )
 
 
+def _drop_what_is_cut(repo: Repo) -> None:
+    """Remove what DVC was writing when it was killed; it refuses to go on with half of it.
+
+    The outputs that a cut `dvc.lock` named come back from DVC's run cache. Raises: DvcException
+    where it is a merge that has spoilt it.
+    """
+    path = Path(repo.root_dir) / LOCK_FILE
+    try:
+        Lockfile(repo, str(path)).load()
+    except DvcException:
+        if "<<<<<<<" in path.read_text():
+            raise
+        path.unlink()
+        print(f"{LOCK_FILE} was cut by a kill and is written anew", flush=True)
+    path = Path(repo.tmp_dir) / RWLOCK_FILE
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            json.loads(path.read_text())
+        except json.JSONDecodeError:
+            path.unlink()
+
+
 class Graph:
     """The graph of one workspace, up to one target."""
 
@@ -64,6 +90,9 @@ class Graph:
         for name in ("dvc.progress", "dvc_data.callbacks"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._repo = Repo(str(root))
+        # Whoever holds DVC's lock is alive, and may be in the middle of writing.
+        with contextlib.suppress(LockError), self._repo.lock:
+            _drop_what_is_cut(self._repo)
         graph = self._repo.index.graph
         wanted = self._repo.stage.collect(target)
         upstream = set(wanted).union(*(nx.descendants(graph, stage) for stage in wanted))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from flows.graph import Graph, StageFailed
@@ -155,6 +156,38 @@ def test_a_stage_dies_with_dvc(toy: Path) -> None:
     dvc.kill()
     dvc.wait(20)
     assert wait_for(lambda: not stage_processes(toy), seconds=10)
+
+
+@pytest.mark.parametrize("kept", [0, 0.3, 0.55, 0.8])
+@pytest.mark.parametrize("file", ["dvc.lock", ".dvc/tmp/rwlock"])
+def test_what_a_kill_has_cut_is_no_obstacle(toy: Path, file: str, kept: float) -> None:
+    assert reproduce(toy, "first")[0] == "ran"
+    path = toy / file
+    whole = path.read_text()
+    path.write_text(whole[: int(kept * len(whole))])
+    assert reproduce(toy, "first")[0] == ("unchanged" if "rwlock" in file else "restored")
+    assert path.read_text() == whole
+
+
+def test_what_somebody_is_writing_is_left_alone(toy: Path) -> None:
+    reproduce(toy, "first")
+    path = toy / ".dvc" / "tmp" / "rwlock"
+    path.write_text("{")
+    with Repo(str(toy)) as repo, repo.lock:
+        Graph(toy, "second")
+        assert path.read_text() == "{"
+    Graph(toy, "second")
+    assert not path.exists()
+
+
+def test_a_merge_conflict_is_not_thrown_away(toy: Path) -> None:
+    reproduce(toy, "first")
+    path = toy / "dvc.lock"
+    text = f"<<<<<<< ours\n{path.read_text()}"
+    path.write_text(text)
+    with pytest.raises(DvcException):
+        Graph(toy, "second")
+    assert path.read_text() == text
 
 
 def test_an_input_that_is_not_there_is_named(toy: Path) -> None:

@@ -60,7 +60,7 @@ def _node(stage: Stage, graph: "nx.DiGraph[Stage]") -> Node:
 
 
 def _drop_what_is_cut(repo: Repo) -> None:
-    """Remove what DVC was writing when it was killed; it refuses to go on with half of it.
+    """Put aside what DVC was writing when it was killed; it refuses to go on with half of it.
 
     The outputs that a cut `dvc.lock` named come back from DVC's run cache. Raises: DvcException
     where it is a merge that has spoilt it.
@@ -71,8 +71,8 @@ def _drop_what_is_cut(repo: Repo) -> None:
     except DvcException:
         if "<<<<<<<" in path.read_text():
             raise
-        path.unlink()
-        print(f"{LOCK_FILE} was cut by a kill and is written anew", flush=True)
+        aside = path.replace(Path(repo.tmp_dir) / f"{LOCK_FILE}.cut")
+        print(f"{LOCK_FILE} is not whole: moved to {aside}, and written anew", flush=True)
     path = Path(repo.tmp_dir) / RWLOCK_FILE
     with contextlib.suppress(FileNotFoundError):
         try:
@@ -168,6 +168,8 @@ def _child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment["PYTHONUNBUFFERED"] = "1"
+    # Its warnings of each vain try would bury the one line that the stage ends with.
+    environment.setdefault("HF_HUB_VERBOSITY", "error")
     environment[HOLDER] = str(os.getpid())
     return environment
 

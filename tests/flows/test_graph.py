@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dvc.dvcfile import LOCK_FILE
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE
 
 from flows.graph import Graph, StageFailed
 from stages.core.errors import ParamsError
@@ -50,6 +52,9 @@ stages:
     cmd: python stage.py aside
     outs: [aside.txt]
 """
+
+# Where DVC keeps which process reads and writes what.
+OF_PROCESSES = Path(Repo.DVC_DIR, "tmp", RWLOCK_FILE)
 
 
 @pytest.fixture
@@ -159,19 +164,22 @@ def test_a_stage_dies_with_dvc(toy: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 0.3, 0.55, 0.8])
-@pytest.mark.parametrize("file", ["dvc.lock", ".dvc/tmp/rwlock"])
-def test_what_a_kill_has_cut_is_no_obstacle(toy: Path, file: str, kept: float) -> None:
+@pytest.mark.parametrize(
+    ("place", "outcome"), [(Path(LOCK_FILE), "restored"), (OF_PROCESSES, "unchanged")]
+)
+def test_what_a_kill_has_cut_is_no_obstacle(
+    toy: Path, place: Path, outcome: str, kept: float
+) -> None:
     assert reproduce(toy, "first")[0] == "ran"
-    path = toy / file
-    whole = path.read_text()
-    path.write_text(whole[: int(kept * len(whole))])
-    assert reproduce(toy, "first")[0] == ("unchanged" if "rwlock" in file else "restored")
-    assert path.read_text() == whole
+    whole = (toy / place).read_text()
+    (toy / place).write_text(whole[: int(kept * len(whole))])
+    assert reproduce(toy, "first")[0] == outcome
+    assert (toy / place).read_text() == whole
 
 
 def test_what_somebody_is_writing_is_left_alone(toy: Path) -> None:
     reproduce(toy, "first")
-    path = toy / ".dvc" / "tmp" / "rwlock"
+    path = toy / OF_PROCESSES
     path.write_text("{")
     with Repo(str(toy)) as repo, repo.lock:
         Graph(toy, "second")
@@ -182,7 +190,7 @@ def test_what_somebody_is_writing_is_left_alone(toy: Path) -> None:
 
 def test_a_merge_conflict_is_not_thrown_away(toy: Path) -> None:
     reproduce(toy, "first")
-    path = toy / "dvc.lock"
+    path = toy / LOCK_FILE
     text = f"<<<<<<< ours\n{path.read_text()}"
     path.write_text(text)
     with pytest.raises(DvcException):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.stage.exceptions import StageCmdFailedError
 
 from stages.core.parent import kill_me_with_parent
 
@@ -51,7 +52,10 @@ def main() -> None:
                 arguments.stage, single_item=not arguments.upstream, force=arguments.force
             )
     except DvcException as error:
-        sys.exit(f"dvc: {error}" + (f" ({error.__cause__})" if error.__cause__ else ""))
+        cause = error.__cause__
+        # Of a stage's command, the stage has said why.
+        known = cause is None or isinstance(cause, StageCmdFailedError)
+        sys.exit(f"dvc: {error}" if known else f"dvc: {error}: {cause}")
     outcome = "restored" if seen.restored else "ran" if done else "unchanged"
     arguments.outcome.write_text(json.dumps(outcome))
 

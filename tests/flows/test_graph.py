@@ -110,8 +110,10 @@ def test_dvc_draws_no_bars_through_ours(toy: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_failure_carries_the_stages_own_words(toy: Path) -> None:
     (toy / "params.yaml").write_text("strength: fail\n")
+    lines: list[str] = []
     with pytest.raises(StageFailed, match=r"^error: toy: strength = fail; take another one$"):
-        reproduce(toy, "first")
+        Graph(toy, "second").reproduce("first", lines.append)
+    assert lines[-1] == "dvc: failed to reproduce 'first'"
 
 
 def stage_processes(toy: Path) -> list[psutil.Process]:
@@ -175,6 +177,13 @@ def test_what_a_kill_has_cut_is_no_obstacle(
     (toy / place).write_text(whole[: int(kept * len(whole))])
     assert reproduce(toy, "first")[0] == outcome
     assert (toy / place).read_text() == whole
+
+
+def test_a_failure_of_dvcs_own_says_why(toy: Path) -> None:
+    graph = Graph(toy, "second")
+    (toy / OF_PROCESSES).write_text("{")
+    with pytest.raises(StageFailed, match=r"dvc: failed to reproduce 'first': .*is corrupted"):
+        graph.reproduce("first", print)
 
 
 def test_what_somebody_is_writing_is_left_alone(toy: Path) -> None:

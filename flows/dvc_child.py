@@ -14,7 +14,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 
-from stages.core.parent import kill_me_with_parent
+from stages.core.runner.parent import kill_me_with_parent
 
 
 class _SeenRestore(logging.Filter):

@@ -21,8 +21,8 @@ from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE
 from dvc.stage import Stage
 
-from stages.core.errors import AtelierError, ParamsError
-from stages.core.lock import HOLDER
+from stages.core.runner.errors import AtelierError, ParamsError
+from stages.core.runner.lock import HOLDER
 
 Outcome = Literal["unchanged", "restored", "ran"]
 

@@ -3,10 +3,10 @@
 import importlib
 from pathlib import Path
 
-from stages.core.data import Data
-from stages.core.errors import ParamsError
-from stages.core.params import Section, load_yaml, parse_section
-from stages.core.runtime import Resources
+from stages.core.dataset.data import Data
+from stages.core.runner.errors import ParamsError
+from stages.core.runner.params import Section, load_yaml, parse_section
+from stages.core.runner.runtime import Resources
 
 SHARED: dict[str, type[Section]] = {"data": Data, "resources": Resources}
 

@@ -18,7 +18,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import ROOT
-from stages.core.parent import kill_me_with_parent
+from stages.core.runner.parent import kill_me_with_parent
 
 HOST = "127.0.0.1"
 POOL = "atelier"

@@ -13,9 +13,9 @@ from pydantic import Field
 
 from flows.graph import Graph
 from flows.ui import flatten
-from stages.core import predictions
-from stages.core.metrics import Paired, mean_paired_gain
-from stages.core.params import Section, load_yaml, parse_section
+from stages.core.results import predictions
+from stages.core.results.metrics import Paired, mean_paired_gain
+from stages.core.runner.params import Section, load_yaml, parse_section
 
 RESULTS = Path("data/reports/studies")
 # Columns of the table of rows that are no metrics.

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import ROOT
-from stages.core.params import load_yaml
-from stages.core.sources import EXTENSIONS
+from stages.core.intake.sources import EXTENSIONS
+from stages.core.runner.params import load_yaml
 
 
 def _gain(gain: dict[str, float]) -> str:

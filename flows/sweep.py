@@ -40,9 +40,9 @@ from flows.study import (
     trials,
 )
 from flows.terminal import Display
-from stages.core import lock
-from stages.core.errors import AtelierError
-from stages.core.params import load_yaml
+from stages.core.runner import lock
+from stages.core.runner.errors import AtelierError
+from stages.core.runner.params import load_yaml
 
 
 def _commit() -> str:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
-from stages.core import progress
+from stages.core.runner import progress
 
 MARKS = {
     "Cached": "[cyan]cached[/]",

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows import ROOT, params, server, summary, ui, workspace
 from flows.graph import Graph, Node, StageFailed
 from flows.terminal import Display
-from stages.core import lock
-from stages.core.errors import AtelierError
-from stages.core.params import load_yaml
+from stages.core.runner import lock
+from stages.core.runner.errors import AtelierError
+from stages.core.runner.params import load_yaml
 
 
 class Options(BaseModel):

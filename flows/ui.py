@@ -25,7 +25,7 @@ from prefect.states import Crashed
 
 from flows.graph import Node
 from flows.terminal import Display
-from stages.core import progress
+from stages.core.runner import progress
 
 
 def artifact_key(*parts: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from stages.core.errors import ParamsError, WorkspaceFailed
+from stages.core.runner.errors import ParamsError, WorkspaceFailed
 
 # What a run writes: these files belong to each workspace itself.
 LOCK = "dvc.lock"

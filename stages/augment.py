@@ -21,18 +21,20 @@ from pydantic_core import PydanticCustomError
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from stages.core import gan, metrics, pictures, report, stage
-from stages.core.checkpoint import Checkpoint
-from stages.core.data import Dataset, Split, load_dataset
-from stages.core.errors import TrainingDiverged
-from stages.core.inference import BATCH, batched, run_batched
-from stages.core.nets import build, load_teacher
-from stages.core.params import Section
-from stages.core.progress import Progress
-from stages.core.resize import resize
-from stages.core.runtime import Resources
-from stages.core.views import turn
-from stages.core.weights import packaged
+from stages.core.dataset.data import Dataset, Split, load_dataset
+from stages.core.dataset.resize import resize
+from stages.core.dataset.views import turn
+from stages.core.gan import gan
+from stages.core.nets.inference import BATCH, batched, run_batched
+from stages.core.nets.net import build, load_teacher
+from stages.core.nets.weights import packaged
+from stages.core.results import metrics, pictures, report
+from stages.core.runner import stage
+from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.errors import TrainingDiverged
+from stages.core.runner.params import Section
+from stages.core.runner.progress import Progress
+from stages.core.runner.runtime import Resources
 
 
 class Params(Section):

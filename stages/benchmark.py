@@ -22,15 +22,16 @@ import torch
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core import pictures, report, runtime, stage
-from stages.core.data import Dataset, load_dataset
-from stages.core.errors import Unavailable
-from stages.core.nets import AnyNet, load_net, load_teacher
-from stages.core.onnx_export import INPUT, Calibrated, export
-from stages.core.onnx_run import Provider, session
-from stages.core.params import Section
-from stages.core.progress import Progress
-from stages.core.runtime import Resources
+from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.nets.net import AnyNet, load_net, load_teacher
+from stages.core.nets.onnx_export import INPUT, Calibrated, export
+from stages.core.nets.onnx_run import Provider, session
+from stages.core.results import pictures, report
+from stages.core.runner import runtime, stage
+from stages.core.runner.errors import Unavailable
+from stages.core.runner.params import Section
+from stages.core.runner.progress import Progress
+from stages.core.runner.runtime import Resources
 
 
 class Params(Section):

@@ -15,10 +15,12 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.core import page, predict, report, stage
-from stages.core.errors import GateFailed
-from stages.core.params import Section
-from stages.core.runtime import Resources
+from stages.core.release import page, predict
+from stages.core.results import report
+from stages.core.runner import stage
+from stages.core.runner.errors import GateFailed
+from stages.core.runner.params import Section
+from stages.core.runner.runtime import Resources
 
 
 class Params(Section):

@@ -22,19 +22,20 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.core import metrics, pictures, predictions, report, stage
-from stages.core.adaptation import adapt_statistics
-from stages.core.checkpoint import Checkpoint
-from stages.core.data import Dataset, load_dataset
-from stages.core.errors import ParamsError
-from stages.core.fit import Recipe, fit
-from stages.core.inference import logits_of
-from stages.core.nets import Net, build, count_macs, count_parameters, load_teacher, save_net
-from stages.core.prefix import Prefix, validation
-from stages.core.runtime import Resources
-from stages.core.student import Lesson, distillation_loss
-from stages.core.targets import Targets, load_targets
-from stages.core.weights import Weights, load_weights
+from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.nets.inference import logits_of
+from stages.core.nets.net import Net, build, count_macs, count_parameters, load_teacher, save_net
+from stages.core.nets.weights import Weights, load_weights
+from stages.core.results import metrics, pictures, predictions, report
+from stages.core.runner import stage
+from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.errors import ParamsError
+from stages.core.runner.runtime import Resources
+from stages.core.training.adaptation import adapt_statistics
+from stages.core.training.fit import Recipe, fit
+from stages.core.training.prefix import Prefix, validation
+from stages.core.training.student import Lesson, distillation_loss
+from stages.core.training.targets import Targets, load_targets
 
 
 class Params(Lesson):

@@ -18,15 +18,16 @@ import torch
 from pydantic import Field
 from scipy.optimize import minimize_scalar
 
-from stages.core import metrics, report, runtime, stage
-from stages.core.data import load_dataset
-from stages.core.inference import logits_of, run_batched
-from stages.core.nets import load_net
-from stages.core.onnx_export import Calibrated, export
-from stages.core.onnx_run import probabilities, session
-from stages.core.params import Section
-from stages.core.runtime import Resources
-from stages.core.views import Views
+from stages.core.dataset.data import load_dataset
+from stages.core.dataset.views import Views
+from stages.core.nets.inference import logits_of, run_batched
+from stages.core.nets.net import load_net
+from stages.core.nets.onnx_export import Calibrated, export
+from stages.core.nets.onnx_run import probabilities, session
+from stages.core.results import metrics, report
+from stages.core.runner import runtime, stage
+from stages.core.runner.params import Section
+from stages.core.runner.runtime import Resources
 
 
 class Params(Section):

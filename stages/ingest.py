@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from stages.core import digest, report, stage
-from stages.core.errors import DataError
-from stages.core.params import Section
-from stages.core.runtime import Resources
+from stages.core.results import report
+from stages.core.runner import digest, stage
+from stages.core.runner.errors import DataError
+from stages.core.runner.params import Section
+from stages.core.runner.runtime import Resources
 
 # images/ and labels.csv of elpv-dataset 1.0.0.post1, as `digest.md5` sees them.
 IMAGES_MD5 = "ad7813882cc55c39850399366e53b687.dir"

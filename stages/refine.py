@@ -21,18 +21,19 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.core import metrics, pictures, report, stage
-from stages.core.checkpoint import Checkpoint
-from stages.core.data import load_dataset
-from stages.core.fit import Loss, Recipe, fit
-from stages.core.inference import logits_of
-from stages.core.nets import Net, load_net, save_net
-from stages.core.params import Section
-from stages.core.prefix import Prefix, validation
-from stages.core.resize import resize
-from stages.core.runtime import Resources
-from stages.core.student import Lesson, distillation_loss
-from stages.core.targets import load_targets
+from stages.core.dataset.data import load_dataset
+from stages.core.dataset.resize import resize
+from stages.core.nets.inference import logits_of
+from stages.core.nets.net import Net, load_net, save_net
+from stages.core.results import metrics, pictures, report
+from stages.core.runner import stage
+from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.params import Section
+from stages.core.runner.runtime import Resources
+from stages.core.training.fit import Loss, Recipe, fit
+from stages.core.training.prefix import Prefix, validation
+from stages.core.training.student import Lesson, distillation_loss
+from stages.core.training.targets import load_targets
 
 
 class Params(Section):

@@ -20,17 +20,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from stages.core import metrics, report, stage
-from stages.core.checkpoint import Checkpoint
-from stages.core.data import load_dataset
-from stages.core.frozen import Frozen
-from stages.core.inference import BATCH, as_half, batched
-from stages.core.nets import Ensemble, load_teacher
-from stages.core.params import Section
-from stages.core.progress import Progress
-from stages.core.runtime import Resources
-from stages.core.targets import save_targets
-from stages.core.views import Views
+from stages.core.dataset.data import load_dataset
+from stages.core.dataset.views import Views
+from stages.core.nets.frozen import Frozen
+from stages.core.nets.inference import BATCH, as_half, batched
+from stages.core.nets.net import Ensemble, load_teacher
+from stages.core.results import metrics, report
+from stages.core.runner import stage
+from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.params import Section
+from stages.core.runner.progress import Progress
+from stages.core.runner.runtime import Resources
+from stages.core.training.targets import save_targets
 
 Rows = NDArray[np.int64]
 

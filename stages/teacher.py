@@ -25,19 +25,20 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from sklearn.linear_model import LogisticRegression
 
-from stages.core import metrics, pictures, predictions, processes, report, stage
-from stages.core.adaptation import adapt_statistics, adversary_of, confusion_of
-from stages.core.checkpoint import Checkpoint
-from stages.core.data import Dataset, Split, load_dataset
-from stages.core.errors import ParamsError
-from stages.core.fit import Loss, Recipe, fit
-from stages.core.inference import logits_of
-from stages.core.nets import Ensemble, Net, build, count_macs, count_parameters, save_teacher
-from stages.core.prefix import Prefix, validation
-from stages.core.runtime import Resources
-from stages.core.supervision import Supervision
-from stages.core.views import Views
-from stages.core.weights import load_weights
+from stages.core.dataset.data import Dataset, Split, load_dataset
+from stages.core.dataset.views import Views
+from stages.core.nets.inference import logits_of
+from stages.core.nets.net import Ensemble, Net, build, count_macs, count_parameters, save_teacher
+from stages.core.nets.weights import load_weights
+from stages.core.results import metrics, pictures, predictions, report
+from stages.core.runner import processes, stage
+from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.errors import ParamsError
+from stages.core.runner.runtime import Resources
+from stages.core.training.adaptation import adapt_statistics, adversary_of, confusion_of
+from stages.core.training.fit import Loss, Recipe, fit
+from stages.core.training.prefix import Prefix, validation
+from stages.core.training.supervision import Supervision
 
 # Ways of adapting that are a part of the loss.
 LEARNED = ("mcc", "dann")

@@ -21,18 +21,20 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core import drift, pictures, report, stage
-from stages.core.contract import Contract, Expectation, Suite, Violation, load_expectations
-from stages.core.data import SPLITS, UNLABELLED, save_dataset
-from stages.core.duplicates import Pairs, join_groups, near_pairs
-from stages.core.errors import DataError
-from stages.core.images import HASH_BYTES, Cache, examine, packed
-from stages.core.params import Section
-from stages.core.quarantine import Quarantine, refuse
-from stages.core.runtime import Resources
-from stages.core.sources import Source, open_source, same_names
-from stages.core.splits import Method, assign, leaking, towards
-from stages.core.suites import class_suites, image_suite, split_suites
+from stages.core.dataset.data import SPLITS, UNLABELLED, save_dataset
+from stages.core.intake import drift
+from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
+from stages.core.intake.duplicates import Pairs, join_groups, near_pairs
+from stages.core.intake.images import HASH_BYTES, Cache, examine, packed
+from stages.core.intake.quarantine import Quarantine, refuse
+from stages.core.intake.sources import Source, open_source, same_names
+from stages.core.intake.splits import Method, assign, leaking, towards
+from stages.core.intake.suites import class_suites, image_suite, split_suites
+from stages.core.results import pictures, report
+from stages.core.runner import stage
+from stages.core.runner.errors import DataError
+from stages.core.runner.params import Section
+from stages.core.runner.runtime import Resources
 
 
 class Params(Section):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.core.data import Dataset
-from stages.core.fit import Loss, Rows
-from stages.core.nets import Net
+from stages.core.dataset.data import Dataset
+from stages.core.nets.net import Net
+from stages.core.training.fit import Loss, Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,4 +102,4 @@ def docs() -> bool:
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation without Data Docs, which take half of the time."""
     if "docs" not in request.fixturenames or not request.getfixturevalue("docs"):
-        monkeypatch.setattr("stages.core.contract.Contract.document", lambda _: None)
+        monkeypatch.setattr("stages.core.intake.contract.Contract.document", lambda _: None)

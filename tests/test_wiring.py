@@ -13,10 +13,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import params
-from stages.core.errors import ParamsError
-from stages.core.params import load_yaml
+from stages.core.runner.code import HARMLESS, files_of
+from stages.core.runner.errors import ParamsError
+from stages.core.runner.params import load_yaml
 from tests.conftest import ROOT
-from tests.wiring import NOT_RETRAINING, expected_code_deps
 
 STAGES = list(load_yaml(ROOT / "dvc.yaml")["stages"])
 
@@ -50,7 +50,7 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_the_imported_code(stage: str) -> None:
-    assert code_deps(ROOT, stage) == expected_code_deps(ROOT, stage)
+    assert code_deps(ROOT, stage) == files_of([f"stages.{stage}"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -103,13 +103,13 @@ def test_overlays_fit(overlay: str, tmp_path: Path) -> None:
 
 
 def test_files_that_do_not_retrain_exist() -> None:
-    assert all((ROOT / name).is_file() for name in NOT_RETRAINING)
+    assert all((ROOT / name).is_file() for name in HARMLESS)
 
 
 def test_catches_a_missing_core_dep(copy: Path) -> None:
     text = (copy / "dvc.yaml").read_text()
-    (copy / "dvc.yaml").write_text(text.replace("      - stages/core/fit.py\n", ""))
-    assert code_deps(copy, "teacher") != expected_code_deps(copy, "teacher")
+    (copy / "dvc.yaml").write_text(text.replace("      - stages/core/training/fit.py\n", ""))
+    assert code_deps(copy, "teacher") != files_of(["stages.teacher"], copy)
 
 
 def test_catches_a_section_without_class(copy: Path) -> None:
@@ -123,7 +123,7 @@ def test_catches_a_section_without_class(copy: Path) -> None:
     ("file", "line"),
     [
         ("stages/distill.py", "import stages.teacher\n"),
-        ("stages/core/fit.py", "from stages import distill\n"),
+        ("stages/core/training/fit.py", "from stages import distill\n"),
         ("flows/train.py", "from stages.export import run\n"),
     ],
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from stages.core.prefix import Prefix
-from stages.core.views import Views
+from stages.core.dataset.views import Views
+from stages.core.training.prefix import Prefix
 from tests.benchmarks.bench_pipeline import WAITING_SHARE, waiting
 from tests.benchmarks.bench_transfer import Transfer
 from tests.benchmarks.project import default_run

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.core.images import Cache, examine
-from stages.core.sources import open_source
+from stages.core.intake.images import Cache, examine
+from stages.core.intake.sources import open_source
 from tests.benchmarks import synthetic
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
 

@@ -24,18 +24,18 @@ from torch.utils.data import RandomSampler
 from torchdistill.core.distillation import DistillationBox
 
 from stages import distill, targets
-from stages.core import metrics
-from stages.core.checkpoint import Checkpoint
-from stages.core.data import Dataset
-from stages.core.fit import WARM_UP, fit
-from stages.core.inference import logits_of
-from stages.core.nets import Ensemble, Net, load_teacher
-from stages.core.prefix import Prefix
-from stages.core.progress import Progress
-from stages.core.student import distillation_loss
-from stages.core.targets import Targets, load_targets, save_targets
-from stages.core.views import Views
-from stages.core.weights import load_weights
+from stages.core.dataset.data import Dataset
+from stages.core.dataset.views import Views
+from stages.core.nets.inference import logits_of
+from stages.core.nets.net import Ensemble, Net, load_teacher
+from stages.core.nets.weights import load_weights
+from stages.core.results import metrics
+from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.progress import Progress
+from stages.core.training.fit import WARM_UP, fit
+from stages.core.training.prefix import Prefix
+from stages.core.training.student import distillation_loss
+from stages.core.training.targets import Targets, load_targets, save_targets
 from tests.benchmarks.project import TEACHER, default_run, resources, section, work_paths
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
 

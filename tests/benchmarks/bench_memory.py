@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from stages import distill
-from stages.core.data import load_dataset
-from stages.core.targets import load_targets, save_targets
-from stages.core.views import Views
-from stages.core.weights import load_weights
+from stages.core.dataset.data import load_dataset
+from stages.core.dataset.views import Views
+from stages.core.nets.weights import load_weights
+from stages.core.training.targets import load_targets, save_targets
 from tests.benchmarks import synthetic
 from tests.benchmarks.project import paths, resources, section, validate_stage
 from tests.benchmarks.record import Result

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from stages.core.data import Dataset
-from stages.core.inference import batched
-from stages.core.prefix import Prefix
-from stages.core.views import Views
+from stages.core.dataset.data import Dataset
+from stages.core.dataset.views import Views
+from stages.core.nets.inference import batched
+from stages.core.training.prefix import Prefix
 from tests.benchmarks import bench_transfer
 from tests.benchmarks.bench_transfer import Transfer
 from tests.benchmarks.project import default_run

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.core.contract import Contract
-from stages.core.images import HASH_BYTES
-from stages.core.suites import class_suites, image_suite, split_suites
+from stages.core.intake.contract import Contract
+from stages.core.intake.images import HASH_BYTES
+from stages.core.intake.suites import class_suites, image_suite, split_suites
 from tests.benchmarks.record import Result, seconds
 
 ROWS, BAD_SHARE, ROUNDS = 1_000_000, 1e-3, 3

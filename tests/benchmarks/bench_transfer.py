@@ -23,13 +23,13 @@ import torch
 from torch.nn import functional as F
 
 from stages import teacher
-from stages.core import folding
-from stages.core.checkpoint import Checkpoint
-from stages.core.data import Dataset
-from stages.core.fit import fit
-from stages.core.inference import batched
-from stages.core.nets import Net
-from stages.core.prefix import Prefix
+from stages.core.dataset.data import Dataset
+from stages.core.nets import folding
+from stages.core.nets.inference import batched
+from stages.core.nets.net import Net
+from stages.core.runner.checkpoint import Checkpoint
+from stages.core.training.fit import fit
+from stages.core.training.prefix import Prefix
 from tests.benchmarks.project import default_run, resources, section, work_paths
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
 

@@ -9,10 +9,10 @@ from typing import TypeVar
 import numpy as np
 
 from stages import validate
-from stages.core import stage
-from stages.core.data import Dataset, load_dataset
-from stages.core.params import Section, load_section
-from stages.core.runtime import Resources
+from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.runner import stage
+from stages.core.runner.params import Section, load_section
+from stages.core.runner.runtime import Resources
 from tests.benchmarks.record import quiet
 
 Kind = TypeVar("Kind", bound=Section)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.core.runtime import device_name
+from stages.core.runner.runtime import device_name
 
 Run = Callable[[], object]
 

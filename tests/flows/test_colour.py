@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from tests.flows.test_run import marks
-from tests.flows.tiny import TRAIN, make
+from tests.helpers.tiny import TRAIN, make
 
 # Class -> photograph of scikit-learn, and the rows of it to cut pieces from.
 PLACES = {

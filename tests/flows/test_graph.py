@@ -17,13 +17,13 @@ from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE
 
 from flows.graph import Graph, StageFailed
-from stages.core.errors import ParamsError
+from stages.core.runner.errors import ParamsError
 from tests.conftest import ROOT
 
 STAGE = """
 import sys, time
 from pathlib import Path
-from stages.core.parent import die_with_parent
+from stages.core.runner.parent import die_with_parent
 
 die_with_parent(every_s=0.1)
 name, *inputs = sys.argv[1:]

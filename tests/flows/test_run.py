@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.tiny import DETERMINISTIC, TRAIN, Workspace, make
+from tests.helpers.tiny import DETERMINISTIC, TRAIN, Workspace, make
 
 FILES = {
     "data/elpv": ["classes.txt", "images", "metadata.csv"],

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.tiny import TRAIN, make
+from tests.helpers.tiny import TRAIN, make
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:

@@ -18,9 +18,9 @@ from sklearn.metrics import roc_auc_score
 from flows import study as study_module
 from flows.study import COMMIT, MESSAGE, PARAMS, STATE, TRIAL, Results, Study, Trial, load, summary
 from flows.study import trials as all_trials
-from stages.core.errors import ParamsError
+from stages.core.runner.errors import ParamsError
 from tests.conftest import ROOT
-from tests.flows.tiny import Workspace, make
+from tests.helpers.tiny import Workspace, make
 
 STUDY = Study(
     question="?",

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.flows.test_run import marks
-from tests.flows.tiny import TRAIN, Workspace, make
+from tests.helpers.tiny import TRAIN, Workspace, make
 
 DVC = [sys.executable, "-m", "dvc"]
 

@@ -8,7 +8,7 @@ import pytest
 from dvc.repo import Repo
 
 from flows.workspace import merge, prepare, remove
-from stages.core.errors import ParamsError
+from stages.core.runner.errors import ParamsError
 
 
 def test_merge_changes_only_what_is_named() -> None:

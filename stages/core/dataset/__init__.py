@@ -1,0 +1,1 @@
+"""Validated images as the models see them: packed pixels, labels, groups, seeded views."""

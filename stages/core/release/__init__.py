@@ -1,0 +1,1 @@
+"""What is handed on: the report, the model card, and the release's own script."""

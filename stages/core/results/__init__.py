@@ -1,0 +1,1 @@
+"""What stages leave for people and for each other: metrics, predictions, pictures."""

@@ -1,0 +1,40 @@
+"""What models say of single images, as stages leave it for studies: paired figures need it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stages.core.dataset.data import Dataset
+from stages.core.results.metrics import Logits
+
+Rows = NDArray[np.int64]
+
+
+def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -> None:
+    """Write the logits (len(rows), K) of each named model on some images, one line an image.
+
+    Columns: file_name, group, label (both as numbers), and MODEL/CLASS for each model and class.
+    """
+    columns = {
+        f"{model}/{name}": found[:, k]
+        for model, found in logits.items()
+        for k, name in enumerate(data.classes)
+    }
+    named = {"file_name": data.files[rows], "group": data.groups[rows], "label": data.labels[rows]}
+    table = pd.DataFrame(named | columns)
+    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def logits(table: pd.DataFrame, model: str) -> Logits:
+    """The logits (N, K) of one model in a table that `write` wrote."""
+    found: Logits = table.filter(regex=f"^{model}/").to_numpy("float32")
+    return found
+
+
+def of_all_seeds(table: pd.DataFrame, model: str) -> list[Logits]:
+    """The logits of MODEL, `MODEL 1`, `MODEL 2` and so on, as far as there are such."""
+    names = (model, *(f"{model} {number}" for number in range(1, 100)))
+    return [found for name in names if (found := logits(table, name)).size]

@@ -1,0 +1,1 @@
+"""What surrounds a stage's work: command line, params, errors, locks, processes, checkpoints."""

@@ -1,0 +1,258 @@
+"""What surrounds the work of every stage: its command line, params, inputs, outputs and end.
+
+`main` is all that a stage file calls. The stage itself is `run(params, *, paths, resources)`.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.core.runner import digest, lock, parent, processes
+from stages.core.runner.errors import AtelierError, InputsChanged, ParamsError
+from stages.core.runner.params import Section, load_section
+from stages.core.runner.runtime import Resources
+
+SCRATCH = Path("data/scratch")
+
+
+def reads() -> Any:
+    """A path that the stage only reads; it must not change while the stage runs."""
+    return dataclasses.field(metadata={"input": True})
+
+
+def writes(*, even_on_failure: bool = False, tracked: bool = True, live: bool = False) -> Any:
+    """A path that the stage writes, moved into place when the stage has succeeded.
+
+    With `even_on_failure`, also when it ended with one of our own errors (a report that shows why).
+    What is not `tracked` is no output to DVC, since it carries dates, say. What is `live` is
+    written in its place from the start, to be looked at while the stage runs.
+    """
+    return dataclasses.field(
+        metadata={
+            "input": False,
+            "even_on_failure": even_on_failure,
+            "tracked": tracked,
+            "live": live,
+        }
+    )
+
+
+def keeps() -> Any:
+    """A cache that the stage keeps from run to run; what is in it must not change a result."""
+    return dataclasses.field(metadata={"kept": True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Base of a stage's paths: every field becomes an option of its command line."""
+
+    scratch: Path = dataclasses.field(default=SCRATCH, metadata={"scratch": True})
+
+    @classmethod
+    def inputs(cls) -> list[str]:
+        """Names of the fields made with `reads()`."""
+        return [f.name for f in dataclasses.fields(cls) if f.metadata.get("input") is True]
+
+    @classmethod
+    def outputs(cls) -> list[str]:
+        """Names of the fields made with `writes()`."""
+        return [f.name for f in dataclasses.fields(cls) if f.metadata.get("input") is False]
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of all fields that are options of the command line."""
+        kept = [f.name for f in dataclasses.fields(cls) if f.metadata.get("kept")]
+        return cls.inputs() + cls.outputs() + kept
+
+
+class StageModule(Protocol):
+    """What a stage file defines."""
+
+    Params: type[Section]
+    Paths: type[Paths]
+    run: Callable[..., None]
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _parse(paths_class: type[Paths], name: str) -> Paths:
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", allow_abbrev=False)
+    for field in paths_class.options():
+        parser.add_argument(_option(field), type=Path, required=True)
+    return paths_class(**vars(parser.parse_args()))
+
+
+def inputs_of(paths: Paths) -> dict[str, str]:
+    """md5 of every input, by the field's name; the same as in dvc.lock."""
+    return {name: digest.md5(getattr(paths, name)) for name in paths.inputs()}
+
+
+def code_digests(root: Path) -> dict[Path, str]:
+    """md5 of each of the project's source files that this process has imported."""
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    ours = root / "stages"
+    sources = sorted(Path(file) for file in files if file and Path(file).is_relative_to(ours))
+    return {source: digest.file_md5(source) for source in sources}
+
+
+@contextlib.contextmanager
+def _unchanged(
+    paths: Paths, section: Callable[[], Section], root: Path
+) -> Iterator[dict[str, str]]:
+    """Yield the inputs' md5 by field; raise InputsChanged if any of them differs at the end.
+
+    DVC hashes dependencies, code and params after the command, so what changed meanwhile would be
+    recorded as if it had been used.
+    """
+    inputs = {name: getattr(paths, name) for name in paths.inputs()}
+    for name, path in inputs.items():
+        if not path.exists():
+            raise ParamsError(f"{_option(name)} {path}: no such file or folder")
+    stamps = {name: digest.stamp(path) for name, path in inputs.items()}
+    before = inputs_of(paths)
+    params, code = section(), code_digests(root)
+    yield before
+    for name, path in inputs.items():
+        gone = not path.exists()
+        if gone or (digest.stamp(path) != stamps[name] and digest.md5(path) != before[name]):
+            raise InputsChanged(f"{path} changed while the stage ran; run it again")
+    for file, found in code.items():
+        if not file.exists() or digest.file_md5(file) != found:
+            raise InputsChanged(
+                f"{file.relative_to(root)} changed while the stage ran; run it again"
+            )
+    if section() != params:
+        raise InputsChanged(
+            "this stage's section of params.yaml changed while it ran; run it again"
+        )
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(paths: Paths) -> Iterator[Paths]:
+    """Yield `paths` with every output under a temporary name beside its place.
+
+    They are moved into place on success, so an output that exists is complete.
+    """
+    fields = {f.name: f for f in dataclasses.fields(paths)}
+    final = {name: getattr(paths, name) for name in paths.outputs()}
+    partial = {
+        name: path if fields[name].metadata["live"] else path.with_name(f".partial.{path.name}")
+        for name, path in final.items()
+    }
+
+    def place(names: list[str]) -> None:
+        for name in names:
+            if partial[name].exists() and partial[name] != final[name]:
+                remove(final[name])
+                partial[name].replace(final[name])
+
+    for path in partial.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(path)
+    try:
+        yield dataclasses.replace(paths, **partial)
+        missing = [str(final[n]) for n in final if not partial[n].exists()]
+        if missing:
+            raise RuntimeError(f"the stage did not write {', '.join(missing)}")
+        place(list(final))
+    except AtelierError:
+        place([n for n in final if fields[n].metadata["even_on_failure"]])
+        raise
+    finally:
+        for name, path in partial.items():
+            if path != final[name]:
+                remove(path)
+
+
+def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
+    """Run one stage on the given paths, with all that `main` promises.
+
+    Raises: AtelierError, with a text for the user.
+    """
+    params_file = root / "params.yaml"
+
+    def section() -> Section:
+        return load_section(params_file, name, module.Params)
+
+    resources = load_section(params_file, "resources", Resources)
+    # Outputs are moved into place only after the inputs have been looked at again.
+    with staged(paths) as partial, _unchanged(paths, section, root) as inputs:
+        params = section()
+        resources.apply()
+        processes.join(resources.torch_device())
+        code = "".join(code_digests(root).values())
+        work = [params.model_dump_json(), json.dumps(inputs, sort_keys=True), code]
+        scratch = paths.scratch / name / hashlib.md5("".join(work).encode()).hexdigest()
+        partial = dataclasses.replace(partial, scratch=scratch)
+        module.run(params, paths=partial, resources=resources)
+    # Checkpoints of other params stay: whoever goes back to those params goes on from there.
+    processes.wait()
+    if not processes.rank():
+        remove(scratch)
+
+
+def _together(name: str, module: StageModule, root: Path) -> None:
+    """Run this stage as several processes, if it can use them; does not return then."""
+    count = load_section(root / "params.yaml", "resources", Resources).processes
+    if count == 1 or processes.size() > 1 or not hasattr(module, "TRAINS_TOGETHER"):
+        return
+    environment = os.environ | {lock.HOLDER: os.environ.get(lock.HOLDER, str(os.getpid()))}
+    ended = subprocess.run(processes.launch(count), env=environment)
+    # What was wrong, the process at fault has said.
+    os._exit(ended.returncode)
+
+
+def main(name: str) -> None:
+    """Entry point of `python -m stages.NAME`."""
+    module = sys.modules["__main__"]
+    root = Path.cwd()
+    started = time.monotonic()
+    try:
+        parent.die_with_parent()
+        with lock.held(root, f"stage {name}"):
+            paths = _parse(module.Paths, name)
+            _together(name, module, root)
+            if processes.rank():
+                _second(name, module, paths, root)
+            else:
+                execute(name, module, paths, root)
+    except AtelierError as error:
+        sys.exit(f"error: {name}: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"{name} took {time.monotonic() - started:.1f} s", flush=True)
+    # Without this, libraries' threads and atexit hooks can hold a finished stage for seconds.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _second(name: str, module: StageModule, paths: Paths, root: Path) -> None:
+    """The same work in a process that is not the first: silent, its outputs thrown away."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        outputs = {n: Path(folder) / n / getattr(paths, n).name for n in paths.outputs()}
+        execute(name, module, dataclasses.replace(paths, **outputs), root)

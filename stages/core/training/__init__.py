@@ -1,0 +1,1 @@
+"""How networks learn: one training loop, its losses, its inputs, other domains."""

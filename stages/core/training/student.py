@@ -1,0 +1,117 @@
+"""How a student learns and is measured; shared by distillation, its control and refinement."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.core.dataset.data import Dataset
+from stages.core.nets.net import Net
+from stages.core.runner import processes
+from stages.core.runner.errors import ParamsError
+from stages.core.runner.params import Section
+from stages.core.training import losses
+from stages.core.training.fit import Loss
+from stages.core.training.prefix import Prefix
+from stages.core.training.targets import Targets
+
+Rows = NDArray[np.int64]
+
+
+class Lesson(Section):
+    """How a student learns from its teacher; part of the sections that distil.
+
+    Losses: see losses.py. `feature` teaches the relations between the teacher's features.
+    """
+
+    method: Literal["kd", "dkd", "dist", "feature"]
+    standardize_logits: bool
+    temperature: float = Field(gt=0, le=100)
+    alpha: float = Field(gt=0, le=1)
+
+    def refuse_void(self, classes: int) -> None:
+        """Raises: ParamsError for what teaches nothing.
+
+        That is: what lives on more than two classes when there are two; relations alone, which
+        leave the head at zero; whole batches' relations when several processes share each.
+        """
+        if self.method == "feature" and self.alpha == 1:
+            raise ParamsError(
+                "method 'feature' with alpha = 1: features teach the head nothing; lower alpha"
+            )
+        if self.method == "feature" and self.standardize_logits:
+            raise ParamsError(
+                "standardize_logits: method 'feature' looks at no logits; set it to false"
+            )
+        if self.method in ("feature", "dist"):
+            processes.alone(f"method {self.method!r}")
+        void = {
+            "dkd": "there is one other class, so it is kd with other weights",
+            "dist": "correlation over two classes is 1 or -1, whatever the teacher thinks",
+        }
+        reason = void.get(self.method)
+        if self.standardize_logits:
+            reason = "two logits, standardised, are 1 and -1, whatever the teacher thinks"
+        if classes == 2 and reason:
+            wrong = "standardize_logits" if self.standardize_logits else f"method {self.method!r}"
+            raise ParamsError(
+                f"{wrong}: with two classes {reason}; use method 'kd' or 'feature' without it"
+            )
+
+    def mixed(self, logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
+        """(1 - alpha) CE(labels) + alpha soft; Hinton et al. 2015 (arXiv 1503.02531), section 2.
+
+        Args:
+            logits: (B, K) of the student.
+            labels: int64 (B,), -1 where there is none; of such an image only the teacher speaks.
+            soft: the teacher's part, a scalar.
+        """
+        hard = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / len(labels)
+        return (1 - self.alpha) * hard + self.alpha * soft
+
+    def soft_loss(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """The teacher's part of the loss, from logits (B, K) of both.
+
+        For dkd, the class of an image without a label (-1) is the teacher's first choice.
+        """
+        labels = torch.where(labels < 0, teacher.argmax(1), labels)
+        if self.standardize_logits:
+            logits, teacher = losses.standardize(logits), losses.standardize(teacher)
+        if self.method == "dkd":
+            return losses.decoupled(logits, teacher, labels, temperature=self.temperature)
+        if self.method == "dist":
+            return losses.correlation(logits, teacher, temperature=self.temperature)
+        return losses.soft_targets(logits, teacher, temperature=self.temperature)
+
+
+def distillation_loss(
+    data: Dataset, targets: Targets, prefix: Prefix, lesson: Lesson, *, control: bool = False
+) -> Loss:
+    """Learn from labels and teacher on the teacher's views: epoch e shows view e modulo count.
+
+    Args:
+        control: learn on the same views from the labels alone.
+    """
+    all_labels = torch.from_numpy(data.labels)
+
+    def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
+        view = epoch % targets.count
+        features = prefix.features(net, rows, view)
+        logits = net.head(features)
+        labels = all_labels[rows].to(logits.device)
+        if control:
+            return F.cross_entropy(logits, labels)
+        if lesson.method == "feature":
+            soft = losses.relational(
+                net.head.standardize(features), targets.features(rows, view).to(logits.device)
+            )
+        else:
+            teacher = targets.logits(rows, view).to(logits.device)
+            soft = lesson.soft_loss(logits, teacher, labels)
+        return lesson.mixed(logits, labels, soft)
+
+    return loss

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages import augment
+from stages.core.gan import gan
+from stages.core.runner.checkpoint import Checkpoint
+
+
+def test_shapes() -> None:
+    generator = gan.Generator(classes=2, channels=1, image_px=32, width=8, noise=5)
+    discriminator = gan.Discriminator(classes=2, channels=1, image_px=32, width=8)
+    labels = torch.tensor([0, 1, 1])
+    images = generator(torch.randn(3, 5), labels)
+    assert images.shape == (3, 1, 32, 32)
+    assert images.abs().max() <= 1
+    assert discriminator(images, labels).shape == (3,)
+
+
+def test_the_label_matters_to_both_players() -> None:
+    torch.manual_seed(0)
+    generator = gan.Generator(classes=2, channels=1, image_px=32, width=8, noise=5)
+    discriminator = gan.Discriminator(classes=2, channels=1, image_px=32, width=8)
+    noise = torch.randn(1, 5)
+    a, b = (generator(noise, torch.tensor([k])) for k in (0, 1))
+    assert not torch.allclose(a, b)
+    x, y = (discriminator(a, torch.tensor([k])) for k in (0, 1))
+    assert not torch.allclose(x, y)
+
+
+def test_gradient_penalty_of_a_linear_score() -> None:
+    weight = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    images = torch.randn(5, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    scores = (images * weight).sum((1, 2, 3))
+    expected = float(weight.square().sum())
+    assert float(gan.gradient_penalty(scores, images).detach()) == pytest.approx(expected)
+
+
+def test_pairing_loss() -> None:
+    better, worse = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0])
+    expected = (np.log1p(np.exp(-2.0)) + np.log(2.0)) / 2
+    assert float(gan.pairing_loss(better, worse)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_augmentation_is_seeded_and_passes_gradients() -> None:
+    images = torch.rand(4, 1, 32, 32, requires_grad=True)
+    first = gan.augment(images, torch.Generator().manual_seed(1))
+    again = gan.augment(images, torch.Generator().manual_seed(1))
+    other = gan.augment(images, torch.Generator().manual_seed(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    first.sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+def test_the_filter_keeps_what_the_teacher_finds_likely() -> None:
+    margin = np.concatenate([np.linspace(-1, 1, 100), [-5.0, 5.0, 0.9]])
+    logits = np.stack([-margin, margin], 1).astype(np.float32)
+    kept = augment.kept_by_teacher(logits, label=1, burn_in=100, quantile=0.9)
+    assert kept.tolist() == [101, 102]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "CHECKPOINT_EVERY", 3)
+    params = augment.Params(
+        image_px=16, width=8, noise=4, steps=8, batch_size=4, learning_rate=1e-3, penalty=1.0,
+        penalty_every=2, average_decay=0.9, images=4, keep_quantile=0.9,
+        judge_backbone="tf_efficientnet_lite0", judge_stages=[0], seed=0,
+    )  # fmt: skip
+    images = torch.randint(0, 256, (10, 16, 16, 1), dtype=torch.uint8)
+    labels = torch.arange(10) % 2
+
+    def train(name: str) -> dict[str, torch.Tensor]:
+        kept = Checkpoint(tmp_path / name, "gan")
+        net, _ = augment.train_gan(images, labels, 2, params, torch.device("cpu"), kept)
+        return net.state_dict()
+
+    undisturbed = train("a")
+    pairing = gan.pairing_loss
+    calls = 0
+
+    def dies(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 11:
+            raise Killed
+        return pairing(better, worse)
+
+    monkeypatch.setattr(gan, "pairing_loss", dies)
+    with pytest.raises(Killed):
+        train("b")
+    monkeypatch.setattr(gan, "pairing_loss", pairing)
+    resumed = train("b")
+    assert all(torch.equal(undisturbed[k], resumed[k]) for k in undisturbed)

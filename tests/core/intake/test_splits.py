@@ -1,0 +1,241 @@
+"""Splits: groups stay whole, shares are about right, old images stay where they are."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.core.intake import splits
+from stages.core.intake.duplicates import Pairs
+from stages.core.intake.splits import Method, assign, leaking, towards
+from stages.core.runner.errors import DataError
+
+NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
+
+
+def made(groups: int = 60, most: int = 12, seed: int = 0) -> pd.DataFrame:
+    """Groups of different sizes, two labels, two domains."""
+    draws = np.random.default_rng(seed)
+    rows = [
+        (f"{g}_{i}.png", "ab"[int(draws.random() < 0.3)], ["mono", "poly"][g % 2], f"g{g}", "")
+        for g in range(groups)
+        for i in range(draws.integers(1, most + 1))
+    ]
+    return pd.DataFrame(rows, columns=["file_name", "label", "domain", "group", "split"])
+
+
+def split(manifest: pd.DataFrame, method: Method, **changes: Any) -> "pd.Series[str]":
+    places = {"folds": 4, "fold": 0, "val_folds": 5, "seed": 0} | changes
+    return assign(manifest, method, **places)
+
+
+@pytest.mark.parametrize("method", ["stratified_group", "hash", "random"])
+def test_shares_are_about_right(method: Method) -> None:
+    manifest = made(groups=400)
+    shares = split(manifest, method, folds=5, val_folds=4).value_counts(normalize=True)
+    assert shares["test"] == pytest.approx(0.2, abs=0.05)
+    assert shares["val"] == pytest.approx(0.8 / 4, abs=0.05)
+    assert shares["train"] == pytest.approx(0.8 * 3 / 4, abs=0.05)
+
+
+@pytest.mark.parametrize("method", ["stratified_group", "hash"])
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_whole(method: Method, seed: int) -> None:
+    manifest = made(seed=seed)
+    found = split(manifest, method, seed=seed)
+    assert set(found) == {"train", "val", "test"}
+    assert found.groupby(manifest["group"]).nunique().eq(1).all()
+
+
+def no_weighing(*_: Any, **__: Any) -> None:
+    raise AssertionError("groups were weighed against each other")
+
+
+@pytest.mark.parametrize("pairs", [0, 20])
+def test_where_hardly_any_image_has_company(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = made(groups=1000, most=1)
+    manifest.loc[manifest.index[-pairs:] if pairs else [], "group"] = manifest["group"][
+        :pairs
+    ].tolist()
+    monkeypatch.setattr(splits, "StratifiedGroupKFold", no_weighing)
+    places = [split(manifest, "stratified_group", fold=fold) for fold in range(4)]
+    assert ((np.stack(places) == "test").sum(0) == 1).all()
+    for found in places:
+        assert found.groupby(manifest["group"]).nunique().eq(1).all()
+        for _, stratum in found.groupby(manifest["label"] + manifest["domain"]):
+            assert abs((stratum == "test").sum() - len(stratum) / 4) <= 1 + pairs
+
+
+def test_many_in_company_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "StratifiedGroupKFold", no_weighing)
+    with pytest.raises(AssertionError, match="weighed"):
+        split(made(), "stratified_group")
+
+
+def test_random_tears_groups_and_keeps_the_strata() -> None:
+    manifest = made()
+    found = split(manifest, "random")
+    assert found.groupby(manifest["group"]).nunique().gt(1).any()
+    for _, stratum in found.groupby(manifest["label"] + manifest["domain"]):
+        assert abs((stratum == "test").sum() - len(stratum) / 4) <= 1
+
+
+def test_strata_are_kept_by_group_about_as_well_as_groups_allow() -> None:
+    manifest = made(groups=300)
+    shares = (split(manifest, "stratified_group") == "test").groupby(manifest["label"]).mean()
+    assert shares.between(0.2, 0.3).all()
+
+
+@pytest.mark.parametrize("method", ["stratified_group", "hash", "random"])
+def test_the_seed_and_nothing_else_decides(method: Method) -> None:
+    manifest = made()
+    first = split(manifest, method, seed=1)
+    assert split(manifest, method, seed=1).equals(first)
+    assert not split(manifest, method, seed=2).equals(first)
+
+
+@pytest.mark.parametrize("method", ["stratified_group", "hash", "random"])
+def test_every_image_is_tested_in_one_fold(method: Method) -> None:
+    manifest = made()
+    tested = sum((split(manifest, method, fold=f) == "test").astype(int) for f in range(4))
+    assert (tested == 1).all()
+
+
+def test_hash_never_moves_an_old_image() -> None:
+    manifest = made(groups=200)
+    draws = np.random.default_rng(0)
+    whole = split(manifest, "hash")
+    for count in (1, 10, len(manifest) // 2):
+        kept = manifest.iloc[np.sort(draws.choice(len(manifest), count, replace=False))]
+        assert split(kept, "hash").equals(whole[kept.index])
+    relabelled = manifest.assign(label="c", domain="")
+    assert split(relabelled, "hash").equals(whole)
+
+
+def test_hash_draws_test_and_val_apart() -> None:
+    """Were they one draw, a fold would decide how large the validation split is."""
+    manifest = made(groups=2000, most=1)
+    for fold in range(4):
+        found = split(manifest, "hash", fold=fold)
+        rest = found[found != "test"]
+        assert (rest == "val").mean() == pytest.approx(0.2, abs=0.04)
+
+
+def test_the_users_column_is_taken() -> None:
+    manifest = made().assign(split=lambda t: np.resize(["train", "val", "test"], len(t)))
+    assert split(manifest, "column").equals(manifest["split"])
+    assert split(manifest, "column", seed=9, fold=3).equals(manifest["split"])
+
+
+def test_a_validation_split_is_made_where_the_user_has_none() -> None:
+    manifest = made()
+    tested = manifest["group"].isin([f"g{g}" for g in range(15)])
+    manifest["split"] = np.where(tested, "test", "train")
+    given = manifest["split"].copy()
+    found = split(manifest, "column")
+    assert (found == "test").equals(given == "test")
+    assert manifest["split"].equals(given)
+    assert (found == "val").sum() / (given == "train").sum() == pytest.approx(0.2, abs=0.1)
+    assert found.groupby(manifest["group"]).nunique().eq(1).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "words"),
+    [
+        ("stratified_group", {"folds": 61}, "60 groups cannot be split into 61 folds"),
+        ("stratified_group", {"val_folds": 50}, "groups cannot be split into 50 folds"),
+        ("random", {"folds": 4000}, "images cannot be split into 4000 folds"),
+        ("column", {}, "images have no split (0_0.png, 0_1.png"),
+    ],
+)
+def test_what_cannot_be_split(method: Method, changes: dict[str, int], words: str) -> None:
+    manifest = made()
+    assert manifest["file_name"][1] == "0_1.png"
+    with pytest.raises(DataError) as caught:
+        split(manifest, method, **changes)
+    assert words in str(caught.value)
+
+
+def test_an_index_with_gaps_is_kept() -> None:
+    manifest = made().sample(frac=0.7, random_state=0)
+    for method in ("stratified_group", "hash", "random"):
+        assert split(manifest, method).index.equals(manifest.index)
+
+
+def table(rows: list[tuple[str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["group", "split"], index=range(100, 100 + len(rows)))
+
+
+def test_a_group_in_two_splits_leaks_from_the_lower() -> None:
+    rows = [("a", "train"), ("a", "test"), ("a", "val"), ("b", "train"), ("c", "val")]
+    assert leaking(table(rows), NO_PAIRS).to_dict() == {100: "test", 102: "test"}
+
+
+def test_a_near_duplicate_in_two_splits_leaks_from_the_lower() -> None:
+    rows = [("a", "train"), ("b", "val"), ("c", "train"), ("d", "train")]
+    pairs = np.array([[0, 1], [2, 3]])
+    assert leaking(table(rows), pairs).to_dict() == {100: "val"}
+
+
+def test_likeness_is_passed_on() -> None:
+    """By a pair to a group, and by that group's other image to another pair."""
+    rows = [("a", "train"), ("b", "train"), ("b", "train"), ("c", "test"), ("d", "val")]
+    pairs = np.array([[0, 1], [2, 3]])
+    assert leaking(table(rows), pairs).to_dict() == {100: "test", 101: "test", 102: "test"}
+
+
+def test_nothing_leaks_from_whole_groups() -> None:
+    manifest = made()
+    manifest["split"] = split(manifest, "stratified_group")
+    assert leaking(manifest, NO_PAIRS).empty
+
+
+def test_without_those_that_leak_nothing_leaks() -> None:
+    draws = np.random.default_rng(0)
+    manifest = made(groups=40)
+    manifest["split"] = draws.choice(["train", "val", "test"], len(manifest), p=[0.9, 0.06, 0.04])
+    pairs = np.sort(draws.integers(0, len(manifest), (10, 2)), 1)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    leaks = leaking(manifest, pairs)
+    assert 0 < len(leaks) < len(manifest)
+    places = manifest["split"].to_dict()
+    kept = set(manifest.index) - set(leaks.index)
+    for a, b in pairs:
+        assert not {a, b} <= kept or places[a] == places[b]
+    rest = manifest.loc[sorted(kept)]
+    assert rest.groupby("group")["split"].nunique().eq(1).all()
+
+
+def test_a_target_domain_is_measured_and_its_labels_go() -> None:
+    manifest = made()
+    manifest["split"] = split(manifest, "stratified_group")
+    aimed, left_out = towards(manifest, "poly")
+    gone = manifest.loc[left_out.index]
+    assert (gone["domain"] == "mono").all()
+    assert (gone["split"] == "test").all()
+    assert set(left_out) == {"of the domain mono, which is not measured"}
+    found = aimed.drop(index=left_out.index)
+    places = found.groupby("split")["domain"].unique().map(list).to_dict()
+    assert places == {
+        "train": ["mono"],
+        "val": ["mono"],
+        "test": ["poly"],
+        "unlabelled": ["poly"],
+    }
+    poly = manifest[manifest["domain"] == "poly"]
+    assert (found["domain"] == "poly").sum() == len(poly)
+    assert (found["split"] == "test").sum() == (poly["split"] == "test").sum()
+
+
+@pytest.mark.parametrize("name", ["thin", ""])
+def test_an_unknown_domain_is_refused(name: str) -> None:
+    manifest = made().assign(split="train")
+    with pytest.raises(DataError, match=r"target_domain = .*: found the domains 'mono', 'poly'"):
+        towards(manifest, name)
+
+
+def test_a_domain_without_others_is_refused() -> None:
+    manifest = made().assign(split="train", domain="mono")
+    with pytest.raises(DataError, match=r"target_domain = 'mono'"):
+        towards(manifest, "mono")

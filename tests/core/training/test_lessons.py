@@ -1,0 +1,328 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.core.dataset.data import Dataset
+from stages.core.dataset.views import Views
+from stages.core.nets import net as nets
+from stages.core.nets import weights
+from stages.core.runner.errors import ParamsError, TrainingDiverged
+from stages.core.training import losses
+from stages.core.training.prefix import Prefix
+from stages.core.training.student import Lesson, distillation_loss
+from stages.core.training.targets import Targets, load_targets, save_targets
+from stages.refine import Synthetic, with_synthetic
+from stages.teacher import fit_probe
+from tests.conftest import dataset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+LITE = "tf_efficientnet_lite0"
+VIEWS = 3
+
+
+def lesson(**changes: Any) -> Lesson:
+    values = {"method": "kd", "standardize_logits": False, "temperature": 3.0, "alpha": 0.3}
+    return Lesson.model_validate(values | changes)
+
+
+def student(data: Dataset, *, frozen: int = 0) -> nets.Net:
+    made = nets.build(LITE, weights.packaged(LITE), stages=[0, 1], data=data)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(made.head.linear.weight, std=0.1)
+    torch.nn.init.normal_(made.head.mean)
+    torch.nn.init.uniform_(made.head.std, 0.5, 2)
+    made.freeze_lowest(frozen)
+    return made.eval()
+
+
+def said(data: Dataset, seed: int = 0) -> Any:
+    shape = (VIEWS, len(data.rows("train")), len(data.classes))
+    return np.random.default_rng(seed).normal(0, 3, shape).astype(np.float32)
+
+
+def targets_of(folder: Path, data: Dataset, *, seed: int = 0) -> Targets:
+    logits = said(data, seed)
+    features = np.random.default_rng(9).normal(size=(*logits.shape[:2], 7)).astype(np.float16)
+    plain = np.zeros((len(data.labels), len(data.classes)), np.float32)
+    save_targets(folder, Views(data.pixels, 4, 0.3), logits, plain, features)
+    return load_targets(folder, data)
+
+
+def loss_of(
+    folder: Path, data: Dataset, how: Lesson, *, seed: int = 0, frozen: int = 0, **options: Any
+) -> tuple[Callable[[Rows, int], float], nets.Net, Targets]:
+    net = student(data, frozen=frozen)
+    targets = targets_of(folder / f"targets {seed}", data, seed=seed)
+    train = data.rows("train")
+    prefix = Prefix(net, targets.views, train, VIEWS, folder, plain=train[:0], most_gb=1)
+    loss = distillation_loss(data, targets, prefix, how, **options)
+    return lambda rows, epoch: float(loss(net, rows, epoch).detach()), net, targets
+
+
+def naive_kd(logits: Any, teacher: Any, labels: Any, *, temperature: float, alpha: float) -> float:
+    """Hinton et al. 2015 in float64, image by image."""
+    each = []
+    for z, t, y in zip(logits, teacher, labels, strict=True):
+        log_p = log_softmax(np.asarray(z, np.float64) / temperature)
+        log_q = log_softmax(np.asarray(t, np.float64) / temperature)
+        soft = temperature**2 * (np.exp(log_q) * (log_q - log_p)).sum()
+        hard = -log_softmax(np.asarray(z, np.float64))[y] if y >= 0 else 0.0
+        each.append((1 - alpha) * hard + alpha * soft)
+    return float(np.mean(each))
+
+
+def test_targets_are_found_by_the_datasets_rows(tmp_path: Path) -> None:
+    data = dataset(n=20, classes=3)
+    train = data.rows("train")
+    assert not np.array_equal(train, np.arange(train[0], train[0] + len(train)))
+    logits = said(data)
+    features = np.random.default_rng(1).normal(size=(VIEWS, len(train), 5)).astype(np.float16)
+    plain = np.random.default_rng(2).normal(size=(20, 3)).astype(np.float32)
+    save_targets(tmp_path / "targets", Views(data.pixels, 4, 0.3), logits, plain, features)
+    found = load_targets(tmp_path / "targets", data)
+
+    assert found.count == VIEWS
+    assert found.has_features
+    assert (found.views.seed, found.views.jitter) == (4, 0.3)
+    assert found.views.pixels is data.pixels
+    assert found.plain.dtype == np.float32
+    assert np.array_equal(found.plain, plain)
+    rows = train[[7, 2, 2, 11]]
+    assert not np.array_equal(rows, [7, 2, 2, 11])
+    for view in range(VIEWS):
+        assert np.array_equal(
+            found.logits(rows, view), logits[view][[7, 2, 2, 11]].astype(np.float16)
+        )
+        assert np.array_equal(found.features(rows, view), features[view][[7, 2, 2, 11]])
+    assert found.logits(rows, 0).dtype == found.features(rows, 0).dtype == torch.float32
+
+
+def test_targets_without_features(tmp_path: Path) -> None:
+    data = dataset(n=20)
+    plain = np.zeros((20, 2), np.float32)
+    save_targets(tmp_path / "targets", Views(data.pixels, 0, 0), said(data), plain, None)
+    assert not load_targets(tmp_path / "targets", data).has_features
+
+
+@pytest.mark.parametrize("wrong", [70_000.0, -70_000.0, np.nan])
+def test_logits_too_large_to_be_stored_are_named(tmp_path: Path, wrong: float) -> None:
+    data = dataset(n=20)
+    logits, plain = said(data), np.zeros((20, 2), np.float32)
+    logits[1, 2, 0] = wrong
+    with pytest.raises(TrainingDiverged, match=r"^the teacher's logits: .*at most 65504"):
+        save_targets(tmp_path / "targets", Views(data.pixels, 0, 0), logits, plain, None)
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+@pytest.mark.parametrize("epoch", [0, 2, 4])
+def test_kd_shows_both_the_same_view(tmp_path: Path, epoch: int, frozen: int) -> None:
+    data = dataset(n=20, classes=3)
+    rows, how = data.rows("train")[[9, 4, 1, 6, 0]], lesson()
+    value, net, _ = loss_of(tmp_path, data, how, frozen=frozen)
+
+    def naive(students: int, teachers: int) -> float:
+        images = Views(data.pixels, 4, 0.3).batch(rows, students)
+        with torch.inference_mode():
+            logits = net(images).double().numpy()
+        # As it is stored.
+        teacher = said(data)[teachers][[9, 4, 1, 6, 0]].astype(np.float16)
+        return naive_kd(logits, teacher, data.labels[rows], temperature=3.0, alpha=0.3)
+
+    view = epoch % VIEWS
+    others = [naive(s, t) for s in range(VIEWS) for t in range(VIEWS) if (s, t) != (view, view)]
+    # Frozen layers' output, where there are any, is stored as float16.
+    tolerance = 1e-3 if frozen else 1e-5
+    assert min(abs(other / naive(view, view) - 1) for other in others) > 5 * tolerance
+    assert value(rows, epoch) == pytest.approx(naive(view, view), rel=tolerance)
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd"])
+def test_of_an_unlabelled_image_only_the_teacher_speaks(method: str) -> None:
+    draws = np.random.default_rng(0)
+    logits, teacher = (torch.from_numpy(draws.normal(0, 2, (6, 3))) for _ in range(2))
+    labels = torch.tensor([0, -1, 2, -1, -1, 1])
+    how = lesson(method=method)
+    found = how.mixed(logits, labels, how.soft_loss(logits, teacher, labels))
+    named = torch.where(labels < 0, teacher.argmax(1), labels)
+    assert (named != labels).any()
+    hard = F.cross_entropy(logits[labels >= 0], labels[labels >= 0]) * 3 / 6
+    soft = {
+        "kd": losses.soft_targets(logits, teacher, temperature=3.0),
+        "dkd": losses.decoupled(logits, teacher, named, temperature=3.0),
+    }
+    assert found == pytest.approx(float(0.7 * hard + 0.3 * soft[method]))
+    if method == "kd":
+        naive = naive_kd(logits, teacher, labels.numpy(), temperature=3.0, alpha=0.3)
+        assert found == pytest.approx(naive)
+
+
+@pytest.mark.parametrize("method", ["kd", "feature"])
+def test_the_control_learns_from_labels_alone(tmp_path: Path, method: str) -> None:
+    data = dataset(n=20, classes=3)
+    rows = data.rows("train")[[9, 4, 1]]
+    found = []
+    for seed, alpha in [(0, 0.3), (1, 0.9)]:
+        how = lesson(method=method, alpha=alpha)
+        value, net, targets = loss_of(tmp_path, data, how, seed=seed, control=True)
+        found.append(value(rows, 4))
+    logits = net(targets.views.batch(rows, 4 % VIEWS)).detach().double().numpy()
+    naive = -log_softmax(logits, 1)[np.arange(3), data.labels[rows]].mean()
+    assert found[0] == found[1] == pytest.approx(naive, rel=1e-5)
+
+
+METHODS = [*((m, s) for m in ("kd", "dkd", "dist") for s in (False, True)), ("feature", False)]
+
+
+@pytest.mark.parametrize(("method", "standardized"), METHODS)
+def test_every_method_is_its_own_loss(tmp_path: Path, method: str, standardized: bool) -> None:
+    data = dataset(n=20, classes=4)
+    rows = data.rows("train")[[9, 4, 1, 6, 0]]
+    how = lesson(method=method, standardize_logits=standardized)
+    value, net, targets = loss_of(tmp_path, data, how)
+    labels = torch.from_numpy(data.labels[rows])
+    soft = {}
+    with torch.inference_mode():
+        features = net.features(targets.views.batch(rows, 1))
+        logits, teacher = net.head(features), targets.logits(rows, 1)
+        for flat in (False, True):
+            z, t = (losses.standardize(x) if flat else x for x in (logits, teacher))
+            soft["kd", flat] = losses.soft_targets(z, t, temperature=3.0)
+            soft["dkd", flat] = losses.decoupled(z, t, labels, temperature=3.0)
+            soft["dist", flat] = losses.correlation(z, t, temperature=3.0)
+        standard = (features - net.head.mean) / net.head.std
+        soft["feature", False] = losses.relational(standard, targets.features(rows, 1))
+        hard = F.cross_entropy(logits, labels)
+    expected = {which: float(0.7 * hard + 0.3 * part) for which, part in soft.items()}
+    assert np.diff(sorted(expected.values())).min() > 1e-2
+    assert value(rows, 1) == pytest.approx(expected[method, standardized], rel=1e-4)
+
+
+def test_relations_alone_teach_the_head_nothing() -> None:
+    with pytest.raises(ParamsError, match=r"'feature' with alpha = 1: .*lower alpha"):
+        lesson(method="feature", alpha=1.0).refuse_void(3)
+    lesson(method="feature", alpha=0.99).refuse_void(3)
+    lesson(method="kd", alpha=1.0).refuse_void(2)
+
+
+@pytest.mark.parametrize("method", ["dist", "feature"])
+def test_relations_need_whole_batches(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson(method=method).refuse_void(4)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = rf"^method '{method}' needs whole batches: .*\(now 2\)"
+    with pytest.raises(ParamsError, match=words):
+        lesson(method=method).refuse_void(4)
+    for other in ("kd", "dkd"):
+        lesson(method=other).refuse_void(4)
+
+
+class Mixed:
+    """What `with_synthetic` makes of a batch: what was kept, what was drawn, the value."""
+
+    def __init__(self, *, share: float, seed: int = 3) -> None:
+        self.data = dataset(n=20, classes=3)
+        self.net, self.kept, self.drawn = student(self.data), np.array([]), []
+        draws = np.random.default_rng(8)
+        self.synthetic = Synthetic(
+            torch.from_numpy(draws.integers(0, 256, (50, 32, 32, 1), dtype=np.uint8)),
+            torch.from_numpy(draws.normal(0, 3, (50, 3)).astype(np.float32)),
+            torch.from_numpy(draws.integers(3, size=50)),
+        )
+        self.net.register_forward_pre_hook(self._see)
+        self.loss = with_synthetic(self._real, self.synthetic, lesson(), share, seed)
+
+    def _see(self, _: Any, shown: tuple[Tensor]) -> None:
+        same = (shown[0][:, None] == self.synthetic.pixels).flatten(2).all(2)
+        assert (same.sum(1) == 1).all()
+        self.drawn = same.int().argmax(1).tolist()
+
+    def _real(self, net: nets.Net, rows: Rows, epoch: int) -> Tensor:
+        assert net is self.net
+        self.kept, self.epoch = rows, epoch
+        return torch.tensor(10.0 + float(rows.mean()))
+
+    def value(self, rows: Rows, epoch: int) -> float:
+        self.kept, self.drawn = np.array([]), []
+        with torch.inference_mode():
+            return float(self.loss(self.net, rows, epoch))
+
+    def naive(self, count: int) -> float:
+        pixels, teacher, labels = (
+            x[self.drawn]
+            for x in (self.synthetic.pixels, self.synthetic.logits, self.synthetic.labels)
+        )
+        with torch.inference_mode():
+            logits = self.net.head(self.net.features(pixels)).double().numpy()
+        made = naive_kd(logits, teacher, labels, temperature=3.0, alpha=0.3)
+        real = 10.0 + float(self.kept.mean())
+        return (real * (count - len(self.drawn)) + made * len(self.drawn)) / count
+
+
+@pytest.mark.parametrize(
+    ("share", "batch", "synthetic"),
+    [(0.25, 8, 2), (0.25, 7, 2), (0.25, 2, 0), (0.9, 10, 9), (0.9, 4, 3), (0.9, 2, 1), (0.5, 8, 4)],
+)
+def test_synthetic_images_are_a_share_of_the_batch(
+    share: float, batch: int, synthetic: int
+) -> None:
+    mixed = Mixed(share=share)
+    rows = mixed.data.rows("train")[::-1][:batch]
+    found = mixed.value(rows, 2)
+    assert len(mixed.drawn) == synthetic
+    assert len(mixed.kept) == batch - synthetic
+    assert set(mixed.kept) <= set(rows)
+    assert mixed.epoch == 2
+    assert found == pytest.approx(mixed.naive(batch) if synthetic else 10 + rows.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.9])
+def test_a_last_batch_of_one_image_stays_real(share: float) -> None:
+    mixed = Mixed(share=share)
+    assert mixed.value(np.array([7]), 0) == 17.0
+    assert mixed.kept.tolist() == [7]
+    assert mixed.drawn == []
+
+
+def test_synthetic_images_are_drawn_anew_and_the_same_again() -> None:
+    rows = dataset(n=20).rows("train")
+
+    def drawn(rows: Rows, epoch: int, seed: int = 3) -> list[int]:
+        mixed = Mixed(share=0.5, seed=seed)
+        mixed.value(rows, epoch)
+        return mixed.drawn
+
+    first = drawn(rows, 0)
+    assert first == drawn(rows, 0)
+    assert first not in (drawn(rows, 1), drawn(rows[::-1], 0), drawn(rows, 0, seed=4))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_probe_is_scikit_learns_regression(classes: int) -> None:
+    labels = np.arange(60) % 5 % classes
+    net = student(dataset(n=60, classes=classes))
+    draws = np.random.default_rng(3)
+    width = net.head.linear.in_features
+    features = (5 + 3 * draws.normal(size=(60, width))).astype(np.float32)
+    features[:, :classes] += 4 * np.eye(classes, dtype=np.float32)[labels]
+    net.head.fit_statistics(torch.from_numpy(features))
+    fit_probe(net, features, labels, 0.05)
+
+    standard = (features - features.mean(0)) / features.std(0, ddof=1)
+    expected = LogisticRegression(C=0.05, max_iter=3000).fit(standard, labels)
+    logits = net.head(torch.from_numpy(features)).detach().double().numpy()
+    assert logits.shape == (60, classes)
+    decision = expected.decision_function(standard)
+    found = logits[:, 1] - logits[:, 0] if classes == 2 else logits
+    assert np.abs(decision).max() > 0.5
+    assert np.allclose(found, decision, atol=2e-3)
+    probabilities = np.exp(log_softmax(logits, 1))
+    assert np.allclose(probabilities, expected.predict_proba(standard), atol=1e-3)

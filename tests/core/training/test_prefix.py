@@ -1,0 +1,163 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from stages.core.dataset.views import Views
+from stages.core.nets import net as nets
+from stages.core.nets import weights
+from stages.core.nets.net import Net
+from stages.core.training import prefix
+from stages.core.training.prefix import Prefix
+from tests.conftest import dataset
+
+DATA = dataset(n=10, px=64)
+LITE = "tf_efficientnet_lite0"
+
+
+def net(backbone: str = LITE, stages: list[int] | None = None, *, frozen: int = 2) -> Net:
+    torch.manual_seed(0)
+    state = weights.packaged(LITE) if backbone == LITE else timm.create_model(backbone).state_dict()
+    made = nets.build(backbone, state, stages=stages or [0, 1], data=DATA)
+    torch.nn.init.normal_(made.head.linear.weight, std=0.1)
+    made.freeze_lowest(frozen)
+    return made.eval()
+
+
+VIEWS = Views(DATA.pixels, seed=1, jitter=0.1)
+TRAIN, VAL = DATA.rows("train"), DATA.rows("val")
+
+
+def stored(made: Net, folder: Path) -> Prefix:
+    return Prefix(made, VIEWS, TRAIN, 2, folder, plain=VAL, most_gb=1)
+
+
+@pytest.mark.parametrize("backbone", [LITE, "lcnet_050", "resnet18", "vgg11_bn", "convnext_atto"])
+def test_stored_activations_give_the_networks_own_logits(tmp_path: Path, backbone: str) -> None:
+    made = net(backbone)
+    found = stored(made, tmp_path)
+    assert found.length > 0
+    with torch.inference_mode():
+        live = made(VIEWS.batch(TRAIN[[3, 0]], 1))
+        again = found.logits(made, TRAIN[[3, 0]], 1)
+    assert torch.allclose(live, again, atol=2e-3, rtol=2e-3)
+    plain = found.evaluate(made, VAL)
+    assert np.allclose(plain, made(VIEWS.plain(VAL)).detach().numpy(), atol=2e-3, rtol=2e-3)
+
+
+def test_a_transformer_is_no_chain_and_is_run_as_a_whole(tmp_path: Path) -> None:
+    made = net("vit_tiny_patch16_224", [0])
+    assert made.links() == []
+    found = stored(made, tmp_path)
+    assert found.length == 0
+    with torch.inference_mode():
+        assert torch.equal(found.logits(made, TRAIN, 1), made(VIEWS.batch(TRAIN, 1)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stored(net(), tmp_path)
+
+    def never(self: Prefix, *_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Prefix, "_compute", never)
+    other = net()
+    torch.nn.init.zeros_(other.head.linear.weight)
+    again = stored(other, tmp_path)
+    assert torch.equal(first.inputs(TRAIN, 1)[0], again.inputs(TRAIN, 1)[0])
+
+
+def test_student_and_its_refinement_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = net()
+    first = stored(student, tmp_path / "kept")
+    nets.save_net(tmp_path / "student", student)
+    loaded = nets.load_net(tmp_path / "student")
+    loaded.freeze_lowest(2)
+    assert loaded.frozen_links() == student.frozen_links() > 0
+    monkeypatch.setattr(Prefix, "_compute", None)
+    again = stored(loaded, tmp_path / "kept")
+    assert torch.equal(again.inputs(TRAIN, 1)[0], first.inputs(TRAIN, 1)[0])
+
+
+def test_the_last_two_networks_files_are_kept(tmp_path: Path) -> None:
+    kept: list[set[str]] = []
+    for number in range(4):
+        made = net()
+        with torch.no_grad():
+            made.backbone.model.conv_stem.weight[0, 0, 0, 0] += number
+        stored(made, tmp_path)
+        kept.append({p.name for p in tmp_path.iterdir()})
+        for folder in tmp_path.iterdir():
+            os.utime(folder, (number, number) if folder.name not in kept[0] else (9, 9))
+    first, second, third, last = kept
+    assert [len(folders) for folders in kept] == [1, 2, 2, 2]
+    assert first < second
+    assert first < third
+    assert first < last
+    assert not (third - first) & last
+
+
+def test_other_stages_are_read_anew(tmp_path: Path) -> None:
+    one, two = (stored(net(stages=stages), tmp_path) for stages in ([0, 1], [1]))
+    assert one.inputs(TRAIN, 1)[1].shape[1] > two.inputs(TRAIN, 1)[1].shape[1] == 0
+
+
+def test_other_weights_or_views_are_computed_anew(tmp_path: Path) -> None:
+    stored(net(), tmp_path)
+    changed = net()
+    with torch.no_grad():
+        changed.backbone.model.conv_stem.weight[0, 0, 0, 0] += 1
+    stored(changed, tmp_path)
+    folders = {p.name for p in tmp_path.iterdir()}
+    assert len(folders) == 2
+    Prefix(net(), Views(DATA.pixels, seed=2, jitter=0.1), TRAIN, 2, tmp_path, plain=VAL, most_gb=1)
+    assert len({p.name for p in tmp_path.iterdir()} - folders) == 1
+
+
+def test_a_killed_computation_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = stored(net(), tmp_path / "a").inputs(TRAIN, 1)[0]
+    real, calls = prefix.Net.prefix, 0
+
+    def dies(self: Net, images: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(self, images, length)
+
+    monkeypatch.setattr(Net, "prefix", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stored(net(), tmp_path / "b")
+    monkeypatch.setattr(Net, "prefix", real)
+    assert torch.equal(stored(net(), tmp_path / "b").inputs(TRAIN, 1)[0], expected)
+
+
+def test_what_is_too_large_is_not_stored_and_gives_the_same(tmp_path: Path) -> None:
+    made = net()
+    stored_ = stored(made, tmp_path / "a")
+    live = Prefix(made, VIEWS, TRAIN, 2, tmp_path / "b", plain=VAL, most_gb=1e-6)
+    assert not (tmp_path / "b").exists()
+    with torch.inference_mode():
+        for a, b in zip(stored_.inputs(TRAIN, 1), live.inputs(TRAIN, 1), strict=True):
+            assert torch.allclose(a, b, atol=1e-3, rtol=1e-3)
+        assert np.allclose(stored_.evaluate(made, VAL), live.evaluate(made, VAL), atol=1e-3)
+
+
+def test_frozen_layers_do_not_change_in_training(tmp_path: Path) -> None:
+    made = net()
+    found = stored(made, tmp_path)
+    before = {k: v.clone() for k, v in made.state_dict().items()}
+    made.train()
+    torch.autograd.backward(found.logits(made, TRAIN, 0).square().sum())
+    frozen = [p for _, link in made.links()[: found.length] for p in link.parameters()]
+    assert frozen
+    assert all(p.grad is None for p in frozen)
+    assert all(torch.equal(v, before[k]) for k, v in made.state_dict().items())

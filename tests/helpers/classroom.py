@@ -1,0 +1,135 @@
+"""Validated images, a teacher, what it says of them, and students that learn it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from stages import distill, targets
+from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.nets.net import Ensemble, build, save_teacher
+from stages.core.nets.weights import packaged
+from stages.core.results import predictions
+from stages.core.results.report import read_metrics
+from stages.core.runner.params import parse_section
+from stages.core.runner.stage import Paths
+from tests.conftest import RECIPE
+from tests.stages.test_teacher import RESOURCES, validated
+
+LITE = "tf_efficientnet_lite0"
+VIEWS = 3
+
+
+def params(**changes: Any) -> distill.Params:
+    values = {
+        "backbone": LITE, "weights": "packaged", "width": 1.0, "depth": 1.0, "stages": [0, 1],
+        "reduce": 1, "own_statistics": 1.0, "frozen_groups": 2, "method": "kd",
+        "standardize_logits": False, "temperature": 2.0, "alpha": 0.5, "seeds": 1, "seed": 3,
+        "recipe": RECIPE | {"learning_rate": 3e-3},
+    }  # fmt: skip
+    return parse_section({"distill": values | changes}, "distill", distill.Params, source="here")
+
+
+def filled(kind: type[Paths], folder: Path, **inputs: Path) -> Any:
+    folder.mkdir()
+    outputs = {name: folder / name for name in kind.outputs()}
+    caches = {"cache": folder.parent / "cache"} if "cache" in kind.options() else {}
+    return kind(scratch=folder / "scratch", **caches, **inputs, **outputs)
+
+
+def two_networks(data: Dataset) -> Ensemble:
+    """A teacher whose members have different depths, and heads of their own."""
+    members = []
+    for number, stages in enumerate([[0, 1], [1, 2]]):
+        net = build(LITE, packaged(LITE), stages=stages, data=data)
+        torch.manual_seed(number)
+        torch.nn.init.normal_(net.head.linear.weight, std=0.1)
+        features = net.features(torch.from_numpy(data.pixels[data.rows("train")])).detach()
+        net.head.fit_statistics(features)
+        net.freeze_lowest(2)
+        members.append(net)
+    return Ensemble(members).eval()
+
+
+@dataclass
+class Classroom:
+    """Validated images, a teacher, and what it has said of them."""
+
+    root: Path
+    validated: Path
+    teacher: Path
+    targets: Path
+    featureless: Path
+
+    def __post_init__(self) -> None:
+        self.data = load_dataset(self.validated)
+        self.runs: dict[str, Distilled] = {}
+
+    def changed(self, name: str, change: Callable[[Path], None]) -> Path:
+        """A copy of the targets that is not quite the same."""
+        folder = self.root / name
+        shutil.copytree(self.targets, folder)
+        change(folder)
+        return folder
+
+    def paths(self, name: str, folder: Path | None = None) -> Any:
+        inputs = {name: getattr(self, name) for name in ("validated", "teacher")}
+        inputs["weights"] = self.root / "none"
+        return filled(distill.Paths, self.root / name, targets=folder or self.targets, **inputs)
+
+    def distil(self, folder: Path | None = None, **changes: Any) -> "Distilled":
+        """What a run of the stage on these targets leaves; run once in the same way."""
+        key = json.dumps([str(folder), changes])
+        if key not in self.runs:
+            paths = self.paths(f"run {len(self.runs)}", folder)
+            distill.run(params(**changes), paths=paths, resources=RESOURCES)
+            self.runs[key] = Distilled(self.data, paths)
+        return self.runs[key]
+
+
+@dataclass
+class Distilled:
+    """What a run of the stage has left."""
+
+    data: Dataset
+    paths: distill.Paths
+
+    def __post_init__(self) -> None:
+        self.table = pd.read_csv(self.paths.predictions)
+        self.metrics = read_metrics(self.paths.metrics)
+        self.weights = load_file(self.paths.student / "model.safetensors")
+        self.labels = self.data.labels[self.data.rows("test")]
+
+    def said(self, name: str) -> Any:
+        found = predictions.logits(self.table, name)
+        assert found.size
+        return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+def enrolled(root: Path, *, target: bool) -> Classroom:
+    """Images, with `target` also unlabelled ones, and what a teacher says of them."""
+    images = validated(root / "validated", target=target)
+    save_teacher(root / "teacher", two_networks(load_dataset(images)).each())
+    written = []
+    for features in (True, False):
+        inputs = {"validated": images, "teacher": root / "teacher"}
+        paths = filled(targets.Paths, root / f"features {features}", **inputs)
+        how = targets.Params(views=VIEWS, features=features, jitter=0.1, seed=2)
+        targets.run(how, paths=paths, resources=RESOURCES)
+        written.append(paths.targets)
+    return Classroom(root, images, root / "teacher", *written)
+
+
+def close(found: Any, expected: Any, tolerance: float = 1e-2) -> bool:
+    return bool(np.abs(np.asarray(found) - np.asarray(expected)).max() < tolerance)

@@ -1,0 +1,283 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages import distill, refine
+from stages.core.dataset.views import Views
+from stages.core.nets.inference import logits_of
+from stages.core.nets.net import load_net, load_teacher, save_teacher
+from stages.core.results import metrics, predictions
+from stages.core.results.report import read_metrics
+from stages.core.runner.errors import ParamsError
+from stages.core.training.targets import load_targets
+from tests.conftest import RECIPE, RowsFitted
+from tests.helpers.classroom import LITE, Classroom, close, enrolled, filled, params, same
+from tests.stages.test_teacher import RESOURCES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
+    return enrolled(tmp_path_factory.mktemp("distill"), target=True)
+
+
+@pytest.fixture(scope="module")
+def heirs(classroom: Classroom) -> tuple[Path, Tensors, Tensors]:
+    """A teacher of two, the first with weights that are not the packaged ones; and theirs."""
+    shallow, deep = load_teacher(classroom.teacher).each()
+    with torch.no_grad():
+        for parameter in deep.backbone.parameters():
+            parameter.mul_(1.1)
+    save_teacher(classroom.root / "of heirs", [deep, shallow])
+    first, second = (net.backbone.model.state_dict() for net in (deep, shallow))
+    return classroom.root / "of heirs", first, second
+
+
+def heir(classroom: Classroom, teacher: Path, **changes: Any) -> Tensors:
+    """The backbone of a student that starts from a teacher."""
+    paths = classroom.paths(f"heir {sorted(changes)}")
+    how = {"weights": "teacher", "own_statistics": 0.0} | changes
+    paths = dataclasses.replace(paths, teacher=teacher)
+    distill.run(params(**how), paths=paths, resources=RESOURCES)
+    found: Tensors = load_net(paths.student).backbone.model.state_dict()
+    return found
+
+
+def test_students_can_start_from_the_teachers_own_layers(
+    classroom: Classroom, heirs: tuple[Path, Tensors, Tensors]
+) -> None:
+    teacher, taught, before = heirs
+    student = heir(classroom, teacher)
+    frozen = [name for name in student if name.startswith(("conv_stem", "bn1", "blocks.0"))]
+    assert frozen
+    assert all(torch.equal(student[name], taught[name]) for name in frozen)
+    assert not torch.equal(student["conv_stem.weight"], before["conv_stem.weight"])
+
+
+def test_thin_students_can_start_from_a_selection_of_them(
+    classroom: Classroom, heirs: tuple[Path, Tensors, Tensors]
+) -> None:
+    teacher, taught, _ = heirs
+    student = heir(classroom, teacher, width=0.5)
+    name = "blocks.0.0.conv_pw.weight"
+    rows, columns = (torch.linspace(0, n - 1, k).round().long() for n, k in ((16, 8), (32, 32)))
+    assert student[name].shape == (8, 32, 1, 1)
+    assert torch.equal(student[name], taught[name][rows][:, columns])
+
+
+def test_what_the_teacher_does_not_have_is_refused(
+    classroom: Classroom, heirs: tuple[Path, Tensors, Tensors]
+) -> None:
+    paths = dataclasses.replace(classroom.paths("no heir"), teacher=heirs[0])
+    with pytest.raises(ParamsError, match=rf"'teacher': expected .*{LITE}\), found 'tf_.*lite1'"):
+        distill.first_weights(params(weights="teacher", backbone="tf_efficientnet_lite1"), paths)
+    with pytest.raises(ParamsError, match=r"the teacher ends with stage 2, .* found \[0, 3\]"):
+        distill.first_weights(params(weights="teacher", stages=[0, 3]), paths)
+
+
+def test_refinement_learns_from_what_the_student_did(
+    classroom: Classroom, rows_fitted: RowsFitted
+) -> None:
+    root, data = classroom.root, classroom.data
+    (root / "augmented").mkdir()
+    made = {
+        "pixels": np.zeros((2, 16, 16, 1), np.uint8),
+        "logits": np.zeros((2, 2), np.float32),
+        "labels": np.zeros(2, np.int64),
+    }
+    for name, values in made.items():
+        np.save(root / "augmented" / f"{name}.npy", values)
+    paths = filled(
+        refine.Paths, root / "refine", validated=classroom.validated, targets=classroom.targets,
+        student=classroom.distil().paths.student, augmented=root / "augmented",
+    )  # fmt: skip
+    how = refine.Params.model_validate(
+        {
+            "synthetic_share": 0.25, "temperature": 2.0, "alpha": 0.5, "frozen_groups": 2,
+            "recipe": RECIPE, "seed": 5,
+        }
+    )  # fmt: skip
+    refine.run(how, paths=paths, resources=RESOURCES)
+    assert np.isfinite(read_metrics(paths.metrics)["real"]["nll"])
+
+    learned = rows_fitted(refine)
+    again = {name: root / f"refine again {name}" for name in refine.Paths.outputs()}
+    refine.run(how, paths=dataclasses.replace(paths, **again), resources=RESOURCES)
+    assert len(learned) == 2
+    for rows in learned:
+        assert np.array_equal(rows, data.taught)
+    assert (data.labels[data.taught] < 0).any()
+
+
+def test_both_have_the_statistics_of_all_that_the_student_learns_from(
+    classroom: Classroom, rows_fitted: RowsFitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    monkeypatch.setattr(distill, "adapt_statistics", lambda *args: measured.append(args[2:]))
+    rows_fitted(distill)
+    distill.run(params(own_statistics=0.5), paths=classroom.paths("measured"), resources=RESOURCES)
+    assert len(measured) == 2
+    for rows, share in measured:
+        assert np.array_equal(rows, classroom.data.taught)
+        assert share == 0.5
+
+
+def test_the_first_seeds_student_ships(classroom: Classroom) -> None:
+    one, two = classroom.distil(), classroom.distil(seeds=2)
+    assert same(one.weights, two.weights)
+    assert not same(two.weights, classroom.distil(seed=4).weights)
+    said = logits_of(
+        load_net(two.paths.student),
+        Views(two.data.pixels, 0, 0).plain,
+        two.data.rows("test"),
+    )
+    assert np.allclose(two.said("student"), said, rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_have_the_students_and_controls_of_all_seeds(classroom: Classroom) -> None:
+    one, two, next_seed = classroom.distil(), classroom.distil(seeds=2), classroom.distil(seed=4)
+    names = ["teacher", "student", "control", "student 1", "control 1"]
+    found = [name.rsplit("/", 1)[0] for name in two.table.columns if "/" in name]
+    assert found == [name for name in names for _ in range(2)]
+    for name in ("student", "control"):
+        assert np.array_equal(two.said(name), one.said(name))
+        assert np.array_equal(two.said(f"{name} 1"), next_seed.said(name))
+        assert not np.array_equal(two.said(f"{name} 1"), two.said(name))
+        assert len(predictions.of_all_seeds(two.table, name)) == 2
+    assert two.table["file_name"].tolist() == list(two.data.files[two.data.rows("test")])
+
+
+def test_figures_are_those_of_the_predictions(classroom: Classroom) -> None:
+    two = classroom.distil(seeds=2)
+    test = two.data.rows("test")
+    plain = load_targets(classroom.targets, two.data).plain[test]
+    assert np.allclose(two.said("teacher"), plain, rtol=1e-4, atol=1e-5)
+    auroc = {
+        name: metrics.auroc(two.said(name), two.labels)
+        for name in ("teacher", "student", "control", "student 1", "control 1")
+    }
+    for name in ("student", "control"):
+        loss = metrics.negative_log_likelihood(two.said(name), two.labels)
+        assert two.metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
+        assert two.metrics[name]["auroc"] == pytest.approx(auroc[name])
+        mean = (auroc[name] + auroc[f"{name} 1"]) / 2
+        assert two.metrics["seeds"][name]["mean"] == pytest.approx(mean)
+    assert two.metrics["seeds"]["count"] == 2
+    gains = [auroc["student"] - auroc["control"], auroc["student 1"] - auroc["control 1"]]
+    assert two.metrics["gain_over_control"]["gain"] == pytest.approx(np.mean(gains))
+    assert two.metrics["retention"] == pytest.approx(auroc["student"] / auroc["teacher"])
+    gain = two.metrics["gain_over_teacher"]["gain"]
+    assert gain == pytest.approx(auroc["student"] - auroc["teacher"])
+    assert set(two.metrics["validation"]) == {"student", "control", "student 1", "control 1"}
+
+
+def test_the_student_listens_to_the_teacher_and_the_control_does_not(classroom: Classroom) -> None:
+    def swap(folder: Path) -> None:
+        logits = np.load(folder / "views.npy")
+        np.save(folder / "views.npy", logits[:, :, ::-1])
+
+    found, other = classroom.distil(), classroom.distil(classroom.changed("swapped", swap))
+    assert np.array_equal(found.said("control"), other.said("control"))
+    assert not close(found.said("student"), other.said("student"), 0.05)
+    assert not close(found.said("student"), found.said("control"), 0.05)
+    assert not same(found.weights, other.weights)
+    assert np.array_equal(found.said("teacher"), other.said("teacher"))
+
+
+def test_both_learn_on_the_views_of_the_targets(classroom: Classroom) -> None:
+    def show_others(folder: Path) -> None:
+        (folder / "views.json").write_text('{"seed": 7, "jitter": 0.1}')
+
+    found, other = classroom.distil(), classroom.distil(classroom.changed("others", show_others))
+    for name in ("student", "control"):
+        assert not close(found.said(name), other.said(name), 0.05)
+
+
+def test_the_control_is_the_student_without_the_teacher(tmp_path: Path) -> None:
+    nearly = enrolled(tmp_path, target=False).distil(alpha=1e-7)
+    assert close(nearly.said("student"), nearly.said("control"), 0.02)
+
+
+def test_of_unlabelled_images_the_teacher_tells_the_student_alone(classroom: Classroom) -> None:
+    data = classroom.data
+    unlabelled = np.flatnonzero(data.labels[data.taught] < 0)
+    assert len(unlabelled) == 16
+
+    def contradict(folder: Path) -> None:
+        logits = np.load(folder / "views.npy")
+        logits[:, unlabelled] = logits[:, unlabelled, ::-1]
+        np.save(folder / "views.npy", logits)
+
+    changed = classroom.changed("contradicted", contradict)
+    found, other = classroom.distil(), classroom.distil(changed)
+    assert not close(found.said("student"), other.said("student"), 0.05)
+
+
+@pytest.mark.parametrize("count", [8, 20, 27])
+def test_rows_are_repeated_without_favour(count: int) -> None:
+    rows = np.arange(100, 108)
+    found = distill.repeated(rows, count, 0)
+    often = np.unique(found, return_counts=True)[1]
+    assert len(found) == count
+    assert len(often) == 8
+    assert often.max() - often.min() <= 1
+    assert np.array_equal(found[:8], rows)
+    more = [distill.repeated(rows, 12, seed)[8:].tolist() for seed in range(20)]
+    assert more[0] == distill.repeated(rows, 12, 0)[8:].tolist()
+    # Sorted by class, the first four would be of one.
+    assert len({tuple(sorted(each)) for each in more}) > 10
+
+
+def test_the_control_takes_as_many_steps_on_labelled_images(
+    classroom: Classroom, rows_fitted: RowsFitted
+) -> None:
+    learned = rows_fitted(distill)
+    distill.run(params(), paths=classroom.paths("steps"), resources=RESOURCES)
+    data = classroom.data
+    student, control = learned
+    everything = set(data.rows("train")) | set(data.rows("unlabelled"))
+    assert set(student) == everything
+    assert len(student) == len(everything) == len(control)
+    assert set(control) == set(data.rows("train"))
+
+
+def test_features_teach_too(classroom: Classroom) -> None:
+    kd, found = classroom.distil(), classroom.distil(method="feature")
+    assert np.array_equal(found.said("control"), kd.said("control"))
+    assert not close(found.said("student"), kd.said("student"), 0.05)
+    assert not close(found.said("student"), found.said("control"), 0.05)
+
+
+def test_features_that_are_not_there_are_refused(classroom: Classroom) -> None:
+    paths = classroom.paths("without features", classroom.featureless)
+    words = r"distill\.method = 'feature': set targets\.features to true"
+    with pytest.raises(ParamsError, match=words):
+        distill.run(params(method="feature"), paths=paths, resources=RESOURCES)
+    assert not paths.student.exists()
+    assert not paths.curves.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "dkd"}, "method 'dkd': with two classes"),
+        ({"method": "dist"}, "method 'dist': with two classes"),
+        ({"standardize_logits": True}, "standardize_logits: with two classes"),
+        ({"method": "feature", "alpha": 1.0}, "'feature' with alpha = 1"),
+    ],
+)
+def test_what_teaches_nothing_is_refused(
+    classroom: Classroom, changes: dict[str, Any], words: str
+) -> None:
+    paths = classroom.paths(f"refused {changes}")
+    with pytest.raises(ParamsError, match=words):
+        distill.run(params(**changes), paths=paths, resources=RESOURCES)
+    assert not paths.student.exists()
+    assert not paths.curves.exists()

@@ -1,0 +1,77 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages import targets
+from stages.core.dataset.views import Views
+from stages.core.nets.net import load_teacher
+from stages.core.results import metrics
+from stages.core.results.report import read_metrics
+from stages.core.training.targets import load_targets
+from tests.helpers.classroom import VIEWS, Classroom, close, enrolled, filled
+from tests.stages.test_teacher import RESOURCES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
+    return enrolled(tmp_path_factory.mktemp("targets"), target=True)
+
+
+@pytest.mark.parametrize("view", range(VIEWS))
+def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, view: int) -> None:
+    data, teacher = classroom.data, load_teacher(classroom.teacher)
+    found = load_targets(classroom.targets, data)
+    assert (found.count, found.views.seed, found.views.jitter) == (VIEWS, 2, 0.1)
+    rows = data.rows("train")[[5, 0, 11, 3]]
+    images = Views(data.pixels, 2, 0.1).batch(rows, view)
+    with torch.inference_mode():
+        each = [net.head.standardize(net.features(images)) for net in teacher.each()]
+        logits = teacher(images)
+        assert not close(teacher.each()[0](images), logits, 0.1)
+    # Logits and features are stored as float16.
+    assert close(found.logits(rows, view), logits)
+    assert not close(found.logits(rows, (view + 1) % VIEWS), logits, 0.1)
+    assert close(found.features(rows, view), torch.cat(each, 1), 0.05)
+    assert not close(found.features(rows, (view + 1) % VIEWS), torch.cat(each, 1), 0.5)
+
+
+def test_targets_go_on_after_the_last_finished_view(
+    classroom: Classroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
+    paths = filled(targets.Paths, tmp_path / "killed", **inputs)
+    how = targets.Params(views=VIEWS, features=True, jitter=0.1, seed=2)
+    real, asked = targets.Asked.about, []
+
+    def about(self: targets.Asked, rows: Any, view: int | None, progress: Any) -> Any:
+        asked.append(view)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        return real(self, rows, view, progress)
+
+    monkeypatch.setattr(targets.Asked, "about", about)
+    with pytest.raises(KeyboardInterrupt):
+        targets.run(how, paths=paths, resources=RESOURCES)
+    targets.run(how, paths=paths, resources=RESOURCES)
+    assert asked == [0, 1, 1, 2, None]
+    for name in ("views.npy", "features.npy", "plain.npy", "views.json"):
+        assert (paths.targets / name).read_bytes() == (classroom.targets / name).read_bytes()
+
+
+def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
+    data, teacher = classroom.data, load_teacher(classroom.teacher)
+    found = load_targets(classroom.targets, data)
+    assert (data.labels == -1).any()
+    with torch.inference_mode():
+        plain = teacher(found.views.plain(np.arange(len(data.labels))))
+    assert close(found.plain, plain, 1e-3)
+    train = data.rows("train")
+    said = read_metrics(classroom.targets.parent / "metrics")
+    for name, logits in (("view", found.logits(train, 0)), ("plain", found.plain[train])):
+        auroc = metrics.auroc(np.asarray(logits), data.labels[train])
+        assert said[f"{name}_auroc"] == pytest.approx(auroc, abs=1e-3)

@@ -1,0 +1,348 @@
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stages import teacher
+from stages.core.dataset.data import Dataset, load_dataset, save_dataset
+from stages.core.dataset.views import Views
+from stages.core.nets.inference import logits_of
+from stages.core.nets.net import Net, count_macs, count_parameters, load_teacher
+from stages.core.results import metrics, predictions
+from stages.core.results.report import read_metrics
+from stages.core.runner.errors import ParamsError
+from stages.core.runner.params import parse_section
+from stages.core.runner.runtime import Resources
+from tests.conftest import RECIPE, RowsFitted
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RESOURCES = Resources(device="cpu", threads=1, processes=1, cache_gb=1.0)
+CLASSES = ["sound", "cracked"]
+LITES = ["tf_efficientnet_lite0", "tf_efficientnet_lite1"]
+SPLITS = ["train", "test", "train", "val", "train", "test", "train", "train"]
+MCC = {"adapt": "mcc", "soft_labels": ["p"]}
+DANN = {"adapt": "dann", "soft_labels": ["p"]}
+WAYS: list[dict[str, Any]] = [{"adapt": "adabn"}, MCC, DANN]
+
+
+def validated(
+    folder: Path, *, target: bool = True, hidden: float = 1.0, contrast: float = 1.0
+) -> Path:
+    """What `validate` leaves: noise, in one class with stripes.
+
+    With `target`, also unlabelled images, of a brighter domain, as the test images are then. In
+    column p the unlabelled ones' class could be found: `hidden`. They have this `contrast`.
+    """
+    draws = np.random.default_rng(0)
+    table, images = [], []
+    for i in range(64 if target else 48):
+        unlabelled = i >= 48
+        split = "unlabelled" if unlabelled else SPLITS[i // 2 % 8]
+        cracked = i % (2 if split == "val" else 3) == 0
+        poly = target and split in ("unlabelled", "test")
+        image = draws.normal(0, 30 * (contrast if unlabelled else 1), (32, 32, 1))
+        image[::4] += 2 * cracked
+        images.append((image + (160 if poly else 90)).clip(0, 255).astype(np.uint8))
+        label, p = ("", hidden) if unlabelled else (CLASSES[cracked], float(cracked))
+        named = {"file_name": f"{i}.png", "label": label, "group": f"g{i // 2}", "p": p}
+        table.append(named | {"domain": "poly" if poly else "mono", "split": split})
+    # So that no split's rows follow one another.
+    order = np.random.default_rng(1).permutation(len(table))
+    folder.mkdir()
+    np.save(folder / "pixels.npy", np.stack(images)[order])
+    save_dataset(folder, pd.DataFrame(table).iloc[order], CLASSES)
+    return folder
+
+
+def params(**changes: Any) -> teacher.Params:
+    values = {
+        "soft_labels": None, "imbalance": "none", "focal_gamma": 2.0, "label_smoothing": 0.0,
+        "mixup": 0.0, "backbones": LITES[:1], "weights": "packaged", "stages": [0, 1],
+        "mode": "finetune", "members": 1, "own_statistics": 1.0, "frozen_groups": 2, "views": 2,
+        "dropout": 0.0, "jitter": 0.1, "probe_c": 0.01, "adapt": "none", "adapt_weight": 1.0,
+        "recipe": RECIPE | {"learning_rate": 3e-3, "head_learning_rate": 3e-3}, "seed": 1,
+    }  # fmt: skip
+    return parse_section({"teacher": values | changes}, "teacher", teacher.Params, source="here")
+
+
+def paths_of(folder: Path, data: Path) -> teacher.Paths:
+    folder.mkdir()
+    outputs = {name: folder / name for name in teacher.Paths.outputs()}
+    inputs = {"validated": data, "weights": folder / "none", "cache": folder.parent / "cache"}
+    return teacher.Paths(scratch=folder / "scratch", **inputs, **outputs)
+
+
+@dataclass
+class Taught:
+    """What a run of the stage has left."""
+
+    paths: teacher.Paths
+    params: teacher.Params
+
+    def __post_init__(self) -> None:
+        self.data = load_dataset(self.paths.validated)
+        self.rows = {s: self.data.rows(s) for s in ("train", "val", "test", "unlabelled")}
+        self.labels = self.data.labels[self.rows["test"]]
+        self.members = load_teacher(self.paths.teacher).each()
+        self.metrics = read_metrics(self.paths.metrics)
+        self.curves = pd.read_csv(self.paths.curves)
+        self.predictions = pd.read_csv(self.paths.predictions)
+
+    def said(self, name: str) -> Any:
+        found = predictions.logits(self.predictions, name)
+        assert found.size
+        return found
+
+    def again(self, net: Net) -> Any:
+        return logits_of(net, Views(self.data.pixels, 0, 0).plain, self.rows["test"])
+
+    def probe(self, member: int) -> Net:
+        return teacher.Trainer(self.params, self.paths, self.data, RESOURCES).probe(member)
+
+
+Teach = Callable[..., Taught]
+
+
+@pytest.fixture(scope="module")
+def teach(tmp_path_factory: pytest.TempPathFactory) -> Teach:
+    """Runs the stage, but only once in the same way."""
+    root = tmp_path_factory.mktemp("teacher")
+    folders: dict[str, Path] = {}
+    runs: dict[str, Taught] = {}
+
+    def run(data: dict[str, Any] | None = None, **changes: Any) -> Taught:
+        data = data or {}
+        name = json.dumps(data)
+        if name not in folders:
+            folders[name] = validated(root / f"data {len(folders)}", **data)
+        key = json.dumps([data, changes])
+        if key not in runs:
+            paths = paths_of(root / f"run {len(runs)}", folders[name])
+            teacher.run(params(**changes), paths=paths, resources=RESOURCES)
+            runs[key] = Taught(paths, params(**changes))
+        return runs[key]
+
+    return run
+
+
+def mean_of_stem(net: Net, data: Dataset, rows: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        images = net.prepare(torch.from_numpy(data.pixels[rows]))
+        found: torch.Tensor = net.backbone.model.conv_stem(images).mean((0, 2, 3))
+    return found
+
+
+def same_nets(a: Net, b: Net) -> bool:
+    return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def test_a_teacher_of_two_says_the_mean(teach: Teach) -> None:
+    one, two = teach(), teach(members=2)
+    assert sorted(p.name for p in two.paths.teacher.iterdir()) == ["member_0", "member_1"]
+    each = [two.again(net) for net in two.members]
+    assert np.abs(each[0] - each[1]).max() > 0.01
+    assert np.allclose(two.said("finetuned"), (each[0] + each[1]) / 2, rtol=1e-4, atol=1e-5)
+    assert same_nets(one.members[0], two.members[0])
+    assert two.metrics["members"] == 2
+    assert two.metrics["parameters"] == 2 * one.metrics["parameters"]
+    assert two.metrics["macs"] == 2 * one.metrics["macs"]
+    assert list(two.curves["net"]) == ["member 0"] * 2 + ["member 1"] * 2
+
+
+def test_members_take_the_backbones_in_turn(teach: Teach) -> None:
+    three = teach(members=3, backbones=LITES)
+    assert [net.spec.backbone for net in three.members] == [LITES[0], LITES[1], LITES[0]]
+    assert three.metrics["backbone"] == " + ".join([LITES[0], LITES[1], LITES[0]])
+    assert three.metrics["parameters"] == sum(map(count_parameters, three.members))
+    assert three.metrics["macs"] == sum(map(count_macs, three.members))
+    for name, nets in (("finetuned", three.members), ("probe", map(three.probe, range(3)))):
+        each = [three.again(net) for net in nets]
+        assert np.allclose(three.said(name), np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
+def test_figures_are_those_of_the_predictions(teach: Teach, way: dict[str, Any]) -> None:
+    found = teach(**way)
+    assert found.predictions["file_name"].tolist() == list(found.data.files[found.rows["test"]])
+    aurocs = {}
+    for name in ("probe", *["source_only"] * bool(way), "finetuned"):
+        aurocs[name] = metrics.auroc(found.said(name), found.labels)
+        loss = metrics.negative_log_likelihood(found.said(name), found.labels)
+        assert found.metrics[name]["auroc"] == pytest.approx(aurocs[name])
+        assert found.metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
+    assert len(set(aurocs.values())) == len(aurocs)
+    for name, before in (("finetuning_gain", "probe"), ("adaptation_gain", "source_only")):
+        assert (name in found.metrics) == (before in aurocs) == (before in found.metrics)
+        if name in found.metrics:
+            gain = aurocs["finetuned"] - aurocs[before]
+            assert found.metrics[name]["gain"] == pytest.approx(gain)
+            assert found.metrics[name]["low"] <= gain <= found.metrics[name]["high"]
+    val = found.rows["val"]
+    seen = logits_of(found.members[0], Views(found.data.pixels, 0, 0).plain, val)
+    auroc = metrics.auroc(seen, found.data.labels[val])
+    assert found.metrics["validation"]["auroc"] == pytest.approx(auroc)
+
+
+def test_feature_extraction_leaves_the_probe_as_it_is(teach: Teach) -> None:
+    found = teach(mode="feature_extraction")
+    assert np.array_equal(found.said("finetuned"), found.said("probe"))
+    assert np.array_equal(found.said("probe"), teach().said("probe"))
+    assert same_nets(found.members[0], found.probe(0))
+    assert found.metrics["finetuning_gain"]["gain"] == 0
+    assert found.curves.empty
+    assert found.paths.picture.exists()
+    assert not found.paths.scratch.exists()
+    assert not np.allclose(teach().said("finetuned"), teach().said("probe"), atol=0.01)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["adabn", "mcc", "dann"])
+def test_adaptation_starts_from_the_source_alone(teach: Teach, way: dict[str, Any]) -> None:
+    plain, adapted = teach(), teach(**way)
+    # Columns p are the labels: the source's training is the same.
+    assert np.array_equal(adapted.said("source_only"), plain.said("finetuned"))
+    assert not np.allclose(adapted.said("finetuned"), adapted.said("source_only"), atol=1e-3)
+    again = adapted.again(adapted.members[0])
+    assert np.allclose(adapted.said("finetuned"), again, rtol=1e-4, atol=1e-5)
+
+
+def test_every_way_of_adapting_is_another(teach: Teach) -> None:
+    found = [teach(**way).said("finetuned") for way in WAYS]
+    for one, other in itertools.combinations(found, 2):
+        assert not np.allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
+def test_the_probe_has_the_sources_statistics(teach: Teach, way: dict[str, Any]) -> None:
+    found = teach(**way)
+    assert np.array_equal(found.said("probe"), teach().said("probe"))
+    net, data, train = found.probe(0), found.data, found.rows["train"]
+    mean = net.backbone.model.bn1.running_mean
+    assert torch.allclose(mean, mean_of_stem(net, data, train), atol=1e-4)
+    assert not torch.allclose(mean, mean_of_stem(net, data, found.rows["unlabelled"]), atol=0.05)
+    features = net.features(torch.from_numpy(data.pixels[train])).detach()
+    assert torch.allclose(net.head.mean, features.mean(0), atol=1e-3)
+    assert np.allclose(found.said("probe"), found.again(net), rtol=1e-4, atol=1e-5)
+
+
+def test_adabn_ships_the_targets_statistics_and_the_sources_weights(teach: Teach) -> None:
+    plain, adapted = teach(), teach(adapt="adabn")
+    net, data, rows = adapted.members[0], adapted.data, adapted.rows["unlabelled"]
+    norm = net.backbone.model.bn1
+    assert torch.allclose(norm.running_mean, mean_of_stem(net, data, rows), atol=1e-4)
+    features = net.features(torch.from_numpy(data.pixels[rows])).detach()
+    assert torch.allclose(net.head.mean, features.mean(0), atol=1e-3)
+    for (name, found), source in zip(
+        net.named_parameters(), plain.members[0].parameters(), strict=True
+    ):
+        assert torch.equal(found, source), name
+
+
+@pytest.mark.parametrize("way", ["mcc", "dann"])
+def test_without_weight_it_is_the_sources_training_once_more(teach: Teach, way: str) -> None:
+    found = teach(adapt=way, adapt_weight=0.0)
+    assert np.allclose(found.said("finetuned"), found.said("source_only"), atol=1e-3)
+    assert list(found.curves["net"]) == ["member 0"] * 2 + [f"member 0, {way}"] * 2
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["adabn", "mcc", "dann"])
+def test_adaptation_is_to_the_unlabelled_images(teach: Teach, way: dict[str, Any]) -> None:
+    one, other = teach(**way), teach({"contrast": 1.6}, **way)
+    for name in ("probe", "source_only"):
+        assert np.array_equal(one.said(name), other.said(name))
+    assert not np.allclose(one.said("finetuned"), other.said("finetuned"), atol=1e-3)
+
+
+@pytest.mark.parametrize("way", [MCC, DANN], ids=["mcc", "dann"])
+def test_what_the_unlabelled_images_are_teaches_nothing(teach: Teach, way: dict[str, Any]) -> None:
+    ones, zeros = teach(**way), teach({"hidden": 0.0}, **way)
+    for found, hidden in ((ones, 1.0), (zeros, 0.0)):
+        rows = found.rows["unlabelled"]
+        assert len(rows) == 16
+        assert (found.data.labels[rows] == -1).all()
+        assert (np.delete(found.data.labels, rows) >= 0).all()
+        assert (found.data.numbers("p")[rows] == hidden).all()
+        assert not found.params.wanted(found.data)[rows].any()
+    assert ones.predictions.equals(zeros.predictions)
+    assert same_nets(ones.members[0], zeros.members[0])
+
+
+@pytest.mark.parametrize("imbalance", ["none", "balanced"])
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
+def test_only_labelled_training_images_are_learned_from(
+    tmp_path: Path, rows_fitted: RowsFitted, way: dict[str, Any], imbalance: str
+) -> None:
+    learned = rows_fitted(teacher)
+    paths = paths_of(tmp_path / "run", validated(tmp_path / "data"))
+    teacher.run(params(imbalance=imbalance, **way), paths=paths, resources=RESOURCES)
+    data = load_dataset(paths.validated)
+    train = data.rows("train")
+    sound, cracked = np.bincount(data.labels[train])
+    assert len(learned) == 1 + (way in (MCC, DANN))
+    for rows in learned:
+        assert set(rows) == set(train)
+        each = [sound, sound if imbalance == "balanced" else cracked]
+        assert np.bincount(data.labels[rows]).tolist() == each
+
+
+@pytest.mark.parametrize("way", ["adabn", "mcc", "dann"])
+def test_without_unlabelled_images_there_is_nothing_to_adapt_to(tmp_path: Path, way: str) -> None:
+    paths = paths_of(tmp_path / "run", validated(tmp_path / "data", target=False))
+    words = rf"teacher\.adapt = '{way}': there are no unlabelled images; .*validate\.target_domain"
+    with pytest.raises(ParamsError, match=words):
+        teacher.run(params(adapt=way), paths=paths, resources=RESOURCES)
+    assert not paths.teacher.exists()
+
+
+@pytest.mark.parametrize("way", ["mcc", "dann"])
+def test_adapting_needs_whole_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    paths = paths_of(tmp_path / "run", validated(tmp_path / "data"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ParamsError, match=rf"teacher\.adapt = '{way}'.*resources\.processes"):
+        teacher.run(params(adapt=way), paths=paths, resources=RESOURCES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"adapt": "adabn", "own_statistics": 0.5}, "'adabn': .*set own_statistics to 1"),
+        ({"adapt": "adabn", "own_statistics": 0.0}, "'adabn': .*set own_statistics to 1"),
+        ({"adapt": "mcc", "mode": "feature_extraction"}, "'mcc': .*but mode is feature_extraction"),
+        ({"adapt": "dann", "mode": "feature_extraction"}, "'dann': .*mode is feature_extraction"),
+    ],
+)
+def test_adaptations_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParamsError, match=r"^here: teacher\.adapt = " + words):
+        params(**changes)
+
+
+def test_adaptations_that_fit_are_not() -> None:
+    params(adapt="adabn", mode="feature_extraction")
+    params(adapt="mcc", own_statistics=0.5)
+    params(adapt="dann", own_statistics=0.5)
+    params(adapt="none", own_statistics=0.5, mode="feature_extraction")
+
+
+@pytest.mark.parametrize("target", [True, False])
+def test_class_weights_are_of_labelled_training_images(tmp_path: Path, target: bool) -> None:
+    data = load_dataset(validated(tmp_path / "data", target=target))
+    assert len(data.rows("unlabelled")) == 16 * target
+    table = pd.read_csv(tmp_path / "data" / "manifest.csv")
+    train = table["label"][table["split"] == "train"]
+    sound, cracked = ((train == name).sum() for name in CLASSES)
+    everywhere = np.bincount(data.labels[data.labels >= 0])
+    assert cracked / sound != everywhere[1] / everywhere[0]
+    found = params(imbalance="weights").class_weights(data)
+    assert found is not None
+    expected = [len(train) / (2 * sound), len(train) / (2 * cracked)]
+    assert found.tolist() == pytest.approx(expected)
+    assert params().class_weights(data) is None

@@ -1,0 +1,351 @@
+"""The front door: what is fit comes out whole, what is left out has a line."""
+
+import json
+import shutil
+import signal
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages import validate
+from stages.core.dataset.data import load_dataset
+from stages.core.intake.images import Cache, Look
+from stages.core.runner.errors import DataError, ParamsError
+from stages.core.runner.params import parse_section
+from tests.conftest import MakeFolder
+from tests.helpers.front_door import (
+    PARAMS,
+    append,
+    both,
+    column,
+    content,
+    copied,
+    cut,
+    edit,
+    listed,
+    manifest,
+    metrics,
+    near_copy,
+    noise,
+    own,
+    quarantined,
+    run,
+    saved,
+    split_by_group,
+    stage_process,
+)
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_a_good_folder_comes_out_whole(
+    tmp_path: Path, image_folder: MakeFolder, docs: bool
+) -> None:
+    image_folder()
+    out = run(tmp_path)
+    data = load_dataset(out / "validated")
+    assert data.pixels.shape == (48, 32, 32, 1)
+    assert data.classes == ["defective", "functional"]
+    by_split = {s: set(data.groups[data.rows(s)]) for s in ("train", "val", "test")}
+    assert set.union(*by_split.values()) == set(range(8))
+    assert sum(map(len, by_split.values())) == 8
+    assert (data.pixels.mean((1, 2, 3)) > 125).tolist() == (data.labels == 1).tolist()
+    assert quarantined(out) == []
+    found = metrics(out)
+    assert (found["images"], found["groups"], found["bad_images"]) == (48, 8, 0)
+    assert {s: c["images"] for s, c in found["splits"].items()} == {
+        s: len(data.rows(s)) for s in ("train", "val", "test")
+    }
+    outcomes = pd.read_csv(out / "outcomes")
+    assert outcomes["passed"].all()
+    assert len(outcomes) == found["expectations"]
+    rows = manifest(out)
+    assert {"bytes", "width", "height", "mode", "sha256", "phash", "sharpness"} <= set(rows)
+    assert (rows["domain"] == "mono").all()
+    pages = list((out / "docs").rglob("*.html"))
+    assert pages
+    assert not [page for page in pages if 'src="http' in page.read_text()]
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path, image_folder: MakeFolder) -> None:
+    folder = image_folder()
+    noise(1).save(folder / "more.png")
+    near_copy(tmp_path)
+    outputs = [f for f in validate.Paths.outputs() if f not in ("docs", "validated")]
+    outputs += [f"validated/{file}" for file in ("pixels.npy", "manifest.csv", "profile.json")]
+    out = run(tmp_path)
+    first = {name: (out / name).read_bytes() for name in outputs}
+    shutil.rmtree(tmp_path / "cache")
+    run(tmp_path)
+    assert {name: (out / name).read_bytes() for name in outputs} == first
+
+
+@pytest.mark.parametrize("classes", ["params", "file", "neither"])
+def test_the_order_of_the_classes(
+    tmp_path: Path, image_folder: MakeFolder, classes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = image_folder()
+    wanted = ["functional", "defective"]
+    if classes == "file":
+        (folder / "classes.txt").write_text("\ufefffunctional\r\n\ndefective\r\n")
+    out = run(tmp_path, classes=wanted if classes == "params" else None)
+    found = load_dataset(out / "validated").classes
+    alphabetical = "classes, in alphabetical order: defective, functional"
+    if classes == "neither":
+        assert found == sorted(wanted)
+        assert alphabetical in capsys.readouterr().out
+    else:
+        assert found == wanted
+        assert alphabetical not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fold": 4}, "validate.fold = 4: should be less than folds"),
+        ({"classes": ["a", "b", "a"]}, "each class should stand there once"),
+        ({"classes": ["a"]}, "validate.classes"),
+        ({"image_px": 48}, "validate.image_px = 48"),
+        ({"split": "by_date"}, "validate.split = 'by_date'"),
+        ({"max_bad_fraction": 1.5}, "validate.max_bad_fraction = 1.5"),
+    ],
+)
+def test_params_that_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParamsError, match=words):
+        parse_section({"validate": PARAMS | changes}, "validate", validate.Params, source="")
+
+
+def test_quarantine_lists_all_that_it_leaves_out(tmp_path: Path, image_folder: MakeFolder) -> None:
+    folder = image_folder()
+    cut(tmp_path)
+    noise(9).save(folder / "unlisted.png")
+    (folder / "notes.txt").write_text("")
+    both(
+        content(b"", "g3_1.png"),
+        content(saved(noise(0, 8), "PNG"), "g5_3.png"),
+        content(saved(Image.new("L", (40, 40)), "PNG"), "g0_1.png"),
+        edit("label", "", "g4_1.png"),
+        append("gone.png"),
+        append("../out.png"),
+    )(tmp_path)
+    out = run(tmp_path, on_bad_image="quarantine")
+    lines = {row["file_name"]: (row["kind"], row["reason"]) for row in quarantined(out)}
+    expected = {
+        "g1_1.png": "truncated", "g3_1.png": "an empty file", "g5_3.png": "width = 8",
+        "g0_1.png": "contrast = 0.0", "g4_1.png": "it has no label", "gone.png": "no such file",
+        "../out.png": "not a path inside", "unlisted.png": "not in metadata.csv",
+        "notes.txt": "no image by its name",
+    }  # fmt: skip
+    assert {name: word in lines[name][1] for name, word in expected.items()} == dict.fromkeys(
+        expected, True
+    )
+    assert set(lines) == set(expected)
+    others = {"unlisted.png", "notes.txt"}
+    assert {name for name, (kind, _) in lines.items() if kind == "not used"} == others
+    assert {kind for name, (kind, _) in lines.items() if name not in others} == {"bad image"}
+    kept = set(manifest(out)["file_name"])
+    there = {p.name for p in folder.iterdir()} - {"metadata.csv"}
+    assert kept | set(lines) == there | {"gone.png", "../out.png"}
+    assert not kept & set(lines)
+    assert metrics(out)["bad_images"] == 7
+    assert metrics(out)["images"] == len(kept) == 43
+
+
+def test_a_row_that_stands_twice_loses_its_second_only(
+    tmp_path: Path, image_folder: MakeFolder
+) -> None:
+    image_folder()
+    both(*[append("g2_1.png")] * 2, *[append("")] * 3)(tmp_path)
+    out = run(tmp_path, on_bad_image="quarantine")
+    rows = quarantined(out)
+    assert len(rows) == 5
+    assert [row["file_name"] for row in rows].count("g2_1.png") == 2
+    assert manifest(out)["file_name"].tolist().count("g2_1.png") == 1
+    assert len(manifest(out)) + len(rows) == len(listed(tmp_path))
+
+
+def test_contradictions_are_left_out_together(tmp_path: Path, image_folder: MakeFolder) -> None:
+    image_folder()
+    copied(tmp_path)
+    out = run(tmp_path, on_bad_image="quarantine")
+    assert {row["file_name"] for row in quarantined(out)} == {"g1_1.png", "g2_2.png"}
+    assert all("one label for one content" in row["reason"] for row in quarantined(out))
+    assert len(manifest(out)) == 46
+
+
+@pytest.mark.parametrize(("fraction", "passes"), [(2 / 48, True), (1.99 / 48, False)])
+def test_quarantine_has_a_limit(
+    tmp_path: Path, image_folder: MakeFolder, fraction: float, passes: bool
+) -> None:
+    image_folder()
+    both(cut, content(b"", "g3_1.png"))(tmp_path)
+    changes = {"on_bad_image": "quarantine", "max_bad_fraction": fraction}
+    if passes:
+        out = run(tmp_path, **changes)
+        assert len(manifest(out)) == 46
+    else:
+        with pytest.raises(DataError, match="2 bad images are more than"):
+            run(tmp_path, **changes)
+    assert {row["file_name"] for row in quarantined(tmp_path / "out")} == {"g1_1.png", "g3_1.png"}
+
+
+def test_the_limit_counts_all_kinds_together(tmp_path: Path, image_folder: MakeFolder) -> None:
+    """One unreadable image, one against the user's own expectation, two that contradict."""
+    image_folder()
+    both(
+        content(b"", "g3_1.png"),
+        copied,
+        edit("domain", "poly", "g5_5.png"),
+        own({"type": "expect_column_values_to_be_in_set", "column": "domain",
+             "value_set": ["mono"]}),
+    )(tmp_path)  # fmt: skip
+    changes = {"on_bad_image": "quarantine"}
+    with pytest.raises(DataError, match="4 bad images are more than"):
+        run(tmp_path, **changes, max_bad_fraction=3.5 / 48)
+    out = run(tmp_path, **changes, max_bad_fraction=4 / 48)
+    lines = {row["file_name"]: row["reason"] for row in quarantined(out)}
+    assert set(lines) == {"g1_1.png", "g2_2.png", "g3_1.png", "g5_5.png"}
+    assert "domain = poly" in lines["g5_5.png"]
+
+
+def test_the_users_expectations_see_fit_images_only(
+    tmp_path: Path, image_folder: MakeFolder
+) -> None:
+    """An unreadable image has a width of 0, which says nothing of the users' images."""
+    image_folder()
+    content(b"")(tmp_path)
+    own({"type": "expect_column_mean_to_be_between", "column": "width", "min_value": 40})(tmp_path)
+    out = run(tmp_path, on_bad_image="quarantine")
+    outcomes = pd.read_csv(out / "outcomes")
+    assert outcomes.loc[outcomes["suite"] == "own", "passed"].tolist() == [True]
+
+
+def test_near_duplicates_share_a_split(
+    tmp_path: Path, image_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_folder()
+    near_copy(tmp_path)
+    out = run(tmp_path)
+    assert "near duplicates of them: 1" in capsys.readouterr().out
+    groups = manifest(out).set_index("file_name")["group"]
+    assert groups["g1_1.png"] == groups["g2_3.png"] == "g1+g2"
+    assert metrics(out)["duplicates"] == {
+        "identical": 0, "near": 1, "across_groups": 1, "contradicting": 0,
+    }  # fmt: skip
+    assert metrics(out)["leaks"] == {"groups_joined": 1, "left_out": 0, "leaking": 0}
+
+
+def test_what_leaks_out_of_a_given_split_is_left_out(
+    tmp_path: Path, image_folder: MakeFolder
+) -> None:
+    image_folder()
+    near_copy(tmp_path)
+    column("split", lambda t: split_by_group(t.replace({"group": {"g2": "g5"}})))(tmp_path)
+    out = run(tmp_path, split="column")
+    lines = {row["file_name"]: (row["kind"], row["reason"]) for row in quarantined(out)}
+    assert lines == {f"g2_{i}.png": ("leak", "its like is in test") for i in range(6)}
+    assert metrics(out)["leaks"] == {"groups_joined": 0, "left_out": 6, "leaking": 0}
+    assert len(manifest(out)) == 42
+
+
+def test_a_random_split_is_marked_as_leaking(
+    tmp_path: Path, image_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_folder()
+    out = run(tmp_path, split="random")
+    assert metrics(out)["split_tears_groups"] is True
+    assert metrics(out)["leaks"]["leaking"] > 0
+    assert "warning: a random split tears groups apart" in capsys.readouterr().out
+    assert len(manifest(out)) == 48
+
+
+def test_a_target_domains_labels_are_not_kept(tmp_path: Path, image_folder: MakeFolder) -> None:
+    image_folder(groups=24)
+    poly = {f"g{k}" for k in range(0, 24, 2)}
+    column("domain", lambda t: t["group"].map(lambda g: "poly" if g in poly else "mono"))(tmp_path)
+    out = run(tmp_path, target_domain="poly")
+    data, rows = load_dataset(out / "validated"), manifest(out)
+    unlabelled = rows["split"] == "unlabelled"
+    assert set(rows.loc[unlabelled, "label"]) == {""}
+    assert set(rows.loc[~unlabelled, "label"]) == {"functional", "defective"}
+    assert (data.labels[data.rows("unlabelled")] == -1).all()
+    assert (data.labels[data.rows("test")] >= 0).all()
+    assert set(data.domains[data.rows("test")]) == {"poly"}
+    assert set(data.domains[data.rows("train")]) == {"mono"}
+    found = metrics(out)
+    assert found["unlabelled"] == unlabelled.sum() > 0
+    assert found["images"] == len(rows)
+    assert sum(s["images"] for s in found["splits"].values()) == (~unlabelled).sum()
+    left_out = {row["file_name"]: (row["kind"], row["reason"]) for row in quarantined(out)}
+    everything = {p.name for p in (tmp_path / "images").glob("*.png")}
+    assert set(left_out) == everything - set(rows["file_name"]) != set()
+    assert set(left_out.values()) == {("not used", "of the domain mono, which is not measured")}
+
+
+def test_a_folder_that_grows_keeps_its_hashed_split(
+    tmp_path: Path, image_folder: MakeFolder
+) -> None:
+    image_folder(groups=12)
+    changes = {"split": "hash", "seed": 4}
+    before = manifest(run(tmp_path, **changes)).set_index("file_name")["split"]
+    for i in range(12):
+        noise(50 + i).save(tmp_path / "images" / f"new_{i}.png")
+        append(f"new_{i}.png")(tmp_path)
+        edit("group", f"n{i // 3}", f"new_{i}.png")(tmp_path)
+    after = manifest(run(tmp_path, **changes)).set_index("file_name")["split"]
+    assert len(after) == len(before) + 12
+    assert (after[before.index] == before).all()
+
+
+def test_the_cache_forgets_images_that_are_gone(tmp_path: Path, image_folder: MakeFolder) -> None:
+    image_folder()
+    max_pixels = round(PARAMS["max_megapixels"] * 1e6)
+    with closing(Cache(tmp_path / "cache", PARAMS["image_px"], max_pixels)) as cache:
+        cache.add({str(i): Look() for i in range(49)})
+    out = run(tmp_path)
+    with closing(Cache(tmp_path / "cache", PARAMS["image_px"], max_pixels)) as cache:
+        assert set(cache.known()) == set(manifest(out)["sha256"])
+
+
+def test_drift_is_measured_against_the_accepted_data(
+    tmp_path: Path, image_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_folder()
+    out = run(tmp_path)
+    assert metrics(out)["drift"] == {}
+    profile = json.loads((out / "validated" / "profile.json").read_text())
+    (tmp_path / "accepted.json").write_text(json.dumps({"data": profile}))
+    assert set(metrics(run(tmp_path))["drift"].values()) == {0.0}
+    assert "has drifted" not in capsys.readouterr().out
+    for name in listed(tmp_path)["file_name"]:
+        path = tmp_path / "images" / name
+        Image.open(path).resize((60, 60)).save(path)
+    found = metrics(run(tmp_path, drift_fail=100.0))["drift"]
+    assert found["width"] > 1
+    assert found["label"] == 0
+    assert "warning: width has drifted: stability index" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_stage_leaves_the_next_run_right(tmp_path: Path, image_folder: MakeFolder) -> None:
+    image_folder()
+    out = run(tmp_path)
+    files = ("pixels.npy", "manifest.csv", "classes.json", "profile.json")
+    expected = {file: (out / "validated" / file).read_bytes() for file in files}
+    for last in ("48 images: imagefolder", "@ 100% images", "classes, in", "48 images fulfil"):
+        for place in ("out", "cache"):
+            shutil.rmtree(tmp_path / place)
+        with stage_process(tmp_path) as running:
+            assert running.stdout
+            while last not in running.stdout.readline():
+                assert running.poll() is None
+            running.kill()
+        if running.returncode == -signal.SIGKILL:
+            assert not (out / "metrics").exists()
+        run(tmp_path)
+        assert {file: (out / "validated" / file).read_bytes() for file in files} == expected
+        assert {p.name for p in out.iterdir()} == set(validate.Paths.outputs())

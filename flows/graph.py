@@ -59,7 +59,7 @@ def _node(stage: Stage, graph: "nx.DiGraph[Stage]") -> Node:
     )
 
 
-def _drop_what_is_cut(repo: Repo) -> None:
+def _repair_after_kill(repo: Repo) -> None:
     """Put aside what DVC was writing when it was killed; it refuses to go on with half of it.
 
     The outputs that a cut `dvc.lock` named come back from DVC's run cache. Raises: DvcException
@@ -92,7 +92,7 @@ class Graph:
         self._repo = Repo(str(root))
         # Whoever holds DVC's lock is alive, and may be in the middle of writing.
         with contextlib.suppress(LockError), self._repo.lock:
-            _drop_what_is_cut(self._repo)
+            _repair_after_kill(self._repo)
         graph = self._repo.index.graph
         wanted = self._repo.stage.collect(target)
         upstream = set(wanted).union(*(nx.descendants(graph, stage) for stage in wanted))

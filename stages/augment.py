@@ -52,7 +52,7 @@ class Params(Section):
     images: int = Field(ge=1)
     keep_quantile: float = Field(gt=0, le=1)
     judge_backbone: str = Field(min_length=1)
-    judge_stages: list[int] = Field(min_length=1)
+    judge_out_indices: list[int] = Field(min_length=1)
     seed: int = Field(ge=0)
 
     @field_validator("image_px")
@@ -270,7 +270,7 @@ def measure(
     judge = build(
         params.judge_backbone,
         packaged(params.judge_backbone),
-        stages=params.judge_stages,
+        stages=params.judge_out_indices,
         data=data,
     ).to(device)
 

@@ -138,14 +138,14 @@ class Trainer:
             reduce=params.reduce,
         ).to(self.device)
         views = self.targets.views
-        adapt_statistics(net, views.plain, self.data.taught, params.own_statistics)
+        adapt_statistics(net, views.plain, self.data.distillation_rows, params.own_statistics)
         net.freeze_lowest(params.frozen_groups)
         return net
 
     def train(self, seed: int, *, control: bool, what: str) -> Net:
         """A trained student, or control: as many steps, on the labelled images alone."""
         net = self.untrained(seed)
-        taught, val = self.data.taught, self.data.rows("val")
+        taught, val = self.data.distillation_rows, self.data.rows("val")
         views = self.targets.views
         prefix = Prefix(
             net,
@@ -189,7 +189,7 @@ def seed_figures(pairs: list[metrics.Paired]) -> dict[str, dict[str, float]]:
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Train students and controls, measure them and the teacher on the test split."""
     data = load_dataset(paths.validated)
-    params.refuse_void(len(data.classes))
+    params.check_method(len(data.classes))
     targets = load_targets(paths.targets, data)
     if params.method == "feature" and not targets.has_features:
         raise ParamsError("distill.method = 'feature': set targets.features to true for it")

@@ -112,7 +112,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     data = load_dataset(paths.validated)
     targets = load_targets(paths.targets, data)
     synthetic = load_synthetic(paths.augmented, data.image_px)
-    taught, val, test = data.taught, data.rows("val"), data.rows("test")
+    taught, val, test = data.distillation_rows, data.rows("val"), data.rows("test")
 
     nets = {name: load_net(paths.student).to(device) for name in ("distilled", *WAYS)}
     for name in WAYS:

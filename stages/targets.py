@@ -55,7 +55,7 @@ class Paths(stage.Paths):
     metrics: Path = stage.writes()
 
 
-class _Opinion(nn.Module):
+class TeacherOutputs(nn.Module):
     """Images to the teacher's logits (B, K) and the features (B, G) that they come from.
 
     G = 0 if features are not wanted; else they are standardised, of all networks side by side.
@@ -88,7 +88,9 @@ class Asked:
         device = teacher.each()[0].mean.device
         example = views.plain(np.arange(2)).to(device)
         self._views = views
-        self._said = Frozen(_Opinion(teacher, with_features=with_features), example, images=images)
+        self._said = Frozen(
+            TeacherOutputs(teacher, with_features=with_features), example, images=images
+        )
 
     def about(self, rows: Rows, view: int | None, progress: Progress) -> tuple[Tensor, Tensor]:
         """What it says of one view of images, or of them as they are.
@@ -110,7 +112,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     data = load_dataset(paths.validated)
     teacher = load_teacher(paths.teacher).to(resources.torch_device())
     views = Views(data.pixels, params.seed, params.jitter)
-    taught, everything = data.taught, np.arange(len(data.labels))
+    taught, everything = data.distillation_rows, np.arange(len(data.labels))
     kept = Checkpoint(paths.scratch, "views")
     done: list[dict[str, Tensor]] = kept.load() or []
     total = params.views * len(taught) + len(everything)

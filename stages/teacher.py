@@ -129,7 +129,7 @@ class Trainer:
                 "domain's name as validate.target_domain"
             )
         if params.adapt in LEARNED:
-            processes.alone(f"teacher.adapt = {params.adapt!r}")
+            processes.require_single_process(f"teacher.adapt = {params.adapt!r}")
         # One table of views for the teacher that adapts and for the one that does not.
         more = self.unlabelled if params.adapt in LEARNED else self.train[:0]
         self.shown = np.concatenate([self.train, more])

@@ -112,8 +112,8 @@ def test_refinement_learns_from_what_the_student_did(
     refine.run(how, paths=dataclasses.replace(paths, **again), resources=RESOURCES)
     assert len(learned) == 2
     for rows in learned:
-        assert np.array_equal(rows, data.taught)
-    assert (data.labels[data.taught] < 0).any()
+        assert np.array_equal(rows, data.distillation_rows)
+    assert (data.labels[data.distillation_rows] < 0).any()
 
 
 def test_both_have_the_statistics_of_all_that_the_student_learns_from(
@@ -125,7 +125,7 @@ def test_both_have_the_statistics_of_all_that_the_student_learns_from(
     distill.run(params(own_statistics=0.5), paths=classroom.paths("measured"), resources=RESOURCES)
     assert len(measured) == 2
     for rows, share in measured:
-        assert np.array_equal(rows, classroom.data.taught)
+        assert np.array_equal(rows, classroom.data.distillation_rows)
         assert share == 0.5
 
 
@@ -207,7 +207,7 @@ def test_the_control_is_the_student_without_the_teacher(tmp_path: Path) -> None:
 
 def test_of_unlabelled_images_the_teacher_tells_the_student_alone(classroom: Classroom) -> None:
     data = classroom.data
-    unlabelled = np.flatnonzero(data.labels[data.taught] < 0)
+    unlabelled = np.flatnonzero(data.labels[data.distillation_rows] < 0)
     assert len(unlabelled) == 16
 
     def contradict(folder: Path) -> None:

@@ -74,7 +74,7 @@ class Dataset:
         return np.flatnonzero(self.splits == split).astype(np.int64)
 
     @property
-    def taught(self) -> NDArray[np.int64]:
+    def distillation_rows(self) -> NDArray[np.int64]:
         """Indices of the images of which a teacher tells its students: labels are not needed."""
         return np.flatnonzero(np.isin(self.splits, ["train", UNLABELLED])).astype(np.int64)
 

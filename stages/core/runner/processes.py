@@ -43,7 +43,7 @@ def join(device: torch.device) -> None:
         )
 
 
-def alone(what: str) -> None:
+def require_single_process(what: str) -> None:
     """For what looks at a whole batch, of which each process here has but a part.
 
     Raises: ParamsError when several processes train together.

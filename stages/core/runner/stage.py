@@ -212,7 +212,7 @@ def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
         remove(scratch)
 
 
-def _together(name: str, module: StageModule, root: Path) -> None:
+def _launch_workers(name: str, module: StageModule, root: Path) -> None:
     """Run this stage as several processes, if it can use them; does not return then."""
     count = load_section(root / "params.yaml", "resources", Resources).processes
     if count == 1 or processes.size() > 1 or not hasattr(module, "TRAINS_TOGETHER"):
@@ -232,9 +232,9 @@ def main(name: str) -> None:
         parent.die_with_parent()
         with lock.held(root, f"stage {name}"):
             paths = _parse(module.Paths, name)
-            _together(name, module, root)
+            _launch_workers(name, module, root)
             if processes.rank():
-                _second(name, module, paths, root)
+                _run_as_worker(name, module, paths, root)
             else:
                 execute(name, module, paths, root)
     except AtelierError as error:
@@ -247,7 +247,7 @@ def main(name: str) -> None:
     os._exit(0)
 
 
-def _second(name: str, module: StageModule, paths: Paths, root: Path) -> None:
+def _run_as_worker(name: str, module: StageModule, paths: Paths, root: Path) -> None:
     """The same work in a process that is not the first: silent, its outputs thrown away."""
     with (
         tempfile.TemporaryDirectory() as folder,

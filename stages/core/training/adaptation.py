@@ -21,7 +21,7 @@ Rows = NDArray[np.int64]
 # Of the class confusion loss: the authors' value on Office-31.
 MCC_TEMPERATURE = 2.5
 # Of the domain classifier's hidden layer, and how soon it is heeded (DANN's gamma).
-DOMAIN_WIDTH, DOMAIN_HASTE = 256, 10.0
+DOMAIN_WIDTH, DANN_GAMMA = 256, 10.0
 
 
 def adapt_statistics(
@@ -107,7 +107,7 @@ def adversary_of(net: Net, prefix: Prefix, rows: Rows, views: int, seed: int, ep
         assert net.head.domain is not None
         both = batch, _drawn(rows, batch, epoch, seed)
         shown = torch.cat([prefix.features(net, each, epoch % views) for each in both])
-        heed = 2 / (1 + math.exp(-DOMAIN_HASTE * (epoch + 0.5) / epochs)) - 1
+        heed = 2 / (1 + math.exp(-DANN_GAMMA * (epoch + 0.5) / epochs)) - 1
         shown = losses.reverse_gradient(net.head.standardize(shown), heed)
         is_target = torch.arange(len(shown), device=shown.device) >= len(batch)
         return nn.functional.binary_cross_entropy_with_logits(

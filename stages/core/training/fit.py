@@ -186,7 +186,7 @@ def _run_epoch(
     torch.manual_seed(seed * 100_003 + epoch)
     net.train()
     if any(module.training for module in net.modules() if isinstance(module, _BatchNorm)):
-        processes.alone("BatchNorm that learns its statistics")
+        processes.require_single_process("BatchNorm that learns its statistics")
     total = 0.0
     for batch in batched(order, recipe.batch_size):
         mine = processes.share(batch)

@@ -33,7 +33,7 @@ class Lesson(Section):
     temperature: float = Field(gt=0, le=100)
     alpha: float = Field(gt=0, le=1)
 
-    def refuse_void(self, classes: int) -> None:
+    def check_method(self, classes: int) -> None:
         """Raises: ParamsError for what teaches nothing.
 
         That is: what lives on more than two classes when there are two; relations alone, which
@@ -48,7 +48,7 @@ class Lesson(Section):
                 "standardize_logits: method 'feature' looks at no logits; set it to false"
             )
         if self.method in ("feature", "dist"):
-            processes.alone(f"method {self.method!r}")
+            processes.require_single_process(f"method {self.method!r}")
         void = {
             "dkd": "there is one other class, so it is kd with other weights",
             "dist": "correlation over two classes is 1 or -1, whatever the teacher thinks",

@@ -92,7 +92,7 @@ class Supervision(Section):
         wanted, weights = self.wanted(data), self.class_weights(data)
         wanted = wanted.lerp(torch.full_like(wanted, 1 / len(data.classes)), self.label_smoothing)
         if self.mixup:
-            processes.alone("mixup")
+            processes.require_single_process("mixup")
 
         def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
             view, targets = epoch % views, wanted[rows]

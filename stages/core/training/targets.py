@@ -36,7 +36,7 @@ class Targets:
         return self._features is not None
 
     def logits(self, rows: NDArray[np.int64], view: int) -> Tensor:
-        """Logits (B, K) of one view of images that are taught (`Dataset.taught`)."""
+        """Logits (B, K) of one view of images that are taught (`Dataset.distillation_rows`)."""
         return self._logits[view][torch.from_numpy(self._place[rows])].float()
 
     def features(self, rows: NDArray[np.int64], view: int) -> Tensor:
@@ -77,8 +77,8 @@ def load_targets(folder: Path, data: Dataset) -> Targets:
     logits = np.load(folder / "views.npy")
     features = folder / "features.npy"
     place = np.full(len(data.labels), -1, dtype=np.int64)
-    assert logits.shape[1] == len(data.taught)
-    place[data.taught] = np.arange(len(data.taught))
+    assert logits.shape[1] == len(data.distillation_rows)
+    place[data.distillation_rows] = np.arange(len(data.distillation_rows))
     return Targets(
         views=Views(data.pixels, shown["seed"], shown["jitter"]),
         count=len(logits),

@@ -72,7 +72,7 @@ def test_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     params = augment.Params(
         image_px=16, width=8, noise=4, steps=8, batch_size=4, learning_rate=1e-3, penalty=1.0,
         penalty_every=2, average_decay=0.9, images=4, keep_quantile=0.9,
-        judge_backbone="tf_efficientnet_lite0", judge_stages=[0], seed=0,
+        judge_backbone="tf_efficientnet_lite0", judge_out_indices=[0], seed=0,
     )  # fmt: skip
     images = torch.randint(0, 256, (10, 16, 16, 1), dtype=torch.uint8)
     labels = torch.arange(10) % 2

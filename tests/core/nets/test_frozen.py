@@ -38,7 +38,7 @@ def lowest() -> torch.nn.Module:
 
 
 def opinion() -> torch.nn.Module:
-    return targets._Opinion(teacher(2), with_features=True)
+    return targets.TeacherOutputs(teacher(2), with_features=True)
 
 
 def both(module: torch.nn.Module) -> tuple[Frozen, Frozen]:
@@ -78,7 +78,7 @@ def test_other_families_are_exported_too(backbone: str) -> None:
     torch.manual_seed(0)
     net = build(backbone, timm.create_model(backbone).state_dict(), stages=[0, 1], data=DATA)
     torch.nn.init.normal_(net.head.linear.weight, std=0.1)
-    few, many = both(targets._Opinion(Ensemble([net]), with_features=False))
+    few, many = both(targets.TeacherOutputs(Ensemble([net]), with_features=False))
     assert close(many(IMAGES[:3]), few(IMAGES[:3]))
 
 

@@ -209,20 +209,20 @@ def test_every_method_is_its_own_loss(tmp_path: Path, method: str, standardized:
 
 def test_relations_alone_teach_the_head_nothing() -> None:
     with pytest.raises(ParamsError, match=r"'feature' with alpha = 1: .*lower alpha"):
-        lesson(method="feature", alpha=1.0).refuse_void(3)
-    lesson(method="feature", alpha=0.99).refuse_void(3)
-    lesson(method="kd", alpha=1.0).refuse_void(2)
+        lesson(method="feature", alpha=1.0).check_method(3)
+    lesson(method="feature", alpha=0.99).check_method(3)
+    lesson(method="kd", alpha=1.0).check_method(2)
 
 
 @pytest.mark.parametrize("method", ["dist", "feature"])
 def test_relations_need_whole_batches(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lesson(method=method).refuse_void(4)
+    lesson(method=method).check_method(4)
     monkeypatch.setenv("WORLD_SIZE", "2")
     words = rf"^method '{method}' needs whole batches: .*\(now 2\)"
     with pytest.raises(ParamsError, match=words):
-        lesson(method=method).refuse_void(4)
+        lesson(method=method).check_method(4)
     for other in ("kd", "dkd"):
-        lesson(method=other).refuse_void(4)
+        lesson(method=other).check_method(4)
 
 
 class Mixed:

@@ -23,15 +23,15 @@ def test_what_teaches_nothing_with_two_classes_is_refused(
     changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ParamsError, match=words):
-        lesson(**changes).refuse_void(2)
-    lesson(**changes).refuse_void(3)
+        lesson(**changes).check_method(2)
+    lesson(**changes).check_method(3)
 
 
 def test_features_have_no_logits_to_standardize() -> None:
     with pytest.raises(ParamsError, match=r"standardize_logits: method 'feature' looks at no"):
-        lesson(method="feature", standardize_logits=True).refuse_void(3)
+        lesson(method="feature", standardize_logits=True).check_method(3)
 
 
 @pytest.mark.parametrize("method", ["kd", "feature"])
 def test_what_teaches_something_is_not(method: str) -> None:
-    lesson(method=method).refuse_void(2)
+    lesson(method=method).check_method(2)

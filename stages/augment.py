@@ -270,7 +270,7 @@ def measure(
     judge = build(
         params.judge_backbone,
         packaged(params.judge_backbone),
-        stages=params.judge_out_indices,
+        out_indices=params.judge_out_indices,
         data=data,
     ).to(device)
 

@@ -45,7 +45,7 @@ class Params(Lesson):
     weights: str = Field(min_length=1)
     width: float = Field(gt=0, le=1)
     depth: float = Field(gt=0, le=1)
-    stages: list[int] = Field(min_length=1)
+    out_indices: list[int] = Field(min_length=1)
     reduce: int = Field(ge=1, le=8)
     own_statistics: float = Field(ge=0, le=1)
     frozen_groups: int = Field(ge=0)
@@ -90,11 +90,11 @@ def first_weights(params: Params, paths: Paths) -> Weights | None:
             f"distill.weights = {TEACHER!r}: expected a backbone of the teacher's as "
             f"distill.backbone ({', '.join(members)}), found {params.backbone!r}"
         )
-    deepest = members[params.backbone].spec.stages[-1]
-    if params.stages[-1] > deepest:
+    deepest = members[params.backbone].spec.out_indices[-1]
+    if params.out_indices[-1] > deepest:
         raise ParamsError(
             f"distill.weights = {TEACHER!r}: the teacher ends with stage {deepest}, expected none "
-            f"above it in distill.stages, found {params.stages}"
+            f"above it in distill.out_indices, found {params.out_indices}"
         )
     weights: Weights = members[params.backbone].backbone.model.state_dict()
     return weights
@@ -131,7 +131,7 @@ class Trainer:
         net = build(
             params.backbone,
             self.weights,
-            stages=params.stages,
+            out_indices=params.out_indices,
             data=self.data,
             width=params.width,
             depth=params.depth,

@@ -49,7 +49,7 @@ class Params(Supervision):
 
     backbones: list[str] = Field(min_length=1)
     weights: str = Field(min_length=1)
-    stages: list[int] = Field(min_length=1)
+    out_indices: list[int] = Field(min_length=1)
     mode: Literal["finetune", "feature_extraction"]
     members: int = Field(ge=1, le=100)
     own_statistics: float = Field(ge=0, le=1)
@@ -143,7 +143,7 @@ class Trainer:
         net = build(
             backbone,
             load_weights(backbone, self.params.weights, self.paths.weights),
-            stages=self.params.stages,
+            out_indices=self.params.out_indices,
             data=self.data,
             dropout=self.params.dropout,
         ).to(self.device)

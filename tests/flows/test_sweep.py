@@ -307,4 +307,4 @@ def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> 
 
 def test_label_is_fit_for_a_file() -> None:
     assert Trial("a", {"distill.seed": 3, "validate.fold": 0}, {}).label == "a-seed3-fold0"
-    assert Trial("a/b", {"distill.stages": [0, 1]}, {}).label == "a_b-stages_0_1_"
+    assert Trial("a/b", {"distill.out_indices": [0, 1]}, {}).label == "a_b-out_indices_0_1_"

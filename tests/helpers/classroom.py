@@ -29,7 +29,7 @@ VIEWS = 3
 
 def params(**changes: Any) -> distill.Params:
     values = {
-        "backbone": LITE, "weights": "packaged", "width": 1.0, "depth": 1.0, "stages": [0, 1],
+        "backbone": LITE, "weights": "packaged", "width": 1.0, "depth": 1.0, "out_indices": [0, 1],
         "reduce": 1, "own_statistics": 1.0, "frozen_groups": 2, "method": "kd",
         "standardize_logits": False, "temperature": 2.0, "alpha": 0.5, "seeds": 1, "seed": 3,
         "recipe": RECIPE | {"learning_rate": 3e-3},
@@ -47,8 +47,8 @@ def filled(kind: type[Paths], folder: Path, **inputs: Path) -> Any:
 def two_networks(data: Dataset) -> Ensemble:
     """A teacher whose members have different depths, and heads of their own."""
     members = []
-    for number, stages in enumerate([[0, 1], [1, 2]]):
-        net = build(LITE, packaged(LITE), stages=stages, data=data)
+    for number, out_indices in enumerate([[0, 1], [1, 2]]):
+        net = build(LITE, packaged(LITE), out_indices=out_indices, data=data)
         torch.manual_seed(number)
         torch.nn.init.normal_(net.head.linear.weight, std=0.1)
         features = net.features(torch.from_numpy(data.pixels[data.rows("train")])).detach()

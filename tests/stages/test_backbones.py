@@ -41,7 +41,7 @@ RESOURCES = Resources(device="cpu", threads=2, processes=1, cache_gb=1)
     [("resnet18", [0, 1, 2]), ("vgg11_bn", [1, 2]), ("vit_tiny_patch16_224", [0, 1])],
 )
 def test_builds_freezes_trains_and_exports(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: str, stages: list[int]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: str, out_indices: list[int]
 ) -> None:
     (tmp_path / "weights").mkdir()
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_builds_freezes_trains_and_exports(
     params = params.model_copy(
         update={
             "backbones": [backbone],
-            "stages": stages,
+            "out_indices": out_indices,
             "weights": str(tmp_path / "weights" / "local.safetensors"),
             "frozen_groups": 2,
             "views": 1,

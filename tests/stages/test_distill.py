@@ -79,7 +79,7 @@ def test_what_the_teacher_does_not_have_is_refused(
     with pytest.raises(ParamsError, match=rf"'teacher': expected .*{LITE}\), found 'tf_.*lite1'"):
         distill.first_weights(params(weights="teacher", backbone="tf_efficientnet_lite1"), paths)
     with pytest.raises(ParamsError, match=r"the teacher ends with stage 2, .* found \[0, 3\]"):
-        distill.first_weights(params(weights="teacher", stages=[0, 3]), paths)
+        distill.first_weights(params(weights="teacher", out_indices=[0, 3]), paths)
 
 
 def test_refinement_learns_from_what_the_student_did(

@@ -65,7 +65,7 @@ def validated(
 def params(**changes: Any) -> teacher.Params:
     values = {
         "soft_labels": None, "imbalance": "none", "focal_gamma": 2.0, "label_smoothing": 0.0,
-        "mixup": 0.0, "backbones": LITES[:1], "weights": "packaged", "stages": [0, 1],
+        "mixup": 0.0, "backbones": LITES[:1], "weights": "packaged", "out_indices": [0, 1],
         "mode": "finetune", "members": 1, "own_statistics": 1.0, "frozen_groups": 2, "views": 2,
         "dropout": 0.0, "jitter": 0.1, "probe_c": 0.01, "adapt": "none", "adapt_weight": 1.0,
         "recipe": RECIPE | {"learning_rate": 3e-3, "head_learning_rate": 3e-3}, "seed": 1,

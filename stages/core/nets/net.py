@@ -1,6 +1,6 @@
-"""Networks: a backbone cut where the task wants it, statistics of its stages, a linear head.
+"""Networks: a backbone cut where the task wants it, statistics of its feature maps, a linear head.
 
-The head reads mean, standard deviation and maximum of several backbone stages: early stages hold
+The head reads mean, standard deviation and maximum of several feature maps: early ones hold
 the texture that defects are made of, late ones the shape, and small data favours reading both.
 Every network takes raw images, uint8 (B, P, P, C), so what is trained is what is exported.
 """
@@ -31,7 +31,8 @@ class NetSpec(BaseModel):
     Attributes:
         backbone: name in timm.
         width, depth: of the backbone's channels and blocks, as shares of timm's own.
-        stages: indices of the feature stages that the head reads; the deepest one ends the network.
+        out_indices: of the backbone's feature maps that the head reads, as in timm; the deepest
+            ends the network.
         classes: names, in the order of the logits.
         image_px, channels: the images that go in.
         reduce: the image is averaged over reduce x reduce pixels at the door.
@@ -44,7 +45,7 @@ class NetSpec(BaseModel):
     backbone: str
     width: float
     depth: float
-    stages: list[int]
+    out_indices: list[int]
     classes: list[str]
     image_px: int
     channels: int
@@ -66,7 +67,7 @@ LITE = {
 
 def _backbone(spec: NetSpec) -> Any:
     how: dict[str, Any] = {
-        "features_only": True, "feature_cls": "getter", "out_indices": spec.stages,
+        "features_only": True, "feature_cls": "getter", "out_indices": spec.out_indices,
     }  # fmt: skip
     config = timm.models.get_pretrained_cfg(spec.backbone, allow_unregistered=False)
     if config is not None and config.fixed_input_size:
@@ -90,18 +91,18 @@ def _backbone(spec: NetSpec) -> Any:
     )
 
 
-def statistics(stage: Tensor) -> Tensor:
+def statistics(feature_map: Tensor) -> Tensor:
     """(B, C, H, W) to (B, 3 C): mean, deviation and maximum over the image."""
-    mean = stage.mean((2, 3))
-    variance = (stage - mean[:, :, None, None]).square().mean((2, 3))
+    mean = feature_map.mean((2, 3))
+    variance = (feature_map - mean[:, :, None, None]).square().mean((2, 3))
     # The square root's slope at 0 is infinite: a dead channel must not become NaN.
-    return torch.cat([mean, (variance + 1e-5).sqrt(), stage.amax((2, 3))], 1)
+    return torch.cat([mean, (variance + 1e-5).sqrt(), feature_map.amax((2, 3))], 1)
 
 
 def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
     """The modules of a timm feature network, if running them in turn is what it does, else []."""
-    stages = backbone.feature_info.module_name()
-    parents = {name.rpartition(".")[0] for name in stages} - {""}
+    outputs = backbone.feature_info.module_name()
+    parents = {name.rpartition(".")[0] for name in outputs} - {""}
     links: list[tuple[str, nn.Module]] = []
     for name, child in backbone.model.named_children():
         if name in parents:
@@ -109,9 +110,9 @@ def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
         else:
             links.append((name, child))
     names = [name for name, _ in links]
-    if stages[-1] not in names:
+    if outputs[-1] not in names:
         return []
-    links = links[: names.index(stages[-1]) + 1]
+    links = links[: names.index(outputs[-1]) + 1]
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     try:
@@ -121,7 +122,7 @@ def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
             for name, module in links:
                 x = module(x)
                 # A copy: what follows may work in place.
-                found += [x.clone()] if name in stages else []
+                found += [x.clone()] if name in outputs else []
         same = all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     except (RuntimeError, ValueError, TypeError, AssertionError):
         same = False
@@ -161,12 +162,12 @@ class Net(nn.Module):
         return (x - self.mean) / self.std
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 (B, P, P, C) to float (B, F): mean, deviation and maximum of every stage."""
+        """uint8 (B, P, P, C) to float (B, F): mean, deviation and maximum of each feature map."""
         x = self.prepare(images).contiguous(memory_format=torch.channels_last)
-        return torch.cat([statistics(stage) for stage in self.backbone(x)], 1)
+        return torch.cat([statistics(feature_map) for feature_map in self.backbone(x)], 1)
 
     def links(self) -> list[tuple[str, nn.Module]]:
-        """The backbone as a chain of modules, up to the deepest stage that the head reads.
+        """The backbone as a chain of modules, up to the deepest feature map that the head reads.
 
         Empty when its children, run one after the other, do not give its features (transformers).
         """
@@ -186,7 +187,7 @@ class Net(nn.Module):
     def prefix(self, images: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """What the lowest `length` links make of images.
 
-        Returns: activations (B, C, H, W), and the statistics (B, F0) of the stages among them.
+        Returns: activations (B, C, H, W), and statistics (B, F0) of the feature maps among them.
         """
         x = self.prepare(images).contiguous(memory_format=torch.channels_last)
         return self._run(x, self.links()[:length])
@@ -197,11 +198,11 @@ class Net(nn.Module):
         return torch.cat([pooled, rest], 1)
 
     def _run(self, x: Tensor, links: list[tuple[str, nn.Module]]) -> tuple[Tensor, Tensor]:
-        stages = self.backbone.feature_info.module_name()
+        outputs = self.backbone.feature_info.module_name()
         pooled = [x.new_empty(len(x), 0)]
         for name, module in links:
             x = module(x)
-            if name in stages:
+            if name in outputs:
                 pooled.append(statistics(x))
         return x, torch.cat(pooled, 1)
 
@@ -233,7 +234,7 @@ class Net(nn.Module):
         if groups > len(there):
             raise ParamsError(
                 f"frozen_groups = {groups}: {self.spec.backbone} up to stage "
-                f"{self.spec.stages[-1]} has {len(there)} layer groups"
+                f"{self.spec.out_indices[-1]} has {len(there)} layer groups"
             )
         for number, group in enumerate(there):
             for parameter in group:
@@ -295,7 +296,7 @@ def build(
     backbone: str,
     weights: Weights | None,
     *,
-    stages: list[int],
+    out_indices: list[int],
     data: Dataset,
     width: float = 1.0,
     depth: float = 1.0,
@@ -311,15 +312,17 @@ def build(
 
     Raises: ParamsError, Unavailable.
     """
-    if stages != sorted(set(stages)) or stages[0] < 0:
-        raise ParamsError(f"stages = {stages}: expected indices from 0 on, in rising order")
+    if out_indices != sorted(set(out_indices)) or out_indices[0] < 0:
+        raise ParamsError(
+            f"out_indices = {out_indices}: expected indices from 0 on, in rising order"
+        )
     config = timm.models.get_pretrained_cfg(backbone)
     whole = width == depth == 1
     spec = NetSpec(
         backbone=backbone,
         width=width,
         depth=depth,
-        stages=stages,
+        out_indices=out_indices,
         classes=data.classes,
         image_px=data.image_px,
         channels=data.channels,
@@ -333,8 +336,8 @@ def build(
         net.layer_groups()
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
         raise ParamsError(
-            f"backbone {backbone!r}, stages {stages}: timm does not give these stages of it, or no "
-            f"layer groups that could be frozen ({error})"
+            f"backbone {backbone!r}, out_indices {out_indices}: timm does not give these feature maps, "
+            f"or no layer groups that could be frozen ({error})"
         ) from error
     if weights is not None:
         wanted = net.backbone.model.state_dict()

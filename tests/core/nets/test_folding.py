@@ -26,7 +26,7 @@ BACKBONES = {
 def used(backbone: str) -> Net:
     """A network whose BatchNorm has seen and learned something."""
     torch.manual_seed(0)
-    net = build(backbone, None, stages=BACKBONES[backbone], data=DATA)
+    net = build(backbone, None, out_indices=BACKBONES[backbone], data=DATA)
     net.frozen_statistics = True
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

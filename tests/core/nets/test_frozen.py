@@ -25,7 +25,7 @@ def teacher(members: int) -> Ensemble:
     nets = []
     for seed in range(members):
         torch.manual_seed(seed)
-        net = build(LITE, packaged(LITE), stages=[0, 1], data=DATA)
+        net = build(LITE, packaged(LITE), out_indices=[0, 1], data=DATA)
         torch.nn.init.normal_(net.head.linear.weight, std=0.1)
         nets.append(net)
     return Ensemble(nets)
@@ -76,7 +76,7 @@ def test_many_images_run_through_onnx_runtime_on_weights_as_they_were() -> None:
 @pytest.mark.parametrize("backbone", ["lcnet_050", "resnet18", "vgg11_bn", "vit_tiny_patch16_224"])
 def test_other_families_are_exported_too(backbone: str) -> None:
     torch.manual_seed(0)
-    net = build(backbone, timm.create_model(backbone).state_dict(), stages=[0, 1], data=DATA)
+    net = build(backbone, timm.create_model(backbone).state_dict(), out_indices=[0, 1], data=DATA)
     torch.nn.init.normal_(net.head.linear.weight, std=0.1)
     few, many = both(targets.TeacherOutputs(Ensemble([net]), with_features=False))
     assert close(many(IMAGES[:3]), few(IMAGES[:3]))

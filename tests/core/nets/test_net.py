@@ -22,9 +22,9 @@ from tests.conftest import dataset
 LITE = "tf_efficientnet_lite0"
 
 
-def build(stages: list[int], **changes: Any) -> Net:
+def build(out_indices: list[int], **changes: Any) -> Net:
     how = {"backbone": LITE, "weights": weights.packaged(LITE), "data": dataset(px=64)} | changes
-    return nets.build(stages=stages, **how)
+    return nets.build(out_indices=out_indices, **how)
 
 
 @pytest.mark.parametrize("name", sorted(weights.PACKAGED))
@@ -169,18 +169,18 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "stages", "words"),
+    ("backbone", "out_indices", "words"),
     [
-        (LITE, [0, 9], r"'tf_efficientnet_lite0', stages \[0, 9\]: .*index 9 is out of range"),
-        (LITE, [-1], r"stages = \[-1\]: expected indices from 0 on"),
-        (LITE, [1, 0], r"stages = \[1, 0\]: .*in rising order"),
+        (LITE, [0, 9], r"'tf_efficientnet_lite0', out_indices \[0, 9\]: .*index 9 is out of range"),
+        (LITE, [-1], r"out_indices = \[-1\]: expected indices from 0 on"),
+        (LITE, [1, 0], r"out_indices = \[1, 0\]: .*in rising order"),
         ("caformer_s18", [0], r"'caformer_s18', .*no layer groups .*group_matcher"),
-        ("hardcorenas_a", [0], r"'hardcorenas_a', .*timm does not give these stages"),
+        ("hardcorenas_a", [0], r"'hardcorenas_a', .*timm does not give these feature maps"),
     ],
 )
-def test_stages_that_are_not_there(backbone: str, stages: list[int], words: str) -> None:
+def test_stages_that_are_not_there(backbone: str, out_indices: list[int], words: str) -> None:
     with pytest.raises(ParamsError, match=words):
-        build(stages, backbone=backbone, weights=None)
+        build(out_indices, backbone=backbone, weights=None)
 
 
 def test_frozen_batchnorm_is_frozen_also_where_statistics_are_learned() -> None:

@@ -24,7 +24,7 @@ def net(channels: int = 1, reduce: int = 1) -> Net:
         backbone="tf_efficientnet_lite0",
         width=1.0,
         depth=1.0,
-        stages=[0, 1, 2],
+        out_indices=[0, 1, 2],
         classes=["functional", "defective"],
         image_px=64,
         channels=channels,

@@ -80,7 +80,7 @@ def run_teacher(at: Path, processes: int, **changes: object) -> subprocess.Compl
     """The stage on its own command line, in a folder of its own."""
     values = load_yaml(ROOT / "params.yaml")
     values["resources"] |= {"device": "cpu", "threads": 1, "processes": processes}
-    values["teacher"] |= {"stages": [0, 1], "frozen_groups": 1} | changes
+    values["teacher"] |= {"out_indices": [0, 1], "frozen_groups": 1} | changes
     values["teacher"]["recipe"] |= {"epochs": 2, "batch_size": 8}
     at.mkdir()
     (at / "stages").symlink_to(ROOT / "stages")

@@ -26,7 +26,7 @@ PLAIN = Views(DATA.pixels, 0, 0).plain
 @pytest.fixture
 def net() -> nets.Net:
     lite = "tf_efficientnet_lite0"
-    made = nets.build(lite, weights.packaged(lite), stages=[0, 1], data=DATA)
+    made = nets.build(lite, weights.packaged(lite), out_indices=[0, 1], data=DATA)
     made.freeze_lowest(2)
     return made
 
@@ -65,7 +65,7 @@ def test_a_share_of_the_images_statistics(net: nets.Net) -> None:
 
 
 def test_without_pretrained_statistics_the_images_are_taken_whole() -> None:
-    scratch = nets.build("lcnet_050", None, stages=[0, 1], data=DATA)
+    scratch = nets.build("lcnet_050", None, out_indices=[0, 1], data=DATA)
     adapt_statistics(scratch, PLAIN, np.arange(12), 0.0)
     with torch.inference_mode():
         x = scratch.backbone.model.conv_stem(scratch.prepare(PLAIN(np.arange(12))))

@@ -24,7 +24,7 @@ def small_net() -> Net:
         backbone="tf_efficientnet_lite0",
         width=1.0,
         depth=1.0,
-        stages=[0, 1],
+        out_indices=[0, 1],
         classes=["a", "b"],
         image_px=32,
         channels=1,

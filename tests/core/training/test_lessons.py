@@ -36,7 +36,7 @@ def lesson(**changes: Any) -> Lesson:
 
 
 def student(data: Dataset, *, frozen: int = 0) -> nets.Net:
-    made = nets.build(LITE, weights.packaged(LITE), stages=[0, 1], data=data)
+    made = nets.build(LITE, weights.packaged(LITE), out_indices=[0, 1], data=data)
     torch.manual_seed(0)
     torch.nn.init.normal_(made.head.linear.weight, std=0.1)
     torch.nn.init.normal_(made.head.mean)

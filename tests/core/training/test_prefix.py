@@ -18,10 +18,10 @@ DATA = dataset(n=10, px=64)
 LITE = "tf_efficientnet_lite0"
 
 
-def net(backbone: str = LITE, stages: list[int] | None = None, *, frozen: int = 2) -> Net:
+def net(backbone: str = LITE, out_indices: list[int] | None = None, *, frozen: int = 2) -> Net:
     torch.manual_seed(0)
     state = weights.packaged(LITE) if backbone == LITE else timm.create_model(backbone).state_dict()
-    made = nets.build(backbone, state, stages=stages or [0, 1], data=DATA)
+    made = nets.build(backbone, state, out_indices=out_indices or [0, 1], data=DATA)
     torch.nn.init.normal_(made.head.linear.weight, std=0.1)
     made.freeze_lowest(frozen)
     return made.eval()
@@ -104,7 +104,7 @@ def test_the_last_two_networks_files_are_kept(tmp_path: Path) -> None:
 
 
 def test_other_stages_are_read_anew(tmp_path: Path) -> None:
-    one, two = (stored(net(stages=stages), tmp_path) for stages in ([0, 1], [1]))
+    one, two = (stored(net(out_indices=out_indices), tmp_path) for out_indices in ([0, 1], [1]))
     assert one.inputs(TRAIN, 1)[1].shape[1] > two.inputs(TRAIN, 1)[1].shape[1] == 0
 
 

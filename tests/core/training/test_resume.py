@@ -60,7 +60,7 @@ for name, changes in modes.items():
     if done.exists():
         continue
     torch.manual_seed(1)
-    net = nets.build("tf_efficientnet_lite0", known, stages=[0, 1], data=data, dropout=0.3)
+    net = nets.build("tf_efficientnet_lite0", known, out_indices=[0, 1], data=data, dropout=0.3)
     net.frozen_statistics = "learning" not in changes
     net.freeze_lowest(0 if "learning" in changes else 1)
     how = {"soft_labels": None, "imbalance": "none", "focal_gamma": 2.0}

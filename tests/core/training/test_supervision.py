@@ -34,7 +34,7 @@ def supervision(**changes: Any) -> Supervision:
 @pytest.fixture
 def net() -> nets.Net:
     lite = "tf_efficientnet_lite0"
-    made = nets.build(lite, weights.packaged(lite), stages=[0, 1], data=DATA)
+    made = nets.build(lite, weights.packaged(lite), out_indices=[0, 1], data=DATA)
     torch.manual_seed(0)
     torch.nn.init.normal_(made.head.linear.weight, std=0.1)
     made.freeze_lowest(2)

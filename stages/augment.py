@@ -7,13 +7,12 @@ Params: augment
 Run:    dvc repro augment
 """
 
-import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
@@ -21,39 +20,28 @@ from pydantic_core import PydanticCustomError
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from stages.core.dataset.data import Dataset, Split, load_dataset
+from stages.core.dataset.data import Dataset, Rows, Split, load_dataset
 from stages.core.dataset.resize import resize
-from stages.core.dataset.views import turn
-from stages.core.gan import gan
-from stages.core.nets.inference import BATCH, batched, run_batched
+from stages.core.gan import training as gan_training
+from stages.core.gan.networks import Generator
+from stages.core.gan.training import RealImages
+from stages.core.nets.inference import BATCH, run_batched
 from stages.core.nets.net import build, load_teacher
 from stages.core.nets.weights import packaged
 from stages.core.results import metrics, pictures, report
-from stages.core.runner import stage
+from stages.core.runner import disk, stage
 from stages.core.runner.checkpoint import Checkpoint
-from stages.core.runner.errors import TrainingDiverged
-from stages.core.runner.params import Section
-from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
 
 
-class Params(Section):
+class Params(gan_training.Recipe):
     """Section `augment`."""
 
     image_px: int = Field(ge=16, le=256)
-    width: int = Field(ge=8, le=512, multiple_of=8)
-    noise: int = Field(ge=1, le=1024)
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=2, le=1024)
-    learning_rate: float = Field(gt=0, le=0.1)
-    penalty: float = Field(ge=0)
-    penalty_every: int = Field(ge=1)
-    average_decay: float = Field(ge=0, lt=1)
     images: int = Field(ge=1)
     keep_quantile: float = Field(gt=0, le=1)
     judge_backbone: str = Field(min_length=1)
     judge_out_indices: list[int] = Field(min_length=1)
-    seed: int = Field(ge=0)
 
     @field_validator("image_px")
     @classmethod
@@ -76,126 +64,37 @@ class Paths(stage.Paths):
     samples: Path = stage.writes()
 
 
-# Symmetries (see views.turn) that leave a rectangular pattern upright.
-UPRIGHT = torch.tensor([0, 2, 4, 6])
-CHECKPOINT_EVERY = 100
+# Images of one kind that KID is measured on, at most: its kernel has the square of this.
+MOST_JUDGED = 5000
 
 
-def train_gan(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: int,
-    params: Params,
-    device: torch.device,
-    kept: Checkpoint,
-) -> tuple[gan.Generator, pd.DataFrame]:
-    """The averaged generator, and the curves of both players.
+def reduced(data: Dataset, rows: Rows, image_px: int, path: Path) -> NDArray[np.uint8]:
+    """Some images at the GAN's size, uint8 (n, image_px, image_px, C), on the disk.
 
-    Args:
-        images: uint8 (N, S, S, C) real images, S = params.image_px.
-        labels: int64 (N,).
-
-    Every step draws all classes alike, whatever their shares. Its randomness follows from
-    (seed, step), so a resumed run ends with the same weights.
-
-    Raises: TrainingDiverged.
+    Raises: OSError when it is full.
     """
-    torch.manual_seed(params.seed)
-    channels = images.shape[3]
-    generator = gan.Generator(classes, channels, params.image_px, params.width, params.noise)
-    discriminator = gan.Discriminator(classes, channels, params.image_px, params.width)
-    average = copy.deepcopy(generator)
-    players = {"generator": generator, "discriminator": discriminator, "average": average}
-    for net in players.values():
-        net.to(device).to(memory_format=torch.channels_last)
-    optimizers = {
-        name: torch.optim.Adam(
-            players[name].parameters(), lr=params.learning_rate, betas=(0.0, 0.99)
-        )
-        for name in ("generator", "discriminator")
-    }
-    curves: list[dict[str, float]] = []
-    first = 0
-    if (state := kept.load()) is not None:
-        for name, net in players.items():
-            net.load_state_dict(state[name])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        curves, first = state["curves"], state["step"]
-
-    members = [torch.nonzero(labels == k)[:, 0] for k in range(classes)]
-    progress = Progress("GAN", params.steps, done=first)
-    for step in range(first, params.steps):
-        draws = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
-
-        def batch(draws: torch.Generator = draws) -> tuple[torch.Tensor, ...]:
-            y = torch.randint(classes, (params.batch_size,), generator=draws)
-            at = torch.rand(params.batch_size, generator=draws)
-            rows = torch.stack(
-                [members[k][int(u * len(members[k]))] for k, u in zip(y.tolist(), at, strict=True)]
-            )
-            symmetry = UPRIGHT[torch.randint(4, (len(rows),), generator=draws)]
-            real = turn(images[rows], symmetry).permute(0, 3, 1, 2).float() / 127.5 - 1
-            z = torch.randn(params.batch_size, params.noise, generator=draws)
-            return real.to(device), y.to(device), z.to(device)
-
-        real, y, z = batch()
-        fake = generator(z, y).detach()
-        real_seen = gan.augment(real, draws).requires_grad_()
-        fake_seen = gan.augment(fake, draws).requires_grad_()
-        real_score, fake_score = discriminator(real_seen, y), discriminator(fake_seen, y)
-        loss_d = gan.pairing_loss(real_score, fake_score)
-        total = loss_d
-        if step % params.penalty_every == 0:
-            r1 = gan.gradient_penalty(real_score, real_seen)
-            r2 = gan.gradient_penalty(fake_score, fake_seen)
-            total = loss_d + params.penalty_every * params.penalty / 2 * (r1 + r2)
-        optimizers["discriminator"].zero_grad()
-        torch.autograd.backward(total)
-        optimizers["discriminator"].step()
-
-        real, y, z = batch()
-        fake_score = discriminator(gan.augment(generator(z, y), draws), y)
-        with torch.no_grad():
-            real_score = discriminator(gan.augment(real, draws), y)
-        loss_g = gan.pairing_loss(fake_score, real_score)
-        if not torch.isfinite(loss_g + loss_d):
-            raise TrainingDiverged(
-                f"GAN: a loss is not finite in step {step + 1}; lower augment.learning_rate (now "
-                f"{params.learning_rate:g}) or raise augment.penalty (now {params.penalty:g})"
-            )
-        optimizers["generator"].zero_grad()
-        torch.autograd.backward(loss_g)
-        optimizers["generator"].step()
-        # The average must not remember the first steps: its decay grows up to the parameter.
-        gan.update_average(average, generator, min(params.average_decay, (1 + step) / (10 + step)))
-
-        progress.step(where=f"step {step + 1}/{params.steps}")
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == params.steps:
-            figures = {"generator": loss_g.item(), "discriminator": loss_d.item()}
-            curves.append({"step": step + 1, **figures})
-            progress.step(0, where=f"step {step + 1}/{params.steps}", figures=figures)
-            kept.save(
-                {name: net.state_dict() for name, net in players.items()}
-                | {"optimizers": {k: o.state_dict() for k, o in optimizers.items()}}
-                | {"curves": curves, "step": step + 1}
-            )
-    return average.eval(), pd.DataFrame(curves)
+    shape = (len(rows), image_px, image_px, data.channels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images: NDArray[np.uint8] = disk.allocated(path, np.uint8, shape)
+    for start in range(0, len(rows), BATCH):
+        piece = torch.from_numpy(data.pixels[rows[start : start + BATCH]])
+        images[start : start + len(piece)] = resize(piece, image_px).numpy()
+    return images
 
 
 def generate(
-    generator: gan.Generator, label: int, count: int, device: torch.device, seed: int
+    generator: Generator, label: int, count: int, device: torch.device, seed: int
 ) -> NDArray[np.uint8]:
     """`count` images of one class: uint8 (count, S, S, C)."""
     draws = torch.Generator().manual_seed(seed)
-    made = []
+    images = []
     with torch.inference_mode():
         for start in range(0, count, 64):
             n = min(64, count - start)
             z = torch.randn(n, generator.noise, generator=draws).to(device)
             x = generator(z, torch.full((n,), label, device=device))
-            made.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
-    return torch.cat(made).permute(0, 2, 3, 1).contiguous().numpy()
+            images.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
+    return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def kept_by_teacher(
@@ -219,53 +118,41 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     data = load_dataset(paths.validated)
     teacher = load_teacher(paths.teacher).to(device)
     train = data.rows("train")
-    scarce = int(np.bincount(data.labels[train]).argmin())
-    pieces = batched(np.arange(len(data.labels)), BATCH)
-    small = torch.cat([resize(torch.from_numpy(data.pixels[p]), params.image_px) for p in pieces])
+    labels = data.labels[train]
+    scarce = int(np.bincount(labels).argmin())
+    small = reduced(data, train, params.image_px, paths.scratch / "real.npy")
+    real = RealImages(torch.from_numpy(small), torch.from_numpy(labels), len(data.classes))
+    generator, curves = gan_training.train(real, params, device, Checkpoint(paths.scratch, "gan"))
 
-    generator, curves = train_gan(
-        small[train],
-        torch.from_numpy(data.labels[train]),
-        len(data.classes),
-        params,
-        device,
-        Checkpoint(paths.scratch, "gan"),
-    )
+    candidates = generate(generator, scarce, 2 * params.images, device, params.seed)
+    large = resize(torch.from_numpy(candidates), data.image_px)
+    logits = run_batched(teacher, lambda rows: large[rows], np.arange(len(candidates)), device)
+    chosen = kept_by_teacher(logits, scarce, params.images, params.keep_quantile)
+    fakes = candidates[chosen]
 
-    made = generate(generator, scarce, 2 * params.images, device, params.seed)
-    large = resize(torch.from_numpy(made), data.image_px)
-    every = np.arange(len(made))
-    logits = run_batched(teacher, lambda rows: large[rows], every, device)
-    kept = kept_by_teacher(logits, scarce, params.images, params.keep_quantile)
-
-    figures = measure(made[kept], small, data, scarce, params, device)
-    save(paths, data, generator, made[kept], logits[kept], scarce)
+    distances = measure(fakes, data, scarce, params, device)
+    save(paths, data, generator, fakes, logits[chosen], scarce)
     curves.to_csv(paths.curves, index=False)
-    real = small[train[data.labels[train] == scarce]].numpy()
-    pictures.beside_nearest(paths.samples, made[kept], real)
+    pictures.beside_nearest(paths.samples, fakes, small[labels == scarce])
     report.write_metrics(
         paths.metrics,
         {
             "class": data.classes[scarce],
-            "images": len(kept),
-            "kept_share": len(kept) / params.images,
+            "images": len(fakes),
+            "kept_share": len(fakes) / params.images,
             "teacher_agrees": float((logits.argmax(1) == scarce).mean()),
-            **figures,
+            **distances,
         },
     )
 
 
 def measure(
-    fakes: NDArray[np.uint8],
-    small: torch.Tensor,
-    data: Dataset,
-    label: int,
-    params: Params,
-    device: torch.device,
+    fakes: NDArray[np.uint8], data: Dataset, label: int, params: Params, device: torch.device
 ) -> dict[str, float]:
     """KID of the fakes, and of real training images, against the held-out reals of the class.
 
-    In the standardised features of an ImageNet network that judges nothing else.
+    In the standardised features of an ImageNet network that judges nothing else, on at most
+    `MOST_JUDGED` images of each kind.
     """
     judge = build(
         params.judge_backbone,
@@ -274,22 +161,28 @@ def measure(
         data=data,
     ).to(device)
 
-    def features(images: torch.Tensor) -> NDArray[np.float32]:
-        every = np.arange(len(images))
-        return run_batched(judge.features, lambda rows: images[rows], every, device)
+    def features(images: Callable[[Rows], torch.Tensor], count: int) -> NDArray[np.float32]:
+        every = np.arange(count)
+        if count > MOST_JUDGED:
+            every = np.sort(np.random.default_rng(0).choice(every, MOST_JUDGED, replace=False))
+        return run_batched(judge.features, images, every, device)
+
+    def as_small(images: torch.Tensor) -> torch.Tensor:
+        # The reals as small as the fakes are, so that sharpness alone tells nothing.
+        return resize(resize(images, params.image_px), data.image_px)
 
     def real(split: Split) -> NDArray[np.float32]:
         rows = data.rows(split)
-        return features(large[rows[data.labels[rows] == label]])
+        rows = rows[data.labels[rows] == label]
+        return features(lambda r: as_small(torch.from_numpy(data.pixels[rows[r]])), len(rows))
 
-    # The reals as small as the fakes are, so that sharpness alone tells nothing.
-    large = resize(small, data.image_px)
     train, val = real("train"), real("val")
-    made = features(resize(torch.from_numpy(fakes), data.image_px))
+    synthetic = torch.from_numpy(fakes)
+    fake = features(lambda r: resize(synthetic[r], data.image_px), len(fakes))
     mean, spread = train.mean(0), train.std(0) + 1e-3
-    train, val, made = ((x - mean) / spread for x in (train, val, made))
+    train, val, fake = ((x - mean) / spread for x in (train, val, fake))
     return {
-        "kid": metrics.kernel_distance(made, val),
+        "kid": metrics.kernel_distance(fake, val),
         "kid_real": metrics.kernel_distance(train, val),
     }
 
@@ -297,7 +190,7 @@ def measure(
 def save(
     paths: Paths,
     data: Dataset,
-    generator: gan.Generator,
+    generator: Generator,
     images: NDArray[np.uint8],
     logits: NDArray[np.float32],
     label: int,
@@ -315,4 +208,4 @@ def save(
 
 
 if __name__ == "__main__":
-    stage.main("augment")
+    stage.main("augment", Params, Paths, run)

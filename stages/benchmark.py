@@ -216,4 +216,4 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
 
 
 if __name__ == "__main__":
-    stage.main("benchmark")
+    stage.main("benchmark", Params, Paths, run)

@@ -135,4 +135,4 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
 
 
 if __name__ == "__main__":
-    stage.main("check")
+    stage.main("check", Params, Paths, run)

@@ -17,25 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, build, count_macs, count_parameters, load_teacher, save_net
 from stages.core.nets.weights import Weights, load_weights
-from stages.core.results import metrics, pictures, predictions, report
+from stages.core.results import metrics, predictions, report
 from stages.core.runner import stage
-from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.runtime import Resources
 from stages.core.training.adaptation import adapt_statistics
-from stages.core.training.fit import Recipe, fit
-from stages.core.training.prefix import Prefix, validation
+from stages.core.training.fit import Recipe
 from stages.core.training.student import Lesson, distillation_loss
 from stages.core.training.targets import Targets, load_targets
+from stages.core.training.trainer import Trainer
 
 
 class Params(Lesson):
@@ -53,9 +50,6 @@ class Params(Lesson):
     seeds: int = Field(ge=1, le=100)
     seed: int = Field(ge=0)
 
-
-# Several processes may share the work (resources.processes).
-TRAINS_TOGETHER = True
 
 # What `weights` may say beside what weights.py knows.
 TEACHER = "teacher"
@@ -100,14 +94,14 @@ def first_weights(params: Params, paths: Paths) -> Weights | None:
     return weights
 
 
-def repeated(rows: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+def repeated(rows: Rows, count: int, seed: int) -> Rows:
     """`count` of `rows`: all of them as often as they fit, and then a random part."""
     whole, rest = divmod(count, len(rows))
     part = np.random.default_rng(seed).permutation(rows)[:rest]
     return np.concatenate([np.tile(rows, whole), part])
 
 
-class Trainer:
+class StudentTrainer:
     """Trains students and controls; they share the frozen layers' views."""
 
     def __init__(
@@ -116,13 +110,11 @@ class Trainer:
         paths: Paths,
         data: Dataset,
         targets: Targets,
-        weights: Weights | None,
         resources: Resources,
     ) -> None:
-        self.params, self.paths, self.data, self.targets = params, paths, data, targets
-        self.weights, self.resources = weights, resources
-        self.device = resources.torch_device()
-        self.curves: list[pd.DataFrame] = []
+        self.params, self.data, self.targets = params, data, targets
+        self.weights = first_weights(params, paths)
+        self.trainer = Trainer(data, targets.views, paths, resources)
 
     def untrained(self, seed: int) -> Net:
         """A student of the given params, its head blank; the same for the same seed."""
@@ -136,40 +128,27 @@ class Trainer:
             width=params.width,
             depth=params.depth,
             reduce=params.reduce,
-        ).to(self.device)
-        views = self.targets.views
-        adapt_statistics(net, views.plain, self.data.distillation_rows, params.own_statistics)
+        ).to(self.trainer.device)
+        images = self.targets.views.plain
+        adapt_statistics(net, images, self.data.distillation_rows, params.own_statistics)
         net.freeze_lowest(params.frozen_groups)
         return net
 
-    def train(self, seed: int, *, control: bool, what: str) -> Net:
+    def train(self, seed: int, *, control: bool, name: str) -> Net:
         """A trained student, or control: as many steps, on the labelled images alone."""
-        net = self.untrained(seed)
-        taught, val = self.data.distillation_rows, self.data.rows("val")
-        views = self.targets.views
-        prefix = Prefix(
+        net, rows = self.untrained(seed), self.data.distillation_rows
+        view_count = min(self.targets.view_count, self.params.recipe.epochs)
+        inputs = self.trainer.inputs(net, rows, view_count)
+        self.trainer.train(
             net,
-            views,
-            taught,
-            min(self.targets.count, self.params.recipe.epochs),
-            self.paths.cache,
-            plain=val,
-            most_gb=self.resources.cache_gb,
-        )
-        history = fit(
-            net,
-            distillation_loss(self.data, self.targets, prefix, self.params, control=control),
-            repeated(self.data.rows("train"), len(taught), seed) if control else taught,
+            distillation_loss(self.data, self.targets, inputs, self.params, control=control),
+            repeated(self.data.rows("train"), len(rows), seed) if control else rows,
             self.params.recipe,
+            inputs=inputs,
             seed=seed,
-            evaluate=validation(self.data, prefix),
-            checkpoint=Checkpoint(self.paths.scratch, what.replace(" ", "_")),
-            what=what,
-            watch=lambda history: pictures.learning_curves(
-                self.paths.curves, self.paths.picture, [*self.curves, history.assign(net=what)]
-            ),
+            name=name,
+            what=name,
         )
-        self.curves.append(history.assign(net=what))
         return net
 
 
@@ -179,11 +158,11 @@ def seed_figures(pairs: list[metrics.Paired]) -> dict[str, dict[str, float]]:
         "student": [metrics.auroc(p.better, p.labels) for p in pairs],
         "control": [metrics.auroc(p.worse, p.labels) for p in pairs],
     }
-    found = {name: {"mean": float(np.mean(x))} for name, x in each.items()}
+    figures = {name: {"mean": float(np.mean(x))} for name, x in each.items()}
     if len(pairs) > 1:
         for name, x in each.items():
-            found[name]["deviation"] = float(np.std(x, ddof=1))
-    return found
+            figures[name]["deviation"] = float(np.std(x, ddof=1))
+    return figures
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -195,29 +174,29 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         raise ParamsError("distill.method = 'feature': set targets.features to true for it")
     test, val = data.rows("test"), data.rows("val")
     labels, groups = data.labels[test], data.groups[test]
-    trainer = Trainer(params, paths, data, targets, first_weights(params, paths), resources)
+    trainer = StudentTrainer(params, paths, data, targets, resources)
 
     pairs: list[metrics.Paired] = []
     students: list[Net] = []
     validation: dict[str, dict[str, float]] = {}
-    shown: dict[str, metrics.Logits] = {"teacher": targets.plain[test]}
+    by_model: dict[str, metrics.Logits] = {"teacher": targets.plain[test]}
     for number in range(params.seeds):
         suffix = f" {number}" if number else ""
         logits = []
         for name in ("student", "control"):
             control = name == "control"
-            net = trainer.train(params.seed + number, control=control, what=name + suffix)
+            net = trainer.train(params.seed + number, control=control, name=name + suffix)
             logits.append(logits_of(net, targets.views.plain, test))
-            seen = logits_of(net, targets.views.plain, val)
-            validation[name + suffix] = {"auroc": metrics.auroc(seen, data.labels[val])}
-            shown[name + suffix] = logits[-1]
+            on_val = logits_of(net, targets.views.plain, val)
+            validation[name + suffix] = {"auroc": metrics.auroc(on_val, data.labels[val])}
+            by_model[name + suffix] = logits[-1]
             if name == "student":
                 students.append(net)
         pairs.append(metrics.Paired(logits[0], logits[1], labels, groups))
 
     save_net(paths.student, students[0])
-    predictions.write(paths.predictions, data, test, shown)
-    first, teacher = pairs[0], shown["teacher"]
+    predictions.write(paths.predictions, data, test, by_model)
+    first, teacher = pairs[0], by_model["teacher"]
     report.write_metrics(
         paths.metrics,
         {
@@ -236,4 +215,4 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
 
 
 if __name__ == "__main__":
-    stage.main("distill")
+    stage.main("distill", Params, Paths, run, trains_together=True)

@@ -98,4 +98,4 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
 
 
 if __name__ == "__main__":
-    stage.main("export")
+    stage.main("export", Params, Paths, run)

@@ -116,4 +116,4 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
 
 
 if __name__ == "__main__":
-    stage.main("ingest")
+    stage.main("ingest", Params, Paths, run)

@@ -12,28 +12,24 @@ Run:    dvc repro refine
 
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.core.dataset.data import load_dataset
+from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.dataset.resize import resize
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, load_net, save_net
-from stages.core.results import metrics, pictures, report
+from stages.core.results import metrics, report
 from stages.core.runner import stage
-from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
-from stages.core.training.fit import Loss, Recipe, fit
-from stages.core.training.prefix import Prefix, validation
+from stages.core.training.fit import Loss, Recipe
 from stages.core.training.student import Lesson, distillation_loss
-from stages.core.training.targets import load_targets
+from stages.core.training.targets import Targets, load_targets
+from stages.core.training.trainer import Trainer
 
 
 class Params(Section):
@@ -88,7 +84,7 @@ def with_synthetic(
 ) -> Loss:
     """`real`, but with a share of every batch replaced by synthetic images; one stays real."""
 
-    def loss(net: Net, rows: NDArray[np.int64], epoch: int) -> torch.Tensor:
+    def loss(net: Net, rows: Rows, epoch: int) -> torch.Tensor:
         count = min(round(share * len(rows)), len(rows) - 1)
         if not count:
             return real(net, rows, epoch)
@@ -99,69 +95,63 @@ def with_synthetic(
             for x in (synthetic.pixels, synthetic.logits, synthetic.labels)
         )
         logits = net(images)
-        made = lesson.mixed(logits, labels, lesson.soft_loss(logits, teacher, labels))
-        kept = rows[count:]
-        return (real(net, kept, epoch) * len(kept) + made * count) / len(rows)
+        of_synthetic = lesson.mixed(logits, labels, lesson.soft_loss(logits, teacher, labels))
+        rest = rows[count:]
+        return (real(net, rest, epoch) * len(rest) + of_synthetic * count) / len(rows)
 
     return loss
 
 
+def refine(
+    params: Params,
+    paths: Paths,
+    data: Dataset,
+    targets: Targets,
+    synthetic: Synthetic,
+    resources: Resources,
+) -> dict[str, Net]:
+    """The distilled student as it was, and refined in both ways."""
+    trainer = Trainer(data, targets.views, paths, resources)
+    nets = {name: load_net(paths.student).to(trainer.device) for name in ("distilled", *WAYS)}
+    for name in WAYS:
+        nets[name].freeze_lowest(params.frozen_groups)
+    rows = data.distillation_rows
+    # The same frozen layers, so the same inputs.
+    view_count = min(targets.view_count, params.recipe.epochs)
+    inputs = trainer.inputs(nets["real"], rows, view_count)
+    lesson = Lesson(
+        method="kd", standardize_logits=False, temperature=params.temperature, alpha=params.alpha
+    )
+    real = distillation_loss(data, targets, inputs, lesson)
+    mixed = with_synthetic(real, synthetic, lesson, params.synthetic_share, params.seed)
+    for name, loss in {"real": real, "synthetic": mixed}.items():
+        trainer.train(
+            nets[name],
+            loss,
+            rows,
+            params.recipe,
+            inputs=inputs,
+            seed=params.seed,
+            name=name,
+            what=f"refining, {name}",
+        )
+    return nets
+
+
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Refine twice, decide on validation, report on test."""
-    device = resources.torch_device()
     data = load_dataset(paths.validated)
     targets = load_targets(paths.targets, data)
     synthetic = load_synthetic(paths.augmented, data.image_px)
-    taught, val, test = data.distillation_rows, data.rows("val"), data.rows("test")
+    nets = refine(params, paths, data, targets, synthetic, resources)
 
-    nets = {name: load_net(paths.student).to(device) for name in ("distilled", *WAYS)}
-    for name in WAYS:
-        nets[name].freeze_lowest(params.frozen_groups)
-    prefix = Prefix(
-        nets["real"],
-        targets.views,
-        taught,
-        min(targets.count, params.recipe.epochs),
-        paths.cache,
-        plain=val,
-        most_gb=resources.cache_gb,
-    )
-    lesson = Lesson(
-        method="kd",
-        standardize_logits=False,
-        temperature=params.temperature,
-        alpha=params.alpha,
-    )
-    real = distillation_loss(data, targets, prefix, lesson)
-    mixed = with_synthetic(real, synthetic, lesson, params.synthetic_share, params.seed)
-    losses = {"real": real, "synthetic": mixed}
-    curves: list[pd.DataFrame] = []
-
-    def draw(name: str, history: pd.DataFrame) -> None:
-        so_far = [*curves, history.assign(net=name)]
-        pictures.learning_curves(paths.curves, paths.picture, so_far)
-
-    for name, loss in losses.items():
-        history = fit(
-            nets[name],
-            loss,
-            taught,
-            params.recipe,
-            seed=params.seed,
-            evaluate=validation(data, prefix),
-            checkpoint=Checkpoint(paths.scratch, name),
-            what=f"refining, {name}",
-            watch=partial(draw, name),
-        )
-        curves.append(history.assign(net=name))
-
+    images, val, test = targets.views.plain, data.rows("val"), data.rows("test")
     on_val = {
-        name: metrics.auroc(logits_of(net, targets.views.plain, val), data.labels[val])
+        name: metrics.auroc(logits_of(net, images, val), data.labels[val])
         for name, net in nets.items()
     }
-    on_test = {name: logits_of(net, targets.views.plain, test) for name, net in nets.items()}
+    on_test = {name: logits_of(net, images, test) for name, net in nets.items()}
     accepted = on_val["synthetic"] > max(on_val["real"], on_val["distilled"])
-    winner = "synthetic" if accepted else "distilled"
     if accepted:
         save_net(paths.refined, nets["synthetic"])
     else:
@@ -171,7 +161,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         paths.metrics,
         {
             "accepted": accepted,
-            "winner": winner,
+            "winner": "synthetic" if accepted else "distilled",
             "val_auroc": on_val,
             **{
                 name: metrics.classification(x, labels, data.classes) for name, x in on_test.items()
@@ -181,10 +171,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             ),
         },
     )
-    shown = ", ".join(f"{name} {auroc:.3f}" for name, auroc in on_val.items())
+    aurocs = ", ".join(f"{name} {auroc:.3f}" for name, auroc in on_val.items())
     verdict = "accepted" if accepted else "left out"
-    print(f"synthetic images {verdict}; AUROC on validation: {shown}", flush=True)
+    print(f"synthetic images {verdict}; AUROC on validation: {aurocs}", flush=True)
 
 
 if __name__ == "__main__":
-    stage.main("refine")
+    stage.main("refine", Params, Paths, run)

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from stages.core.dataset.data import load_dataset
+from stages.core.dataset.data import Rows, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.nets.frozen import Frozen
 from stages.core.nets.inference import BATCH, as_half, batched
@@ -33,13 +32,11 @@ from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
 from stages.core.training.targets import save_targets
 
-Rows = NDArray[np.int64]
-
 
 class Params(Section):
     """Section `targets`."""
 
-    views: int = Field(ge=1, le=1000)
+    view_count: int = Field(ge=1, le=1000)
     features: bool
     jitter: float = Field(ge=0, lt=1)
     seed: int = Field(ge=0)
@@ -73,8 +70,8 @@ class TeacherOutputs(nn.Module):
         return logits, torch.cat(features, 1)[:, : None if self.with_features else 0]
 
 
-class Asked:
-    """A teacher that no longer learns, to be asked about many views."""
+class FrozenTeacher:
+    """A teacher that no longer learns, run over many views."""
 
     def __init__(
         self, teacher: Ensemble, views: Views, *, images: int, with_features: bool
@@ -87,56 +84,53 @@ class Asked:
         """
         device = teacher.each()[0].mean.device
         example = views.plain(np.arange(2)).to(device)
-        self._views = views
-        self._said = Frozen(
-            TeacherOutputs(teacher, with_features=with_features), example, images=images
-        )
+        module = TeacherOutputs(teacher, with_features=with_features)
+        self._views, self._frozen = views, Frozen(module, example, images=images)
 
-    def about(self, rows: Rows, view: int | None, progress: Progress) -> tuple[Tensor, Tensor]:
-        """What it says of one view of images, or of them as they are.
+    def outputs(self, rows: Rows, view: int | None, progress: Progress) -> tuple[Tensor, Tensor]:
+        """What it makes of one view of images, or of them as they are.
 
         Returns: logits (n, K), and features (n, G) as float16.
         """
         logits, features = [], []
         for batch in batched(rows, BATCH):
-            shown = self._views.plain(batch) if view is None else self._views.batch(batch, view)
-            said, found = self._said(shown)
-            logits.append(said.float().cpu())
-            features.append(as_half(found, "the teacher's features").cpu())
+            images = self._views.plain(batch) if view is None else self._views.batch(batch, view)
+            x, f = self._frozen(images)
+            logits.append(x.float().cpu())
+            features.append(as_half(f, "the teacher's features").cpu())
             progress.step(len(batch))
         return torch.cat(logits), torch.cat(features)
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
-    """Run the teacher over every view, a checkpoint a view."""
+    """Run the teacher over every view, a checkpoint per view."""
     data = load_dataset(paths.validated)
     teacher = load_teacher(paths.teacher).to(resources.torch_device())
     views = Views(data.pixels, params.seed, params.jitter)
-    taught, everything = data.distillation_rows, np.arange(len(data.labels))
-    kept = Checkpoint(paths.scratch, "views")
-    done: list[dict[str, Tensor]] = kept.load() or []
-    total = params.views * len(taught) + len(everything)
-    asked = Asked(teacher, views, images=total, with_features=params.features)
-    progress = Progress("teacher logits", total, done=len(done) * len(taught))
-    for view in range(len(done), params.views):
-        said, features = asked.about(taught, view, progress)
-        done.append({"logits": said, "features": features})
-        kept.save(done)
-    plain = asked.about(everything, None, progress)[0].numpy()
-    logits = torch.stack([found["logits"] for found in done]).numpy()
-    features = torch.stack([found["features"] for found in done])
-    save_targets(paths.targets, views, logits, plain, features.numpy() if params.features else None)
-    labelled = data.labels[taught] >= 0
-    labels = data.labels[taught][labelled]
+    rows, everything = data.distillation_rows, np.arange(len(data.labels))
+    checkpoints = [Checkpoint(paths.scratch, f"view_{v}") for v in range(params.view_count)]
+    done = sum(checkpoint.path.exists() for checkpoint in checkpoints)
+    total = params.view_count * len(rows) + len(everything)
+    frozen = FrozenTeacher(teacher, views, images=total, with_features=params.features)
+    progress = Progress("teacher logits", total, done=done * len(rows))
+    for view, checkpoint in enumerate(checkpoints[done:], done):
+        logits, features = frozen.outputs(rows, view, progress)
+        checkpoint.save((logits, features))
+    plain = frozen.outputs(everything, None, progress)[0].numpy()
+    outputs = (checkpoint.read() for checkpoint in checkpoints)
+    save_targets(paths.targets, views, params.view_count, outputs, plain)
+    labelled = data.labels[rows] >= 0
+    labels = data.labels[rows][labelled]
+    first_view, _ = checkpoints[0].read()
     report.write_metrics(
         paths.metrics,
         {
-            "views": params.views,
-            "view_auroc": metrics.auroc(logits[0][labelled], labels),
-            "plain_auroc": metrics.auroc(plain[taught][labelled], labels),
+            "views": params.view_count,
+            "view_auroc": metrics.auroc(first_view.numpy()[labelled], labels),
+            "plain_auroc": metrics.auroc(plain[rows][labelled], labels),
         },
     )
 
 
 if __name__ == "__main__":
-    stage.main("targets")
+    stage.main("targets", Params, Paths, run)

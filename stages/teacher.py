@@ -18,27 +18,26 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from sklearn.linear_model import LogisticRegression
 
-from stages.core.dataset.data import Dataset, Split, load_dataset
+from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Ensemble, Net, build, count_macs, count_parameters, save_teacher
 from stages.core.nets.weights import load_weights
-from stages.core.results import metrics, pictures, predictions, report
+from stages.core.results import metrics, predictions, report
 from stages.core.runner import processes, stage
-from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.runtime import Resources
-from stages.core.training.adaptation import adapt_statistics, adversary_of, confusion_of
-from stages.core.training.fit import Loss, Recipe, fit
-from stages.core.training.prefix import Prefix, validation
+from stages.core.training.adaptation import Adversary, Confusion, WithTarget, adapt_statistics
+from stages.core.training.fit import Loss, Recipe
+from stages.core.training.inputs import Inputs
 from stages.core.training.supervision import Supervision
+from stages.core.training.trainer import Trainer
 
 # Ways of adapting that are a part of the loss.
 LEARNED = ("mcc", "dann")
@@ -54,7 +53,7 @@ class Params(Supervision):
     members: int = Field(ge=1, le=100)
     own_statistics: float = Field(ge=0, le=1)
     frozen_groups: int = Field(ge=0)
-    views: int = Field(ge=1, le=1000)
+    view_count: int = Field(ge=1, le=1000)
     dropout: float = Field(ge=0, lt=1)
     jitter: float = Field(ge=0, lt=1)
     probe_c: float = Field(gt=0)
@@ -75,10 +74,6 @@ class Params(Supervision):
                 "learned", "is learned by fine-tuning, but mode is feature_extraction"
             )
         return adapt
-
-
-# Several processes may share the work (resources.processes).
-TRAINS_TOGETHER = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +110,12 @@ def fit_probe(net: Net, features: NDArray[np.float32], labels: NDArray[np.int64]
         net.head.linear.bias.copy_(torch.from_numpy(bias))
 
 
-class Trainer:
+class TeacherTrainer:
     """Trains the members; they share the frozen layers' views. Raises: ParamsError."""
 
     def __init__(self, params: Params, paths: Paths, data: Dataset, resources: Resources) -> None:
-        self.params, self.paths, self.data, self.resources = params, paths, data, resources
-        self.device = resources.torch_device()
-        splits: tuple[Split, ...] = ("train", "val", "unlabelled")
-        self.train, self.val, self.unlabelled = (data.rows(split) for split in splits)
+        self.params, self.paths, self.data = params, paths, data
+        self.train, self.unlabelled = data.rows("train"), data.rows("unlabelled")
         if params.adapt != "none" and not len(self.unlabelled):
             raise ParamsError(
                 f"teacher.adapt = {params.adapt!r}: there are no unlabelled images; expected a "
@@ -132,23 +125,24 @@ class Trainer:
             processes.require_single_process(f"teacher.adapt = {params.adapt!r}")
         # One table of views for the teacher that adapts and for the one that does not.
         more = self.unlabelled if params.adapt in LEARNED else self.train[:0]
-        self.shown = np.concatenate([self.train, more])
+        self.viewed = np.concatenate([self.train, more])
         self.views = Views(data.pixels, params.seed, params.jitter)
-        self.curves: list[pd.DataFrame] = []
+        self.trainer = Trainer(data, self.views, paths, resources)
 
     def probe(self, member: int) -> Net:
         """A pretrained network with a linear head on its frozen features."""
-        backbone = self.params.backbones[member % len(self.params.backbones)]
-        torch.manual_seed(self.params.seed + member)
+        params = self.params
+        backbone = params.backbones[member % len(params.backbones)]
+        torch.manual_seed(params.seed + member)
         net = build(
             backbone,
-            load_weights(backbone, self.params.weights, self.paths.weights),
-            out_indices=self.params.out_indices,
+            load_weights(backbone, params.weights, self.paths.weights),
+            out_indices=params.out_indices,
             data=self.data,
-            dropout=self.params.dropout,
-        ).to(self.device)
-        features = adapt_statistics(net, self.views.plain, self.train, self.params.own_statistics)
-        fit_probe(net, features, self.data.labels[self.train], self.params.probe_c)
+            dropout=params.dropout,
+        ).to(self.trainer.device)
+        rows, features = adapt_statistics(net, self.views.plain, self.train, params.own_statistics)
+        fit_probe(net, features, self.data.labels[rows], params.probe_c)
         return net
 
     def fine_tune(self, net: Net, member: int, *, adapting: bool = False) -> None:
@@ -158,110 +152,100 @@ class Trainer:
             return
         name = f"member {member}" + f", {params.adapt}" * adapting
         net.freeze_lowest(params.frozen_groups)
-        prefix = Prefix(
+        view_count = min(params.view_count, params.recipe.epochs)
+        inputs = self.trainer.inputs(net, self.viewed, view_count)
+        seed = params.seed + member
+        loss = params.loss(self.data, inputs, params.view_count, seed)
+        self.trainer.train(
             net,
-            self.views,
-            self.shown,
-            min(params.views, params.recipe.epochs),
-            self.paths.cache,
-            plain=self.val,
-            most_gb=self.resources.cache_gb,
-        )
-        loss = params.loss(self.data, prefix, params.views, params.seed + member)
-        history = fit(
-            net,
-            self._adapting(net, loss, prefix, params.seed + member) if adapting else loss,
+            self._with_target(net, loss, inputs, seed) if adapting else loss,
             params.balance(self.data, self.train),
             params.recipe,
-            seed=params.seed + member,
-            evaluate=validation(self.data, prefix),
-            checkpoint=Checkpoint(self.paths.scratch, name.replace(", ", "_")),
+            inputs=inputs,
+            seed=seed,
+            name=name,
             what=f"fine-tuning {name}",
-            watch=lambda history: pictures.learning_curves(
-                self.paths.curves, self.paths.picture, [*self.curves, history.assign(net=name)]
-            ),
         )
-        net.head.domain = None
-        self.curves.append(history.assign(net=name))
 
-    def _adapting(self, net: Net, loss: Loss, prefix: Prefix, seed: int) -> Loss:
+    def _with_target(self, net: Net, loss: Loss, inputs: Inputs, seed: int) -> Loss:
         """`loss`, and what as many unlabelled images add to it."""
         params = self.params
-        how = (prefix, self.unlabelled, params.views, seed)
-        more = (
-            confusion_of(*how)
-            if params.adapt == "mcc"
-            else adversary_of(net, *how, params.recipe.epochs)
-        )
-        return lambda net, rows, epoch: (
-            loss(net, rows, epoch) + params.adapt_weight * more(net, rows, epoch)
-        )
-
-    def finish(self) -> None:
-        """Write curves and picture also when nothing was trained."""
-        nothing = pd.DataFrame({"epoch": [], "loss": [], "val_auroc": [], "net": []})
-        pictures.learning_curves(self.paths.curves, self.paths.picture, self.curves or [nothing])
+        draws = (inputs, self.unlabelled, params.view_count, seed)
+        unlabelled: Loss
+        if params.adapt == "mcc":
+            unlabelled = Confusion(*draws)
+        else:
+            unlabelled = Adversary(net, *draws, params.recipe.epochs)
+        return WithTarget(loss, unlabelled, params.adapt_weight)
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Probe, fine-tune, measure both on the test split."""
     data = load_dataset(paths.validated)
-    trainer = Trainer(params, paths, data, resources)
-    val, test = data.rows("val"), data.rows("test")
-    labels = data.labels[test]
-
-    found: dict[str, list[NDArray[np.float32]]] = {}
+    teacher = TeacherTrainer(params, paths, data, resources)
+    views, test = teacher.views, data.rows("test")
+    each: dict[str, list[NDArray[np.float32]]] = {}
 
     def measure(name: str, net: Net) -> None:
-        found.setdefault(name, []).append(logits_of(net, trainer.views.plain, test))
+        each.setdefault(name, []).append(logits_of(net, views.plain, test))
 
     members = []
     for member in range(params.members):
-        net = trainer.probe(member)
+        net = teacher.probe(member)
         measure("probe", net)
-        trainer.fine_tune(net, member)
+        teacher.fine_tune(net, member)
         if params.adapt != "none":
             measure("source_only", net)
         if params.adapt in LEARNED:
-            net = trainer.probe(member)
-            trainer.fine_tune(net, member, adapting=True)
+            net = teacher.probe(member)
+            teacher.fine_tune(net, member, adapting=True)
         elif params.adapt == "adabn":
-            adapt_statistics(net, trainer.views.plain, trainer.unlabelled)
+            adapt_statistics(net, views.plain, teacher.unlabelled)
         measure("finetuned", net)
         members.append(net)
-    trainer.finish()
+    teacher.trainer.finish()
     save_teacher(paths.teacher, members)
+    logits = {name: np.mean(of_members, axis=0) for name, of_members in each.items()}
+    predictions.write(paths.predictions, data, test, logits)
+    val = data.rows("val")
+    on_val = np.mean([logits_of(net, views.plain, val) for net in members], axis=0)
+    val_auroc = metrics.auroc(on_val, data.labels[val])
+    report.write_metrics(paths.metrics, figures(members, data, logits, val_auroc))
 
-    on_val = np.mean([logits_of(net, trainer.views.plain, val) for net in members], axis=0)
-    shown = {name: np.mean(each, axis=0) for name, each in found.items()}
-    finetuned = shown["finetuned"]
-    predictions.write(paths.predictions, data, test, shown)
-    groups = data.groups[test]
-    gain = metrics.paired_gain(finetuned, shown["probe"], labels, groups)
-    figures: dict[str, object] = {
-        name: metrics.classification(x, labels, data.classes) for name, x in shown.items()
+
+def figures(
+    members: list[Net], data: Dataset, logits: dict[str, metrics.Logits], val_auroc: float
+) -> dict[str, object]:
+    """What the metrics hold.
+
+    Args:
+        logits: (test images, K) of the probe, the finished teacher and, where it adapts, the
+            teacher that does not.
+    """
+    test = data.rows("test")
+    labels, groups = data.labels[test], data.groups[test]
+    finetuned = logits["finetuned"]
+    gain = metrics.paired_gain(finetuned, logits["probe"], labels, groups)
+    by_model: dict[str, object] = {
+        name: metrics.classification(x, labels, data.classes) for name, x in logits.items()
     }
-    if "source_only" in shown:
-        figures["adaptation_gain"] = metrics.paired_gain(
-            finetuned, shown["source_only"], labels, groups
+    if "source_only" in logits:
+        by_model["adaptation_gain"] = metrics.paired_gain(
+            finetuned, logits["source_only"], labels, groups
         )
-    ensemble = Ensemble(members)
-    report.write_metrics(
-        paths.metrics,
-        {
-            "backbone": " + ".join(members[i].spec.backbone for i in range(params.members)),
-            "members": params.members,
-            "parameters": count_parameters(ensemble),
-            "macs": sum(count_macs(net) for net in members),
-            **figures,
-            "finetuning_gain": gain,
-            "validation": {"auroc": metrics.auroc(on_val, data.labels[val])},
-        },
-    )
     print(
         f"test AUROC {metrics.auroc(finetuned, labels):.3f}, gain {gain['gain']:+.3f}", flush=True
     )
+    return {
+        "backbone": " + ".join(net.spec.backbone for net in members),
+        "members": len(members),
+        "parameters": count_parameters(Ensemble(members)),
+        "macs": sum(count_macs(net) for net in members),
+        **by_model,
+        "finetuning_gain": gain,
+        "validation": {"auroc": val_auroc},
+    }
 
 
 if __name__ == "__main__":
-    stage.main("teacher")
+    stage.main("teacher", Params, Paths, run, trains_together=True)

@@ -391,4 +391,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    stage.main("validate")
+    stage.main("validate", Params, Paths, run)

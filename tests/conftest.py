@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.core.dataset.data import Dataset
+from stages.core.dataset.data import Dataset, Rows
 from stages.core.nets.net import Net
-from stages.core.training.fit import Loss, Rows
+from stages.core.training import trainer
+from stages.core.training.fit import Loss
 
 ROOT = Path(__file__).resolve().parent.parent
 
 MakeFolder = Callable[..., Path]
-RowsFitted = Callable[[ModuleType], list[Rows]]
+RowsFitted = Callable[[], list[Rows]]
 
 RECIPE: dict[str, Any] = {
     "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
@@ -43,21 +43,28 @@ def dataset(*, n: int = 8, px: int = 32, channels: int = 1, classes: int = 2) ->
     )
 
 
+def outputs(logits: Any, features: Any = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A teacher's logits (V, n, K), and features (V, n, G) if there are any, view by view."""
+    if features is None:
+        features = np.empty((*logits.shape[:2], 0), np.float16)
+    yield from zip(torch.from_numpy(logits), torch.from_numpy(features), strict=True)
+
+
 @pytest.fixture
 def rows_fitted(monkeypatch: pytest.MonkeyPatch) -> RowsFitted:
-    """A list that grows by the rows that a stage would train on, each time; it trains nothing."""
+    """From its call on, no network is trained; gives a list that grows by the rows of each."""
 
-    def of(stage: ModuleType) -> list[Rows]:
-        found: list[Rows] = []
+    def start() -> list[Rows]:
+        fitted: list[Rows] = []
 
         def fit(net: Net, loss: Loss, rows: Rows, *_: Any, **__: Any) -> pd.DataFrame:
-            found.append(rows)
+            fitted.append(rows)
             return pd.DataFrame({"epoch": [1], "loss": [0.0], "val_auroc": [0.5]})
 
-        monkeypatch.setattr(stage, "fit", fit)
-        return found
+        monkeypatch.setattr(trainer, "fit", fit)
+        return fitted
 
-    return of
+    return start
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,26 @@ def test_import_linter_catches_crossings(copy: Path, file: str, line: str) -> No
     broken = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert broken.returncode != 0
     assert "BROKEN" in broken.stdout
+
+
+def contract_modules(root: Path, key: str) -> list[list[str]]:
+    """The stage modules that each of import-linter's contracts names under `key`."""
+    with (root / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    modules = [contract[key] for contract in contracts if key in contract]
+    return [[name for name in names if name.startswith("stages.")] for names in modules]
+
+
+def test_import_linter_knows_every_stage() -> None:
+    expected = {f"stages.{stage}" for stage in STAGES}
+    for key in ("modules", "forbidden_modules"):
+        listed = contract_modules(ROOT, key)
+        assert listed
+        assert all(set(names) == expected for names in listed)
+
+
+def test_catches_a_stage_that_import_linter_does_not_know(copy: Path) -> None:
+    text = (copy / "pyproject.toml").read_text()
+    (copy / "pyproject.toml").write_text(text.replace('"stages.check",\n', "", 1))
+    expected = {f"stages.{stage}" for stage in STAGES}
+    assert any(set(names) != expected for names in contract_modules(copy, "modules"))

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from stages.core.dataset.views import Views
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from tests.benchmarks.bench_pipeline import WAITING_SHARE, waiting
 from tests.benchmarks.bench_transfer import Transfer
 from tests.benchmarks.project import default_run
@@ -65,7 +65,7 @@ def measure(work: Path, scale: float, device: str) -> list[Result]:
             speeds = [batch * steps / second for second in found]
             results.append(Result(f"{name}_{batch}", f"{what}: {name}", speeds, unit="images/s"))
     what = f"steps of the teacher's fine-tuning on {len(made.train)} cells, {device}"
-    stored = waiting(made, Prefix, "inputs", 1e3)
+    stored = waiting(made, Inputs, "activations", 1e3)
     made_then = waiting(made, Views, "batch", 0.0)
     return [
         *results,

@@ -28,12 +28,11 @@ from stages.core.dataset.data import Dataset
 from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Ensemble, Net, load_teacher
-from stages.core.nets.weights import load_weights
 from stages.core.results import metrics
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.progress import Progress
 from stages.core.training.fit import WARM_UP, fit
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from stages.core.training.student import distillation_loss
 from stages.core.training.targets import Targets, load_targets, save_targets
 from tests.benchmarks.project import TEACHER, default_run, resources, section, work_paths
@@ -100,8 +99,6 @@ class Distillation:
         self.params = params.model_copy(update={"recipe": recipe})
         self.teacher = load_teacher(TEACHER)
         self.views = Views(data.pixels, seed=2, jitter=0.2)
-        weights = work_paths(distill.Paths, work).weights
-        self.weights = load_weights(params.backbone, params.weights, weights)
         self.accuracies: dict[str, list[float]] = {}
 
     def _seconds(self, name: str, train: Callable[[Path], Net]) -> float:
@@ -119,25 +116,25 @@ class Distillation:
 
     def _untrained(self, folder: Path, known: Targets) -> Net:
         paths = work_paths(distill.Paths, folder)
-        how = (self.params, paths, self.data, known, self.weights, resources())
-        return distill.Trainer(*how).untrained(self.seed)
+        trainer = distill.StudentTrainer(self.params, paths, self.data, known, resources())
+        return trainer.untrained(self.seed)
 
     def _targets(self, folder: Path) -> Targets:
         """What the targets stage makes, but for the images as they are."""
         train = self.data.rows("train")
         images = VIEWS * len(train)
-        asked = targets.Asked(self.teacher, self.views, images=images, with_features=False)
+        frozen = targets.FrozenTeacher(self.teacher, self.views, images=images, with_features=False)
         progress = Progress("teacher logits", images)
-        logits = [asked.about(train, view, progress)[0].numpy() for view in range(VIEWS)]
+        outputs = (frozen.outputs(train, view, progress) for view in range(VIEWS))
         plain = np.zeros((len(self.data.labels), len(self.data.classes)), np.float32)
-        save_targets(folder, self.views, np.stack(logits), plain, None)
+        save_targets(folder, self.views, VIEWS, outputs, plain)
         return load_targets(folder, self.data)
 
     def _fit(self, folder: Path, known: Targets, most_gb: float) -> Net:
         net, recipe = self._untrained(folder, known), self.params.recipe
         train = self.data.rows("train")
-        views, nothing = min(known.count, recipe.epochs), train[:0]
-        prefix = Prefix(
+        views, nothing = min(known.view_count, recipe.epochs), train[:0]
+        prefix = Inputs(
             net, known.views, train, views, folder / "kept", plain=nothing, most_gb=most_gb
         )
         fit(

@@ -20,11 +20,11 @@ import numpy as np
 from stages import distill
 from stages.core.dataset.data import load_dataset
 from stages.core.dataset.views import Views
-from stages.core.nets.weights import load_weights
 from stages.core.training.targets import load_targets, save_targets
 from tests.benchmarks import synthetic
 from tests.benchmarks.project import paths, resources, section, validate_stage
 from tests.benchmarks.record import Result
+from tests.conftest import outputs
 
 IMAGES, PX = 100_000, 96
 
@@ -43,7 +43,7 @@ def train(work: Path) -> None:
     logits = draws.normal(size=(1, len(data.rows("train")), classes)).astype(np.float32)
     plain = draws.normal(size=(count, classes)).astype(np.float32)
     targets = work / "targets"
-    save_targets(targets, Views(data.pixels, seed=2, jitter=0.2), logits, plain, None)
+    save_targets(targets, Views(data.pixels, seed=2, jitter=0.2), 1, outputs(logits), plain)
     params = section("distill", distill.Params)
     recipe = params.recipe.model_copy(update={"epochs": 1})
     params = params.model_copy(update={"recipe": recipe})
@@ -57,11 +57,8 @@ def train(work: Path) -> None:
         cache=work / "cache",
         **written,
     )
-    weights = load_weights(params.backbone, params.weights, where.weights)
-    trainer = distill.Trainer(
-        params, where, data, load_targets(targets, data), weights, resources()
-    )
-    trainer.train(params.seed, control=False, what="student")
+    trainer = distill.StudentTrainer(params, where, data, load_targets(targets, data), resources())
+    trainer.train(params.seed, control=False, name="student")
 
 
 def peak(work: Path, step: str) -> float:

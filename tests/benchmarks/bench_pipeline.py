@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from stages.core.dataset.data import Dataset
 from stages.core.dataset.views import Views
 from stages.core.nets.inference import batched
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from tests.benchmarks import bench_transfer
 from tests.benchmarks.bench_transfer import Transfer
 from tests.benchmarks.project import default_run
@@ -124,7 +124,7 @@ def run(work: Path, scale: float) -> list[Result]:
         ),
         Result(
             "waiting", f"{steps}: reading the frozen layers' output",
-            waiting(made, Prefix, "inputs", 1e3), 5.0, unit="%",
+            waiting(made, Inputs, "activations", 1e3), 5.0, unit="%",
         ),
         Result(
             "waiting_views", f"{steps}: making views where nothing is stored",

@@ -29,7 +29,7 @@ from stages.core.nets.inference import batched
 from stages.core.nets.net import Net
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.training.fit import fit
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from tests.benchmarks.project import default_run, resources, section, work_paths
 from tests.benchmarks.record import Result, interleaved, quiet, ratios, seconds
 
@@ -43,7 +43,7 @@ class Transfer:
         self.work, self.data = work, data
         params = section("teacher", teacher.Params, dropout=0.0)
         paths = work_paths(teacher.Paths, work)
-        self.trainer = teacher.Trainer(params, paths, data, resources(device))
+        self.trainer = teacher.TeacherTrainer(params, paths, data, resources(device))
         self.train = data.rows("train")
 
     def probed(self) -> Net:
@@ -79,7 +79,7 @@ class Transfer:
         recipe = self.trainer.params.recipe.model_copy(update={"epochs": epochs})
 
         def train(folder: Path) -> None:
-            prefix = Prefix(
+            prefix = Inputs(
                 net, self.trainer.views, self.train, VIEWS, folder / "kept",
                 plain=self.train[:1], most_gb=most_gb,
             )  # fmt: skip

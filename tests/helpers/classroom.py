@@ -125,7 +125,7 @@ def enrolled(root: Path, *, target: bool) -> Classroom:
     for features in (True, False):
         inputs = {"validated": images, "teacher": root / "teacher"}
         paths = filled(targets.Paths, root / f"features {features}", **inputs)
-        how = targets.Params(views=VIEWS, features=features, jitter=0.1, seed=2)
+        how = targets.Params(view_count=VIEWS, features=features, jitter=0.1, seed=2)
         targets.run(how, paths=paths, resources=RESOURCES)
         written.append(paths.targets)
     return Classroom(root, images, root / "teacher", *written)

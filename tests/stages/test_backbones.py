@@ -65,7 +65,7 @@ def test_builds_freezes_trains_and_exports(
             "out_indices": out_indices,
             "weights": str(tmp_path / "weights" / "local.safetensors"),
             "frozen_groups": 2,
-            "views": 1,
+            "view_count": 1,
             "recipe": params.recipe.model_copy(update={"epochs": 1}),
         }
     )

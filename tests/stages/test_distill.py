@@ -87,7 +87,7 @@ def test_refinement_learns_from_what_the_student_did(
 ) -> None:
     root, data = classroom.root, classroom.data
     (root / "augmented").mkdir()
-    made = {
+    made: dict[str, np.ndarray[Any, Any]] = {
         "pixels": np.zeros((2, 16, 16, 1), np.uint8),
         "logits": np.zeros((2, 2), np.float32),
         "labels": np.zeros(2, np.int64),
@@ -107,11 +107,11 @@ def test_refinement_learns_from_what_the_student_did(
     refine.run(how, paths=paths, resources=RESOURCES)
     assert np.isfinite(read_metrics(paths.metrics)["real"]["nll"])
 
-    learned = rows_fitted(refine)
+    fitted = rows_fitted()
     again = {name: root / f"refine again {name}" for name in refine.Paths.outputs()}
     refine.run(how, paths=dataclasses.replace(paths, **again), resources=RESOURCES)
-    assert len(learned) == 2
-    for rows in learned:
+    assert len(fitted) == 2
+    for rows in fitted:
         assert np.array_equal(rows, data.distillation_rows)
     assert (data.labels[data.distillation_rows] < 0).any()
 
@@ -121,7 +121,7 @@ def test_both_have_the_statistics_of_all_that_the_student_learns_from(
 ) -> None:
     measured = []
     monkeypatch.setattr(distill, "adapt_statistics", lambda *args: measured.append(args[2:]))
-    rows_fitted(distill)
+    rows_fitted()
     distill.run(params(own_statistics=0.5), paths=classroom.paths("measured"), resources=RESOURCES)
     assert len(measured) == 2
     for rows, share in measured:
@@ -238,10 +238,10 @@ def test_rows_are_repeated_without_favour(count: int) -> None:
 def test_the_control_takes_as_many_steps_on_labelled_images(
     classroom: Classroom, rows_fitted: RowsFitted
 ) -> None:
-    learned = rows_fitted(distill)
+    fitted = rows_fitted()
     distill.run(params(), paths=classroom.paths("steps"), resources=RESOURCES)
     data = classroom.data
-    student, control = learned
+    student, control = fitted
     everything = set(data.rows("train")) | set(data.rows("unlabelled"))
     assert set(student) == everything
     assert len(student) == len(everything) == len(control)

@@ -26,7 +26,7 @@ def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
 def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, view: int) -> None:
     data, teacher = classroom.data, load_teacher(classroom.teacher)
     found = load_targets(classroom.targets, data)
-    assert (found.count, found.views.seed, found.views.jitter) == (VIEWS, 2, 0.1)
+    assert (found.view_count, found.views.seed, found.views.jitter) == (VIEWS, 2, 0.1)
     rows = data.rows("train")[[5, 0, 11, 3]]
     images = Views(data.pixels, 2, 0.1).batch(rows, view)
     with torch.inference_mode():
@@ -45,16 +45,16 @@ def test_targets_go_on_after_the_last_finished_view(
 ) -> None:
     inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
     paths = filled(targets.Paths, tmp_path / "killed", **inputs)
-    how = targets.Params(views=VIEWS, features=True, jitter=0.1, seed=2)
-    real, asked = targets.Asked.about, []
+    how = targets.Params(view_count=VIEWS, features=True, jitter=0.1, seed=2)
+    real, asked = targets.FrozenTeacher.outputs, []
 
-    def about(self: targets.Asked, rows: Any, view: int | None, progress: Any) -> Any:
+    def outputs(self: targets.FrozenTeacher, rows: Any, view: int | None, progress: Any) -> Any:
         asked.append(view)
         if asked == [0, 1]:
             raise KeyboardInterrupt
         return real(self, rows, view, progress)
 
-    monkeypatch.setattr(targets.Asked, "about", about)
+    monkeypatch.setattr(targets.FrozenTeacher, "outputs", outputs)
     with pytest.raises(KeyboardInterrupt):
         targets.run(how, paths=paths, resources=RESOURCES)
     targets.run(how, paths=paths, resources=RESOURCES)

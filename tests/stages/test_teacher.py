@@ -66,8 +66,9 @@ def params(**changes: Any) -> teacher.Params:
     values = {
         "soft_labels": None, "imbalance": "none", "focal_gamma": 2.0, "label_smoothing": 0.0,
         "mixup": 0.0, "backbones": LITES[:1], "weights": "packaged", "out_indices": [0, 1],
-        "mode": "finetune", "members": 1, "own_statistics": 1.0, "frozen_groups": 2, "views": 2,
-        "dropout": 0.0, "jitter": 0.1, "probe_c": 0.01, "adapt": "none", "adapt_weight": 1.0,
+        "mode": "finetune", "members": 1, "own_statistics": 1.0, "frozen_groups": 2,
+        "view_count": 2, "dropout": 0.0, "jitter": 0.1, "probe_c": 0.01, "adapt": "none",
+        "adapt_weight": 1.0,
         "recipe": RECIPE | {"learning_rate": 3e-3, "head_learning_rate": 3e-3}, "seed": 1,
     }  # fmt: skip
     return parse_section({"teacher": values | changes}, "teacher", teacher.Params, source="here")
@@ -105,7 +106,7 @@ class Taught:
         return logits_of(net, Views(self.data.pixels, 0, 0).plain, self.rows["test"])
 
     def probe(self, member: int) -> Net:
-        return teacher.Trainer(self.params, self.paths, self.data, RESOURCES).probe(member)
+        return teacher.TeacherTrainer(self.params, self.paths, self.data, RESOURCES).probe(member)
 
 
 Teach = Callable[..., Taught]
@@ -279,14 +280,14 @@ def test_what_the_unlabelled_images_are_teaches_nothing(teach: Teach, way: dict[
 def test_only_labelled_training_images_are_learned_from(
     tmp_path: Path, rows_fitted: RowsFitted, way: dict[str, Any], imbalance: str
 ) -> None:
-    learned = rows_fitted(teacher)
+    fitted = rows_fitted()
     paths = paths_of(tmp_path / "run", validated(tmp_path / "data"))
     teacher.run(params(imbalance=imbalance, **way), paths=paths, resources=RESOURCES)
     data = load_dataset(paths.validated)
     train = data.rows("train")
     sound, cracked = np.bincount(data.labels[train])
-    assert len(learned) == 1 + (way in (MCC, DANN))
-    for rows in learned:
+    assert len(fitted) == 1 + (way in (MCC, DANN))
+    for rows in fitted:
         assert set(rows) == set(train)
         each = [sound, sound if imbalance == "balanced" else cracked]
         assert np.bincount(data.labels[rows]).tolist() == each

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from stages.core.runner.params import Section
 
+Rows = NDArray[np.int64]
 Split = Literal["train", "val", "test", "unlabelled"]
 # Those of labelled images. The fourth is a target domain's, which nobody may learn the labels of.
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -69,13 +70,13 @@ class Dataset:
         """1 for grey images, 3 for RGB."""
         return int(self.pixels.shape[3])
 
-    def rows(self, split: Split) -> NDArray[np.int64]:
+    def rows(self, split: Split) -> Rows:
         """Indices of a split's images."""
         return np.flatnonzero(self.splits == split).astype(np.int64)
 
     @property
-    def distillation_rows(self) -> NDArray[np.int64]:
-        """Indices of the images of which a teacher tells its students: labels are not needed."""
+    def distillation_rows(self) -> Rows:
+        """Indices of the images that students learn from, with labels or without."""
         return np.flatnonzero(np.isin(self.splits, ["train", UNLABELLED])).astype(np.int64)
 
 

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.core.dataset.data import Rows
+
 
 @dataclass(frozen=True)
 class Views:
@@ -26,11 +28,11 @@ class Views:
     seed: int
     jitter: float
 
-    def plain(self, rows: NDArray[np.int64]) -> Tensor:
+    def plain(self, rows: Rows) -> Tensor:
         """The images as they are: uint8 (B, P, P, C)."""
         return torch.from_numpy(self.pixels[rows])
 
-    def batch(self, rows: NDArray[np.int64], view: int) -> Tensor:
+    def batch(self, rows: Rows, view: int) -> Tensor:
         """View number `view` of the given images: uint8 (B, P, P, C)."""
         draws = _draws(self.seed, view, len(self.pixels))[rows]
         symmetry = (draws[:, 0] * 8).astype(int)

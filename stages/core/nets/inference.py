@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.core.dataset.data import Rows
 from stages.core.nets.net import Net
 from stages.core.runner.errors import TrainingDiverged
 from stages.core.runner.progress import Progress
@@ -35,8 +36,8 @@ def as_half(x: Tensor, what: str) -> Tensor:
 
 def run_batched(
     compute: Callable[[Tensor], Tensor],
-    images: Callable[[NDArray[np.int64]], Tensor],
-    rows: NDArray[np.int64],
+    images: Callable[[Rows], Tensor],
+    rows: Rows,
     device: torch.device,
     *,
     progress: Progress | None = None,
@@ -53,8 +54,8 @@ def run_batched(
 
 def features_of(
     net: Net,
-    images: Callable[[NDArray[np.int64]], Tensor],
-    rows: NDArray[np.int64],
+    images: Callable[[Rows], Tensor],
+    rows: Rows,
     *,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
@@ -64,9 +65,7 @@ def features_of(
     return run_batched(net.features, images, rows, device, progress=progress)
 
 
-def logits_of(
-    net: Net, images: Callable[[NDArray[np.int64]], Tensor], rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def logits_of(net: Net, images: Callable[[Rows], Tensor], rows: Rows) -> NDArray[np.float32]:
     """Logits (len(rows), K) of the given images."""
     net.eval()
     return run_batched(net, images, rows, next(net.parameters()).device)

@@ -6,6 +6,7 @@ Every network takes raw images, uint8 (B, P, P, C), so what is trained is what i
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.core.dataset.data import Dataset
 from stages.core.nets.weights import Weights, at_this_size, select_weights
+from stages.core.runner import processes
 from stages.core.runner.errors import ParamsError, Unavailable
-from stages.core.runner.processes import Dropout
 
 
 class NetSpec(BaseModel):
@@ -132,8 +133,23 @@ def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
     return links if same else []
 
 
+@dataclass(frozen=True)
+class Activations:
+    """What a network's lowest links make of a batch of images; the others go on from there.
+
+    Attributes:
+        maps: (B, C, H, W), of the last of these links.
+        pooled: (B, F0), the statistics of the feature maps among them.
+        links: how many links these are.
+    """
+
+    maps: Tensor
+    pooled: Tensor
+    links: int
+
+
 class Net(nn.Module):
-    """uint8 (B, P, P, C) images to float (B, K) logits.
+    """Images to float (B, K) logits: uint8 (B, P, P, C), or what its lowest links make of them.
 
     Attributes:
         frozen_statistics: BatchNorm keeps its running statistics in training. The pretrained ones
@@ -161,9 +177,12 @@ class Net(nn.Module):
             x = nn.functional.avg_pool2d(x, self.spec.reduce)
         return (x - self.mean) / self.std
 
-    def features(self, images: Tensor) -> Tensor:
-        """uint8 (B, P, P, C) to float (B, F): mean, deviation and maximum of each feature map."""
-        x = self.prepare(images).contiguous(memory_format=torch.channels_last)
+    def features(self, inputs: Tensor | Activations) -> Tensor:
+        """Images to float (B, F): mean, deviation and maximum of each feature map."""
+        if isinstance(inputs, Activations):
+            _, rest = self._run(inputs.maps, self.links()[inputs.links :])
+            return torch.cat([inputs.pooled, rest], 1)
+        x = self.prepare(inputs).contiguous(memory_format=torch.channels_last)
         return torch.cat([statistics(feature_map) for feature_map in self.backbone(x)], 1)
 
     def links(self) -> list[tuple[str, nn.Module]]:
@@ -184,18 +203,10 @@ class Net(nn.Module):
         learn = [any(p.requires_grad for p in m.parameters()) for _, m in self.links()]
         return learn.index(True) if True in learn else len(learn)
 
-    def prefix(self, images: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """What the lowest `length` links make of images.
-
-        Returns: activations (B, C, H, W), and statistics (B, F0) of the feature maps among them.
-        """
+    def lowest(self, images: Tensor, links: int) -> Activations:
+        """What the lowest `links` links make of images, uint8 (B, P, P, C)."""
         x = self.prepare(images).contiguous(memory_format=torch.channels_last)
-        return self._run(x, self.links()[:length])
-
-    def features_from(self, activations: Tensor, pooled: Tensor, length: int) -> Tensor:
-        """Features (B, F) from what `prefix` gave."""
-        _, rest = self._run(activations, self.links()[length:])
-        return torch.cat([pooled, rest], 1)
+        return Activations(*self._run(x, self.links()[:links]), links)
 
     def _run(self, x: Tensor, links: list[tuple[str, nn.Module]]) -> tuple[Tensor, Tensor]:
         outputs = self.backbone.feature_info.module_name()
@@ -206,8 +217,8 @@ class Net(nn.Module):
                 pooled.append(statistics(x))
         return x, torch.cat(pooled, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(images))
+    def forward(self, inputs: Tensor | Activations) -> Tensor:
+        logits: Tensor = self.head(self.features(inputs))
         return logits
 
     def train(self, mode: bool = True) -> "Net":
@@ -260,6 +271,24 @@ class Ensemble(nn.Module):
 AnyNet = Net | Ensemble
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose draws do not depend on how many processes share the batch, nor on the device.
+
+    They are the CPU's, for the whole batch; each process takes those of its own share.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F) to (B, F)."""
+        if not self.training or not self.p:
+            return x
+        whole = (
+            torch.empty(len(x) * processes.size(), *x.shape[1:])
+            .bernoulli_(1 - self.p)
+            .div_(1 - self.p)
+        )
+        return x * whole[processes.rank() :: processes.size()].to(x.device)
+
+
 class Head(nn.Module):
     """Standardise with fixed statistics, then a linear layer that starts at zero."""
 
@@ -271,8 +300,6 @@ class Head(nn.Module):
         self.linear = nn.Linear(features, classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        # Learns beside it while a network adapts to another domain (adaptation.py), then goes.
-        self.domain: nn.Module | None = None
 
     mean: Tensor
     std: Tensor
@@ -336,8 +363,8 @@ def build(
         net.layer_groups()
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
         raise ParamsError(
-            f"backbone {backbone!r}, out_indices {out_indices}: timm does not give these feature maps, "
-            f"or no layer groups that could be frozen ({error})"
+            f"backbone {backbone!r}, out_indices {out_indices}: timm does not give these feature "
+            f"maps, or no layer groups that could be frozen ({error})"
         ) from error
     if weights is not None:
         wanted = net.backbone.model.state_dict()

@@ -8,6 +8,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from stages.core.dataset.data import Rows
 from stages.core.dataset.views import Views
 from stages.core.nets.onnx_export import INPUT
 from stages.core.runner.errors import Unavailable
@@ -44,7 +45,7 @@ def session(model: Path | bytes, provider: Provider, *, threads: int) -> ort.Inf
 
 
 def probabilities(
-    model: ort.InferenceSession, views: Views, rows: NDArray[np.int64], *, batch: int = 64
+    model: ort.InferenceSession, views: Views, rows: Rows, *, batch: int = 64
 ) -> NDArray[np.float32]:
     """Probabilities (len(rows), K) of packed images as they are."""
     return np.concatenate(

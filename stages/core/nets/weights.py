@@ -1,7 +1,8 @@
-"""Pretrained weights: packaged, from the hub, from a file, or none."""
+"""Pretrained weights: packaged, from the hub at a fixed commit, from a file, or none."""
 
 import hashlib
 import importlib.resources
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ PACKAGED = {
     ),
 }
 
-# What a section's `weights` may say, beside the path of a .safetensors file.
-PACKAGED_WEIGHTS, HUB, NONE = "packaged", "hub", "none"
+# What a section's `weights` may say, beside the path of a .safetensors file and hub@REVISION.
+PACKAGED_WEIGHTS, NONE = "packaged", "none"
+# A commit, which nobody can move to other weights afterwards, as they can a branch or a tag.
+HUB = re.compile(r"hub@([0-9a-f]{40})")
 
 Weights = dict[str, Tensor]
 
@@ -45,7 +48,7 @@ def packaged(name: str) -> Weights:
     if name not in PACKAGED:
         raise Unavailable(
             f"backbone {name!r}: its weights are not packaged; packaged are {', '.join(PACKAGED)}: "
-            "choose one of those, or set weights to 'hub', to a .safetensors file or to 'none'"
+            "choose one of those, or set weights to hub@REVISION, a .safetensors file or 'none'"
         )
     package, file, sha256 = PACKAGED[name]
     path = Path(str(importlib.resources.files(package))) / "models" / file
@@ -60,9 +63,16 @@ def packaged(name: str) -> Weights:
     return dict(zip(wanted, weights.values(), strict=True))
 
 
-def _from_hub(name: str) -> Weights:
+def _from_hub(name: str, revision: str) -> Weights:
+    config = timm.models.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise ParamsError(f"backbone {name!r}: timm knows no weights of it on the hub")
+    # timm's own registry names a repository without a revision.
+    pinned = {"hf_hub_id": f"{config.hf_hub_id}@{revision}", "source": "hf-hub"}
     try:
-        state: Weights = timm.create_model(name, pretrained=True).state_dict()
+        state: Weights = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=pinned
+        ).state_dict()
     except Exception as error:  # the hub client raises whatever its network layers raise
         raise Unavailable(
             f"backbone {name!r}: its weights could not be downloaded ({type(error).__name__}); "
@@ -74,8 +84,9 @@ def _from_hub(name: str) -> Weights:
 def _from_file(name: str, path: Path, folder: Path) -> Weights:
     if path.suffix != ".safetensors" or not path.resolve().is_relative_to(folder.resolve()):
         raise ParamsError(
-            f"weights = {str(path)!r}: expected 'packaged', 'hub', 'none' or a .safetensors file "
-            f"in {folder}/, so that DVC notices when it changes"
+            f"weights = {str(path)!r}: expected 'packaged', 'hub@' and the 40 digits of a commit "
+            f"of timm/{name} on the hub, 'none', or a .safetensors file in {folder}/, so that DVC "
+            "notices when it changes"
         )
     try:
         state: Weights = load_file(path)
@@ -89,7 +100,7 @@ def load_weights(name: str, source: str, folder: Path) -> Weights | None:
 
     Args:
         name: in timm.
-        source: `packaged`, `hub`, `none`, or the path of a .safetensors file.
+        source: `packaged`, `hub@REVISION`, `none`, or the path of a .safetensors file.
         folder: where such a file has to lie.
 
     Raises:
@@ -102,7 +113,9 @@ def load_weights(name: str, source: str, folder: Path) -> Weights | None:
         return None
     if source == PACKAGED_WEIGHTS:
         return packaged(name)
-    return _from_hub(name) if source == HUB else _from_file(name, Path(source), folder)
+    if pinned := HUB.fullmatch(source):
+        return _from_hub(name, pinned[1])
+    return _from_file(name, Path(source), folder)
 
 
 def select_weights(weights: Weights, wanted: Weights) -> Weights:

@@ -3,14 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from stages.core.dataset.data import Dataset
+from stages.core.dataset.data import Dataset, Rows
 from stages.core.results.metrics import Logits
-
-Rows = NDArray[np.int64]
 
 
 def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -> None:

@@ -27,9 +27,12 @@ class Checkpoint:
         """The newest saved state, or None when there is none."""
         if not self.path.exists():
             return None
-        state = torch.load(self.path, weights_only=True, map_location="cpu")
         print(f"going on from checkpoint {self.path.stem}", flush=True)
-        return state
+        return self.read()
+
+    def read(self) -> Any:
+        """The saved state of a piece that is done. Raises: FileNotFoundError."""
+        return torch.load(self.path, weights_only=True, map_location="cpu")
 
     def save(self, state: Any) -> None:
         """Replace the saved state; after a kill, either the old or the new one is there."""

@@ -2,19 +2,24 @@
 
 Every process does the same work on its share of each batch; gradients are added up. Only the first
 one's outputs are kept.
+
+PyTorch is imported by what needs it, when it is called: a stage that trains nothing starts without.
 """
 
 import os
 import sys
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.distributed
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from stages.core.runner.errors import ParamsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stages.core.runner.runtime import Resources
 
 
 def rank() -> int:
@@ -27,13 +32,17 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def join(device: torch.device) -> None:
+def join(resources: "Resources") -> None:
     """Meet the other processes, if torchrun has started this one with others.
 
-    Args:
-        device: what this process computes on.
+    Raises: Unavailable when there is not a device for each.
     """
-    if size() > 1 and not torch.distributed.is_initialized():
+    if size() == 1:
+        return
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        device = resources.torch_device()
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
@@ -59,24 +68,12 @@ def share(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows[rank() :: size()]
 
 
-class Dropout(nn.Dropout):
-    """Dropout whose draws do not depend on how many processes share the batch, nor on the device.
-
-    They are the CPU's, for the whole batch; each process takes those of its own share.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, F) to (B, F)."""
-        if not self.training or not self.p:
-            return x
-        whole = torch.empty(len(x) * size(), *x.shape[1:]).bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * whole[rank() :: size()].to(x.device)
-
-
-def add_gradients(net: nn.Module) -> None:
+def add_gradients(net: "nn.Module") -> None:
     """Replace every gradient by its sum over all processes."""
     if size() == 1:
         return
+    import torch.distributed
+
     learning = [p for p in net.parameters() if p.requires_grad]
     for parameter in learning:
         if parameter.grad is None:
@@ -94,6 +91,8 @@ def add_gradients(net: nn.Module) -> None:
 def wait() -> None:
     """Until all processes are here."""
     if size() > 1:
+        import torch.distributed
+
         torch.distributed.barrier()
 
 
@@ -101,17 +100,17 @@ def add(value: float) -> float:
     """The sum of a number over all processes."""
     if size() == 1:
         return value
+    import torch.distributed
+
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     total = torch.tensor(value, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
     return float(total)
 
 
-def launch(count: int) -> list[str]:
-    """The command that runs this process's own command line `count` times, together."""
-    module = sys.modules["__main__"].__spec__
-    assert module is not None
+def launch(module: str, count: int) -> list[str]:
+    """The command that runs a module with this process's arguments `count` times, together."""
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={count}", "-m", module.name, *sys.argv[1:],
+        f"--nproc-per-node={count}", "-m", module, *sys.argv[1:],
     ]  # fmt: skip

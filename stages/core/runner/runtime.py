@@ -1,17 +1,23 @@
-"""Where the work runs: device, threads, determinism. Never what is computed."""
+"""Where the work runs: device, threads, determinism. Never what is computed.
+
+PyTorch is imported by what needs it, when it is called: a stage that trains nothing starts without.
+"""
 
 import ctypes
 import os
 import platform
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
 
 from stages.core.runner import processes
 from stages.core.runner.errors import Unavailable
 from stages.core.runner.params import Section
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Resources(Section):
@@ -24,6 +30,10 @@ class Resources(Section):
 
     def apply(self) -> None:
         """Set up this process: as many threads as asked for, and the same result every time."""
+        if "torch" not in sys.modules:
+            return
+        import torch
+
         _keep_freed_memory()
         torch.set_num_threads(threads(self))
         # cuBLAS is deterministic only with a fixed workspace.
@@ -32,11 +42,18 @@ class Resources(Section):
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
         torch.backends.cudnn.benchmark = False
 
-    def torch_device(self) -> torch.device:
+    def check_device(self) -> None:
+        """Raises: Unavailable when a device is asked for that is not there."""
+        if self.device == "cuda":
+            self.torch_device()
+
+    def torch_device(self) -> "torch.device":
         """The device to train on.
 
         Raises: Unavailable when `cuda` is asked for and not there, or not one for each process.
         """
+        import torch
+
         there = torch.cuda.is_available()
         if self.device == "cuda" and not there:
             raise Unavailable(
@@ -76,6 +93,8 @@ def threads(resources: Resources) -> int:
 
 def device_name() -> str:
     """The GPU's name where PyTorch sees one, and the CPU's."""
+    import torch
+
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

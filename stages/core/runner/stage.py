@@ -1,6 +1,6 @@
 """What surrounds the work of every stage: its command line, params, inputs, outputs and end.
 
-`main` is all that a stage file calls. The stage itself is `run(params, *, paths, resources)`.
+`main` is all that a stage file calls, with its params, its paths and its work.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-from stages.core.runner import digest, lock, parent, processes
+from stages.core.runner import digest, disk, lock, parent, processes
 from stages.core.runner.errors import AtelierError, InputsChanged, ParamsError
 from stages.core.runner.params import Section, load_section
 from stages.core.runner.runtime import Resources
@@ -76,19 +76,32 @@ class Paths:
         return cls.inputs() + cls.outputs() + kept
 
 
-class StageModule(Protocol):
-    """What a stage file defines."""
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage, as `main` takes it from a stage file.
 
-    Params: type[Section]
-    Paths: type[Paths]
+    Attributes:
+        name: of the stage in dvc.yaml, and of its file.
+        params, paths: classes of its section in params.yaml and of its command line.
+        run: the work, `run(params, *, paths, resources)`.
+        trains_together: whether several processes may share the work (resources.processes).
+    """
+
+    name: str
+    params: type[Section]
+    paths: type[Paths]
     run: Callable[..., None]
+    trains_together: bool = False
+
+
+P = TypeVar("P", bound=Paths)
 
 
 def _option(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def _parse(paths_class: type[Paths], name: str) -> Paths:
+def _parse(paths_class: type[P], name: str) -> P:
     parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", allow_abbrev=False)
     for field in paths_class.options():
         parser.add_argument(_option(field), type=Path, required=True)
@@ -149,7 +162,7 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def staged(paths: Paths) -> Iterator[Paths]:
+def staged(paths: P) -> Iterator[P]:
     """Yield `paths` with every output under a temporary name beside its place.
 
     They are moved into place on success, so an output that exists is complete.
@@ -185,7 +198,7 @@ def staged(paths: Paths) -> Iterator[Paths]:
                 remove(path)
 
 
-def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
+def execute(stage: Stage, paths: Paths, root: Path) -> None:
     """Run one stage on the given paths, with all that `main` promises.
 
     Raises: AtelierError, with a text for the user.
@@ -193,61 +206,37 @@ def execute(name: str, module: StageModule, paths: Paths, root: Path) -> None:
     params_file = root / "params.yaml"
 
     def section() -> Section:
-        return load_section(params_file, name, module.Params)
+        return load_section(params_file, stage.name, stage.params)
 
     resources = load_section(params_file, "resources", Resources)
     # Outputs are moved into place only after the inputs have been looked at again.
     with staged(paths) as partial, _unchanged(paths, section, root) as inputs:
         params = section()
         resources.apply()
-        processes.join(resources.torch_device())
+        processes.join(resources)
         code = "".join(code_digests(root).values())
         work = [params.model_dump_json(), json.dumps(inputs, sort_keys=True), code]
-        scratch = paths.scratch / name / hashlib.md5("".join(work).encode()).hexdigest()
+        scratch = paths.scratch / stage.name / hashlib.md5("".join(work).encode()).hexdigest()
         partial = dataclasses.replace(partial, scratch=scratch)
-        module.run(params, paths=partial, resources=resources)
+        stage.run(params, paths=partial, resources=resources)
     # Checkpoints of other params stay: whoever goes back to those params goes on from there.
     processes.wait()
     if not processes.rank():
         remove(scratch)
 
 
-def _launch_workers(name: str, module: StageModule, root: Path) -> None:
+def _launch_workers(stage: Stage, root: Path) -> None:
     """Run this stage as several processes, if it can use them; does not return then."""
     count = load_section(root / "params.yaml", "resources", Resources).processes
-    if count == 1 or processes.size() > 1 or not hasattr(module, "TRAINS_TOGETHER"):
+    if count == 1 or processes.size() > 1 or not stage.trains_together:
         return
     environment = os.environ | {lock.HOLDER: os.environ.get(lock.HOLDER, str(os.getpid()))}
-    ended = subprocess.run(processes.launch(count), env=environment)
-    # What was wrong, the process at fault has said.
+    ended = subprocess.run(processes.launch(f"stages.{stage.name}", count), env=environment)
+    # The process at fault has said what was wrong.
     os._exit(ended.returncode)
 
 
-def main(name: str) -> None:
-    """Entry point of `python -m stages.NAME`."""
-    module = sys.modules["__main__"]
-    root = Path.cwd()
-    started = time.monotonic()
-    try:
-        parent.die_with_parent()
-        with lock.held(root, f"stage {name}"):
-            paths = _parse(module.Paths, name)
-            _launch_workers(name, module, root)
-            if processes.rank():
-                _run_as_worker(name, module, paths, root)
-            else:
-                execute(name, module, paths, root)
-    except AtelierError as error:
-        sys.exit(f"error: {name}: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    print(f"{name} took {time.monotonic() - started:.1f} s", flush=True)
-    # Without this, libraries' threads and atexit hooks can hold a finished stage for seconds.
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def _run_as_worker(name: str, module: StageModule, paths: Paths, root: Path) -> None:
+def _run_as_worker(stage: Stage, paths: Paths, root: Path) -> None:
     """The same work in a process that is not the first: silent, its outputs thrown away."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -255,4 +244,37 @@ def _run_as_worker(name: str, module: StageModule, paths: Paths, root: Path) -> 
         contextlib.redirect_stdout(nowhere),
     ):
         outputs = {n: Path(folder) / n / getattr(paths, n).name for n in paths.outputs()}
-        execute(name, module, dataclasses.replace(paths, **outputs), root)
+        execute(stage, dataclasses.replace(paths, **outputs), root)
+
+
+def main(
+    name: str,
+    params: type[Section],
+    paths: type[Paths],
+    run: Callable[..., None],
+    *,
+    trains_together: bool = False,
+) -> None:
+    """Entry point of `python -m stages.NAME`; see `Stage` for the arguments."""
+    stage = Stage(name, params, paths, run, trains_together)
+    root = Path.cwd()
+    started = time.monotonic()
+    try:
+        parent.die_with_parent()
+        with lock.held(root, f"stage {name}"):
+            given = _parse(paths, name)
+            _launch_workers(stage, root)
+            (_run_as_worker if processes.rank() else execute)(stage, given, root)
+    except AtelierError as error:
+        sys.exit(f"error: {name}: {' '.join(str(error).split())}")
+    except OSError as error:
+        if error.errno not in disk.FULL:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"error: {name}: the disk is full{place}: {disk.room(root)}; make some, run again")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"{name} took {time.monotonic() - started:.1f} s", flush=True)
+    # Without this, libraries' threads and atexit hooks can hold a finished stage for seconds.
+    sys.stdout.flush()
+    os._exit(0)

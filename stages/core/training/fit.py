@@ -9,12 +9,12 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from stages.core.dataset.data import Rows
 from stages.core.nets import folding
 from stages.core.nets.inference import batched
 from stages.core.nets.net import Net
@@ -24,7 +24,6 @@ from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.runner.params import Section
 from stages.core.runner.progress import Progress
 
-Rows = NDArray[np.int64]
 Loss = Callable[[Net, Rows, int], Tensor]
 Evaluate = Callable[[Net], dict[str, float]]
 Watch = Callable[[pd.DataFrame], None]
@@ -50,8 +49,10 @@ class Recipe(Section):
 class _Training:
     """Everything that a checkpoint holds: the net, its average, optimizer, schedule, history."""
 
-    def __init__(self, net: Net, recipe: Recipe, steps: int) -> None:
+    def __init__(self, net: Net, loss: Loss, recipe: Recipe, steps: int) -> None:
         self.net, self.recipe = net, recipe
+        # A loss may learn with the network: DANN's domain classifier does.
+        self.loss = loss if isinstance(loss, nn.Module) else nn.Module()
         self.pairs = folding.pairs(net)
         # Bottom up; discriminative rates and gradual unfreezing as in ULMFiT (Howard & Ruder 2018).
         learning = [[p for p in g if p.requires_grad] for g in net.layer_groups()]
@@ -67,7 +68,10 @@ class _Training:
         rates = [recipe.learning_rate / recipe.rate_decay ** (top - i) for i in range(top + 1)]
         groups = [
             *({"params": g, "lr": r} for g, r in zip(self.layers, rates, strict=True)),
-            {"params": list(net.head.parameters()), "lr": recipe.head_learning_rate},
+            {
+                "params": [*net.head.parameters(), *self.loss.parameters()],
+                "lr": recipe.head_learning_rate,
+            },
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         # PyTorch's schedule divides by zero where the rise ends with the first step.
@@ -89,6 +93,7 @@ class _Training:
     def state(self) -> dict[str, Any]:
         return {
             "net": self.net.state_dict(),
+            "loss": self.loss.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -98,6 +103,7 @@ class _Training:
 
     def load(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
+        self.loss.load_state_dict(state["loss"])
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -159,11 +165,12 @@ def _diverged(
     )
 
 
-def _not_finite(net: Net, value: float) -> str:
+def _not_finite(training: _Training, value: float) -> str:
     """What is not finite of a loss and its gradients; nothing where all is well."""
     if not math.isfinite(value):
         return f"the loss became {value}"
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    learning = (*training.net.parameters(), *training.loss.parameters())
+    gradients = [p.grad for p in learning if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item()
     return "" if math.isfinite(norm) else f"the gradients became {norm}"
 
@@ -199,7 +206,7 @@ def _run_epoch(
             torch.autograd.backward(part)
             value = part.item()
         processes.add_gradients(net)
-        if wrong := _not_finite(net, value):
+        if wrong := _not_finite(training, value):
             raise _diverged(training, folder, progress.what, batch, epoch, wrong, random)
         total += value * len(batch)
         training.optimizer.step()
@@ -222,7 +229,7 @@ def fit(
     what: str,
     watch: Watch = lambda history: None,
 ) -> pd.DataFrame:
-    """Train `net` in place: AdamW, one-cycle, every row once an epoch, a checkpoint an epoch.
+    """Train `net` in place: AdamW, one-cycle, each row once per epoch, a checkpoint per epoch.
 
     An epoch's order and randomness follow from (seed, epoch) alone, so a run that goes on from a
     checkpoint ends with the same weights, bit for bit. Under `torchrun` every process computes its
@@ -230,14 +237,15 @@ def fit(
 
     Args:
         net: on its device; what is frozen stays as it is.
-        loss: (net, rows (B,), epoch) to a scalar, the mean over the batch.
+        loss: (net, rows (B,), epoch) to a scalar, the mean over the batch; a module with weights of
+            its own learns with the network, at the head's rate.
         rows: the images to learn from.
         evaluate: figures by name, computed after each epoch in evaluation mode; the first decides
             when to stop (`recipe.patience`), higher is better.
         what: names the work in progress lines.
         watch: called with the history so far after each epoch, and when going on.
 
-    Returns: one row an epoch: epoch, loss, and what `evaluate` gives. The net is left in
+    Returns: one row per epoch: epoch, loss, and what `evaluate` gives. The net is left in
         evaluation mode, with the averaged weights if `recipe.average`, and with those of the best
         epoch if `recipe.patience`.
 
@@ -246,7 +254,7 @@ def fit(
         beside the checkpoint. ParamsError.
     """
     steps = -(-len(rows) // recipe.batch_size)
-    training = _Training(net, recipe, steps)
+    training = _Training(net, loss, recipe, steps)
     if (state := checkpoint.load()) is not None:
         training.load(state)
         # Killed after its last epoch, it would show nothing.

@@ -2,24 +2,20 @@
 
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.core.dataset.data import Dataset
+from stages.core.dataset.data import Dataset, Rows
 from stages.core.nets.net import Net
 from stages.core.runner import processes
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section
 from stages.core.training import losses
 from stages.core.training.fit import Loss
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from stages.core.training.targets import Targets
-
-Rows = NDArray[np.int64]
 
 
 class Lesson(Section):
@@ -89,9 +85,9 @@ class Lesson(Section):
 
 
 def distillation_loss(
-    data: Dataset, targets: Targets, prefix: Prefix, lesson: Lesson, *, control: bool = False
+    data: Dataset, targets: Targets, inputs: Inputs, lesson: Lesson, *, control: bool = False
 ) -> Loss:
-    """Learn from labels and teacher on the teacher's views: epoch e shows view e modulo count.
+    """Learn from labels and teacher on the teacher's views: epoch e shows view e modulo V.
 
     Args:
         control: learn on the same views from the labels alone.
@@ -99,8 +95,8 @@ def distillation_loss(
     all_labels = torch.from_numpy(data.labels)
 
     def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
-        view = epoch % targets.count
-        features = prefix.features(net, rows, view)
+        view = epoch % targets.view_count
+        features = net.features(inputs.batch(rows, view))
         logits = net.head(features)
         labels = all_labels[rows].to(logits.device)
         if control:

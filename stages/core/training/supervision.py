@@ -4,21 +4,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.core.dataset.data import Dataset
-from stages.core.nets.net import Net
+from stages.core.dataset.data import Dataset, Rows
+from stages.core.nets.net import Activations, Net
 from stages.core.runner import processes
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section
 from stages.core.training import losses
 from stages.core.training.fit import Loss
-from stages.core.training.prefix import Prefix
-
-Rows = NDArray[np.int64]
+from stages.core.training.inputs import Inputs
 
 
 class Supervision(Section):
@@ -56,15 +53,15 @@ class Supervision(Section):
         if len(columns) != len(data.classes):
             raise ParamsError(
                 f"soft_labels: {len(columns)} columns for {len(data.classes)} classes; expected "
-                "one a class, in their order (of two classes, the last one's is enough)"
+                "one per class, in their order (of two classes, the last one's is enough)"
             )
-        found = torch.stack(columns, 1)
-        if (found[labelled[:, 0]].sum(1) - 1).abs().max() > 0.01:
+        wanted = torch.stack(columns, 1)
+        if (wanted[labelled[:, 0]].sum(1) - 1).abs().max() > 0.01:
             raise ParamsError(
                 f"soft_labels: the columns {', '.join(self.soft_labels)} should add up to 1 for "
                 "each image, and do not"
             )
-        return found * labelled
+        return wanted * labelled
 
     def class_weights(self, data: Dataset) -> Tensor | None:
         """Inverse frequencies (K,) in the training split, with mean 1 over its images."""
@@ -81,8 +78,8 @@ class Supervision(Section):
         most = max(map(len, by_class))
         return np.concatenate([np.resize(each, most) for each in by_class])
 
-    def loss(self, data: Dataset, prefix: Prefix, views: int, seed: int) -> Loss:
-        """Cross-entropy (or focal loss) on seeded views; epoch e shows view e modulo `views`.
+    def loss(self, data: Dataset, inputs: Inputs, view_count: int, seed: int) -> Loss:
+        """Cross-entropy (or focal loss) on seeded views; epoch e shows view e modulo `view_count`.
 
         Mixup (Zhang et al. 2018, arXiv 1710.09412) mixes what goes into the layers that learn:
         above frozen ones it is manifold mixup (Verma et al. 2019, arXiv 1806.05236).
@@ -95,7 +92,7 @@ class Supervision(Section):
             processes.require_single_process("mixup")
 
         def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
-            view, targets = epoch % views, wanted[rows]
+            view, targets = epoch % view_count, wanted[rows]
             if self.mixup and not net.links():
                 raise ParamsError(
                     f"mixup: {net.spec.backbone} is no chain of layers to mix between; set it to 0"
@@ -104,11 +101,12 @@ class Supervision(Section):
                 draws = np.random.default_rng([seed, epoch, int(rows[0])])
                 share = float(draws.beta(self.mixup, self.mixup))
                 other = torch.from_numpy(draws.permutation(len(rows)))
-                mixed = [x.lerp(x[other], 1 - share) for x in prefix.inputs(rows, view)]
-                logits = net.head(net.features_from(mixed[0], mixed[1], prefix.length))
+                lowest = inputs.activations(rows, view)
+                maps, pooled = (x.lerp(x[other], 1 - share) for x in (lowest.maps, lowest.pooled))
+                logits = net(Activations(maps, pooled, lowest.links))
                 targets = targets.lerp(targets[other], 1 - share)
             else:
-                logits = prefix.logits(net, rows, view)
+                logits = net(inputs.batch(rows, view))
             if self.imbalance == "focal":
                 return losses.focal(logits, targets.to(logits.device), gamma=self.focal_gamma)
             return F.cross_entropy(

@@ -5,13 +5,17 @@ import pytest
 import torch
 
 from stages import augment
-from stages.core.gan import gan
+from stages.core.gan import training
+from stages.core.gan.diffaugment import augment as diffaugment
+from stages.core.gan.losses import gradient_penalty, pairing_loss
+from stages.core.gan.networks import Discriminator, Generator
+from stages.core.gan.training import RealImages
 from stages.core.runner.checkpoint import Checkpoint
 
 
 def test_shapes() -> None:
-    generator = gan.Generator(classes=2, channels=1, image_px=32, width=8, noise=5)
-    discriminator = gan.Discriminator(classes=2, channels=1, image_px=32, width=8)
+    generator = Generator(classes=2, channels=1, image_px=32, width=8, noise=5)
+    discriminator = Discriminator(classes=2, channels=1, image_px=32, width=8)
     labels = torch.tensor([0, 1, 1])
     images = generator(torch.randn(3, 5), labels)
     assert images.shape == (3, 1, 32, 32)
@@ -21,8 +25,8 @@ def test_shapes() -> None:
 
 def test_the_label_matters_to_both_players() -> None:
     torch.manual_seed(0)
-    generator = gan.Generator(classes=2, channels=1, image_px=32, width=8, noise=5)
-    discriminator = gan.Discriminator(classes=2, channels=1, image_px=32, width=8)
+    generator = Generator(classes=2, channels=1, image_px=32, width=8, noise=5)
+    discriminator = Discriminator(classes=2, channels=1, image_px=32, width=8)
     noise = torch.randn(1, 5)
     a, b = (generator(noise, torch.tensor([k])) for k in (0, 1))
     assert not torch.allclose(a, b)
@@ -35,23 +39,23 @@ def test_gradient_penalty_of_a_linear_score() -> None:
     images = torch.randn(5, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     scores = (images * weight).sum((1, 2, 3))
     expected = float(weight.square().sum())
-    assert float(gan.gradient_penalty(scores, images).detach()) == pytest.approx(expected)
+    assert float(gradient_penalty(scores, images).detach()) == pytest.approx(expected)
 
 
 def test_pairing_loss() -> None:
     better, worse = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0])
     expected = (np.log1p(np.exp(-2.0)) + np.log(2.0)) / 2
-    assert float(gan.pairing_loss(better, worse)) == pytest.approx(expected, rel=1e-6)
+    assert float(pairing_loss(better, worse)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_augmentation_is_seeded_and_passes_gradients() -> None:
     images = torch.rand(4, 1, 32, 32, requires_grad=True)
-    first = gan.augment(images, torch.Generator().manual_seed(1))
-    again = gan.augment(images, torch.Generator().manual_seed(1))
-    other = gan.augment(images, torch.Generator().manual_seed(2))
+    first = diffaugment(images, torch.Generator().manual_seed(1))
+    again = diffaugment(images, torch.Generator().manual_seed(1))
+    other = diffaugment(images, torch.Generator().manual_seed(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    first.sum().backward()
+    torch.autograd.backward(first.sum())
     assert images.grad is not None
     assert images.grad.abs().sum() > 0
 
@@ -68,7 +72,7 @@ class Killed(Exception):
 
 
 def test_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 3)
     params = augment.Params(
         image_px=16, width=8, noise=4, steps=8, batch_size=4, learning_rate=1e-3, penalty=1.0,
         penalty_every=2, average_decay=0.9, images=4, keep_quantile=0.9,
@@ -78,12 +82,13 @@ def test_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     labels = torch.arange(10) % 2
 
     def train(name: str) -> dict[str, torch.Tensor]:
-        kept = Checkpoint(tmp_path / name, "gan")
-        net, _ = augment.train_gan(images, labels, 2, params, torch.device("cpu"), kept)
+        checkpoint = Checkpoint(tmp_path / name, "gan")
+        real = RealImages(images, labels, 2)
+        net, _ = training.train(real, params, torch.device("cpu"), checkpoint)
         return net.state_dict()
 
     undisturbed = train("a")
-    pairing = gan.pairing_loss
+    pairing = pairing_loss
     calls = 0
 
     def dies(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
@@ -93,9 +98,9 @@ def test_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             raise Killed
         return pairing(better, worse)
 
-    monkeypatch.setattr(gan, "pairing_loss", dies)
+    monkeypatch.setattr(training, "pairing_loss", dies)
     with pytest.raises(Killed):
         train("b")
-    monkeypatch.setattr(gan, "pairing_loss", pairing)
+    monkeypatch.setattr(training, "pairing_loss", pairing)
     resumed = train("b")
     assert all(torch.equal(undisturbed[k], resumed[k]) for k in undisturbed)

@@ -13,7 +13,7 @@ from stages.core.nets.frozen import WORTH, Frozen
 from stages.core.nets.net import Ensemble, build
 from stages.core.nets.weights import packaged
 from stages.core.runner.errors import ParamsError
-from stages.core.training.prefix import Prefix, _Lowest
+from stages.core.training.inputs import Inputs, _Lowest
 from tests.conftest import dataset
 
 LITE = "tf_efficientnet_lite0"
@@ -108,7 +108,7 @@ def test_what_one_engine_has_stored_is_not_read_by_the_other(
     net.freeze_lowest(2)
     for worth in (WORTH, 0):
         monkeypatch.setattr(frozen, "WORTH", worth)
-        Prefix(net, views, rows, 1, tmp_path, plain=rows[:0], most_gb=1)
+        Inputs(net, views, rows, 1, tmp_path, plain=rows[:0], most_gb=1)
     by_torch, by_ort = (np.load(file) for file in sorted(tmp_path.rglob("*-0-pooled.npy")))
     assert np.allclose(by_torch, by_ort, atol=2e-4, rtol=2e-4)
     assert not np.array_equal(by_torch, by_ort)

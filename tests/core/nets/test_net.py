@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from timm.data import ImageNetInfo
+from timm.models import _hub as timm_hub
 
 from stages.core.dataset.views import Views
 from stages.core.nets import net as nets
@@ -16,14 +17,18 @@ from stages.core.nets import weights
 from stages.core.nets.inference import features_of
 from stages.core.nets.net import Net, count_macs, count_parameters, load_net, save_net
 from stages.core.runner.errors import ParamsError, Unavailable
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from tests.conftest import dataset
 
 LITE = "tf_efficientnet_lite0"
 
 
 def build(out_indices: list[int], **changes: Any) -> Net:
-    how = {"backbone": LITE, "weights": weights.packaged(LITE), "data": dataset(px=64)} | changes
+    how: dict[str, Any] = {
+        "backbone": LITE,
+        "weights": weights.packaged(LITE),
+        "data": dataset(px=64),
+    } | changes
     return nets.build(out_indices=out_indices, **how)
 
 
@@ -64,7 +69,7 @@ def test_looking_at_images_changes_nothing(changes: dict[str, Any], tmp_path: Pa
     net.freeze_lowest(2)
     net.links()
     features_of(net, views.plain, rows)
-    Prefix(net, views, rows, 1, tmp_path, plain=rows[:0], most_gb=1)
+    Inputs(net, views, rows, 1, tmp_path, plain=rows[:0], most_gb=1)
     count_macs(net)
     net.links()
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
@@ -142,8 +147,8 @@ def test_without_weights_batch_norm_learns_its_statistics() -> None:
     ("source", "error", "words"),
     [
         ("packaged", Unavailable, ["'resnet18'", "not packaged", LITE]),
-        ("data/other/x.safetensors", ParamsError, ["'hub'", "a .safetensors file in"]),
-        ("weights.pth", ParamsError, ["'packaged', 'hub', 'none' or a .safetensors file"]),
+        ("data/other/x.safetensors", ParamsError, ["'hub@'", "a .safetensors file in"]),
+        ("weights.pth", ParamsError, ["'packaged', 'hub@'", "'none', or a .safetensors file"]),
         ("missing.safetensors", Unavailable, ["missing.safetensors", "not readable"]),
         ("broken.safetensors", Unavailable, ["broken.safetensors", "not readable"]),
     ],
@@ -200,29 +205,42 @@ def test_unknown_backbone() -> None:
         weights.load_weights("resnet1234", "packaged", Path())
 
 
+REVISION = "0123456789" * 4
+
+
 def test_without_a_network_the_offline_choices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = timm.create_model
+    def offline(**_: object) -> str:
+        raise ConnectionError("no route to host")
 
-    def offline(name: str, *, pretrained: bool = False) -> torch.nn.Module:
-        if pretrained:
-            raise ConnectionError("no route to host")
-        made: torch.nn.Module = real(name)
-        return made
-
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(timm_hub, "hf_hub_download", offline)
     with pytest.raises(Unavailable, match=r"resnet18.*ConnectionError.*tf_efficientnet_lite0"):
-        weights.load_weights("resnet18", "hub", Path())
+        weights.load_weights("resnet18", f"hub@{REVISION}", Path())
 
 
-def test_weights_of_the_hub_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_the_hub_are_those_of_a_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     torch.manual_seed(7)
     theirs = timm.create_model("resnet18")
-    with monkeypatch.context() as online:
-        online.setattr(timm, "create_model", lambda name, *, pretrained: theirs)
-        found = weights.load_weights("resnet18", "hub", Path())
-    net = build([0, 1], backbone="resnet18", weights=found)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    asked: list[tuple[object, object]] = []
+
+    def download(*, repo_id: str, revision: str | None, **_: object) -> str:
+        asked.append((repo_id, revision))
+        return str(tmp_path / "model.safetensors")
+
+    monkeypatch.setattr(timm_hub, "hf_hub_download", download)
+    state = weights.load_weights("resnet18", f"hub@{REVISION}", Path())
+    assert asked == [("timm/resnet18.a1_in1k", REVISION)]
+    net = build([0, 1], backbone="resnet18", weights=state)
     assert torch.equal(net.backbone.model.conv1.weight, theirs.conv1.weight)
     assert net.frozen_statistics
+
+
+@pytest.mark.parametrize("source", ["hub", "hub@main", "hub@0123abc"])
+def test_weights_that_could_change_are_refused(source: str) -> None:
+    with pytest.raises(ParamsError, match="'hub@' and the 40 digits of a commit of timm/resnet18"):
+        weights.load_weights("resnet18", source, Path())
 
 
 @pytest.mark.parametrize("width", [1.0, 0.5])

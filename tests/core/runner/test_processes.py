@@ -22,7 +22,7 @@ import numpy as np, torch
 from stages.core.runner import processes
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.training.fit import fit
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from tests.core.training.test_fit import RECIPE, small_net, views
 from tests.conftest import dataset
 
@@ -33,11 +33,11 @@ shown = views()
 net = small_net()
 net.freeze_lowest(2)
 rows = np.arange(10)
-prefix = Prefix(net, shown, rows, 3, folder / "prefixes", plain=rows[:2], most_gb=1)
+prefix = Inputs(net, shown, rows, 3, folder / "prefixes", plain=rows[:2], most_gb=1)
 labels = torch.arange(10) % 2
 fit(
     net,
-    lambda net, r, e: torch.nn.functional.cross_entropy(prefix.logits(net, r, e), labels[r]),
+    lambda net, r, e: torch.nn.functional.cross_entropy(net(prefix.batch(r, e)), labels[r]),
     rows,
     RECIPE.model_copy(update={"average": 0.5}),
     seed=1,

@@ -9,7 +9,7 @@ def test_time_left_is_reckoned_without_the_warm_up(
 ) -> None:
     # The first step took 100 s, each later one takes 10.
     times = iter([100.0, 110.0, 120.0, 130.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
     work = Progress("toil", 4)
     for figures in (None, {"loss": 0.5}, None, None):
         work.step(figures=figures)
@@ -28,7 +28,7 @@ def test_an_interrupted_work_goes_on_where_it_was(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = iter([0.0, 10.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
     work = Progress("toil", 10, done=6)
     work.step()
     work.step()

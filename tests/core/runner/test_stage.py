@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -47,11 +47,10 @@ def execute(root: Path, work: Work) -> None:
     def run(params: Params, *, paths: Paths, resources: object) -> None:
         work(paths)
 
-    module = cast(Any, SimpleNamespace(Params=Params, Paths=Paths, run=run))
     paths = Paths(
         data=root / "data", result=root / "result", page=root / "page", scratch=root / "scratch"
     )
-    stage.execute("toy", module, paths, root)
+    stage.execute(stage.Stage("toy", Params, Paths, run), paths, root)
 
 
 def write_both(paths: Paths) -> None:
@@ -221,3 +220,48 @@ def test_the_next_run_learns_of_one_that_was_killed(tmp_path: Path) -> None:
     (tmp_path / "data" / "scratch" / "run.lock").write_bytes(b"\0" * 60)
     with lock.held(tmp_path, "after a power cut") as killed:
         assert killed == ""
+
+
+TOY = """
+import dataclasses, errno, os
+from pathlib import Path
+from stages.core.runner import stage
+from stages.core.runner.params import Section
+
+class Params(Section):
+    strength: int
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paths(stage.Paths):
+    data: Path = stage.reads()
+    result: Path = stage.writes()
+
+def run(params, *, paths, resources):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(paths.result))
+
+stage.main("toy", Params, Paths, run)
+"""
+
+
+def test_a_full_disk_is_one_line(workspace: Path) -> None:
+    (workspace / "toy.py").write_text(TOY)
+    environment = {k: v for k, v in os.environ.items() if k != lock.HOLDER}
+    ended = subprocess.run(
+        [sys.executable, "toy.py", "--data", "data", "--result", "result"],
+        cwd=workspace, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert re.fullmatch(
+        r"error: toy: the disk is full \(.*result\): .* has [\d.]+ GB left; make some, run again",
+        line,
+    )
+
+
+def test_what_trains_nothing_starts_without_torch() -> None:
+    code = (
+        "import sys; from stages import check, ingest, validate\n"
+        "assert not {'torch', 'timm', 'onnxruntime'} & set(sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

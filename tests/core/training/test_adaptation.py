@@ -8,15 +8,15 @@ from stages.core.dataset.views import Views
 from stages.core.nets import net as nets
 from stages.core.nets import weights
 from stages.core.runner.checkpoint import Checkpoint
-from stages.core.training import losses
+from stages.core.training import adaptation, losses
 from stages.core.training.adaptation import (
     MCC_TEMPERATURE,
+    Adversary,
+    Confusion,
     adapt_statistics,
-    adversary_of,
-    confusion_of,
 )
 from stages.core.training.fit import Recipe, fit
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from tests.conftest import RECIPE, dataset
 
 DATA = dataset(n=12, px=32)
@@ -54,7 +54,7 @@ def test_statistics_become_those_of_the_images(net: nets.Net) -> None:
 def test_a_share_of_the_images_statistics(net: nets.Net) -> None:
     rows, norm = np.arange(12), net.backbone.model.bn1
     before = norm.running_mean.clone()
-    features = adapt_statistics(net, PLAIN, rows, 0.0)
+    _, features = adapt_statistics(net, PLAIN, rows, 0.0)
     assert torch.equal(norm.running_mean, before)
     assert torch.allclose(net.head.mean, torch.from_numpy(features).mean(0))
     adapt_statistics(net, PLAIN, rows, 0.25)
@@ -74,13 +74,13 @@ def test_without_pretrained_statistics_the_images_are_taken_whole() -> None:
 
 def test_confusion_is_of_the_targets_images(net: nets.Net, tmp_path: Path) -> None:
     rows = np.array([2, 4, 6])
-    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), rows, 2, tmp_path, plain=rows, most_gb=1)
+    prefix = Inputs(net, Views(DATA.pixels, 0, 0.1), rows, 2, tmp_path, plain=rows, most_gb=1)
     torch.nn.init.normal_(net.head.linear.weight, std=0.1)
     net.eval()
-    loss = confusion_of(prefix, rows, 2, seed=5)
+    loss = Confusion(prefix, rows, 2, seed=5)
     batch = np.array([0, 1])
     chosen = np.random.default_rng([5, 3, 0]).choice(rows, 2, replace=False)
-    expected = losses.class_confusion(prefix.logits(net, chosen, 1), temperature=MCC_TEMPERATURE)
+    expected = losses.class_confusion(net(prefix.batch(chosen, 1)), temperature=MCC_TEMPERATURE)
     assert torch.equal(loss(net, batch, 3), expected)
 
 
@@ -89,23 +89,21 @@ def test_the_adversary_tells_the_target_and_the_net_foils_it(
     net: nets.Net, tmp_path: Path, epoch: int
 ) -> None:
     rows, batch = np.array([2, 4, 6]), np.array([0, 1, 3])
-    prefix = Prefix(
+    prefix = Inputs(
         net, Views(DATA.pixels, 0, 0.1), np.arange(8), 2, tmp_path, plain=rows, most_gb=1
     )
     net.eval()
-    adversary_of(net, prefix, rows, 2, seed=5, epochs=4)
-    domain = net.head.domain
-    assert domain is not None
-    again = adversary_of(net, prefix, rows, 2, seed=5, epochs=4)
-    same = zip(domain.parameters(), net.head.domain.parameters(), strict=True)
+    first = Adversary(net, prefix, rows, 2, seed=5, epochs=4)
+    again = Adversary(net, prefix, rows, 2, seed=5, epochs=4)
+    same = zip(first.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
     chosen = np.random.default_rng([5, epoch, 0]).choice(rows, 3, replace=False)
-    shown = torch.cat([prefix.features(net, each, epoch % 2) for each in (batch, chosen)])
-    p = net.head.domain(net.head.standardize(shown))[:, 0].sigmoid()
+    shown = torch.cat([net.features(prefix.batch(each, epoch % 2)) for each in (batch, chosen)])
+    p = again.domain(net.head.standardize(shown))[:, 0].sigmoid()
     expected = -torch.cat([(1 - p[:3]).log(), p[3:].log()]).mean()
     assert torch.allclose(again(net, batch, epoch), expected)
     learn = [q for q in net.backbone.parameters() if q.requires_grad]
-    judge = list(net.head.domain.parameters())
+    judge = list(again.parameters())
     heed = 2 / (1 + np.exp(-10 * (epoch + 0.5) / 4)) - 1
     found = torch.autograd.grad(again(net, batch, epoch), [*learn, *judge])
     plain = torch.autograd.grad(expected, [*learn, *judge])
@@ -115,14 +113,14 @@ def test_the_adversary_tells_the_target_and_the_net_foils_it(
         assert torch.allclose(got, sign * without, rtol=1e-3, atol=1e-6)
 
 
-def test_the_adversary_learns_with_the_net_and_goes(net: nets.Net, tmp_path: Path) -> None:
+def test_the_adversary_learns_with_the_net(net: nets.Net, tmp_path: Path) -> None:
     train, target = np.arange(6), np.arange(6, 12)
-    prefix = Prefix(
+    prefix = Inputs(
         net, Views(DATA.pixels, 0, 0.1), np.arange(12), 2, tmp_path, plain=train[:0], most_gb=1
     )
-    adversary = adversary_of(net, prefix, target, 2, seed=5, epochs=1)
-    assert net.head.domain is not None
+    adversary = Adversary(net, prefix, target, 2, seed=5, epochs=1)
     before = {name: p.clone() for name, p in net.named_parameters()}
+    untrained = {name: p.clone() for name, p in adversary.named_parameters()}
     checkpoint = Checkpoint(tmp_path / "fits", "net")
     recipe = Recipe.model_validate(RECIPE | {"epochs": 1})
     fit(
@@ -130,10 +128,10 @@ def test_the_adversary_learns_with_the_net_and_goes(net: nets.Net, tmp_path: Pat
         checkpoint=checkpoint, what="adversary",
     )  # fmt: skip
     moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
-    assert {name for name in before if name.startswith("head.domain")} <= moved
+    assert not any(torch.equal(p, untrained[name]) for name, p in adversary.named_parameters())
     assert any(name.startswith("backbone") for name in moved)
     # It is a part of the checkpoint while it learns.
-    assert any(name.startswith("head.domain") for name in checkpoint.load()["net"])
+    assert set(checkpoint.read()["loss"]) == set(untrained)
 
 
 def test_statistics_do_not_depend_on_the_order(net: nets.Net) -> None:
@@ -158,3 +156,18 @@ def test_a_small_last_batch_does_not_count_as_a_whole_one(net: nets.Net) -> None
             net.prepare(torch.from_numpy(pixels[pixels.max((1, 2, 3)) < 255]))
         )
     assert torch.allclose(net.backbone.model.bn1.running_mean, x.mean((0, 2, 3)), atol=1e-4)
+
+
+def test_memory_for_features_is_bounded(
+    net: nets.Net, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    width = len(net.head.mean)
+    monkeypatch.setattr(adaptation, "MOST_FEATURES", 5 * width + 1)
+    rows, features = adapt_statistics(net, PLAIN, np.arange(12), 0.0)
+    assert len(rows) == len(set(rows)) == 5
+    assert "features of 5 of 12 images" in capsys.readouterr().out
+    assert features.shape == (5, width)
+    with torch.inference_mode():
+        assert np.allclose(features, net.features(PLAIN(rows)), atol=1e-4)
+    again, _ = adapt_statistics(net, PLAIN, np.arange(12), 0.0)
+    assert np.array_equal(rows, again)

@@ -1,6 +1,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,7 @@ def train(
     return net
 
 
-MODES = {
+MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "discriminative": {"rate_decay": 2.6, "unfreeze_every": 1, "epochs": 4},
     "averaged": {"average": 0.9},
@@ -204,8 +205,13 @@ def test_a_group_that_would_never_learn_is_refused(tmp_path: Path) -> None:
         run_fit(small_net(), tmp_path, lambda net: {}, unfreeze_every=2, epochs=6)
 
 
+def never(*_: object) -> torch.Tensor:
+    """A loss that is not asked for."""
+    raise AssertionError
+
+
 def test_rates_fall_by_the_decay(tmp_path: Path) -> None:
-    training = _Training(small_net(), RECIPE.model_copy(update={"rate_decay": 2.0}), steps=1)
+    training = _Training(small_net(), never, RECIPE.model_copy(update={"rate_decay": 2.0}), steps=1)
     rates = [group["max_lr"] for group in training.optimizer.param_groups]
     assert rates == pytest.approx([1e-3 / 4, 1e-3 / 2, 1e-3, 1e-2])
 
@@ -257,7 +263,7 @@ def test_stops_when_the_loss_is_no_number(tmp_path: Path, first: int, words: str
 
 @pytest.mark.parametrize("steps", range(1, 12))
 def test_the_shortest_training_has_a_schedule(steps: int) -> None:
-    training = _Training(small_net(), RECIPE.model_copy(update={"epochs": 1}), steps)
+    training = _Training(small_net(), never, RECIPE.model_copy(update={"epochs": 1}), steps)
     for _ in range(steps):
         training.optimizer.step()
         training.schedule.step()
@@ -311,4 +317,6 @@ def test_a_diverged_batch_can_be_replayed(tmp_path: Path, what: str) -> None:
     torch.autograd.backward(value)
     # `fit` has folded BatchNorm, this has not.
     assert values[-1] == pytest.approx(values[-2], rel=1e-5)
-    assert not (torch.isfinite(value) and torch.isfinite(again.head.linear.weight.grad).all())
+    gradient = again.head.linear.weight.grad
+    assert gradient is not None
+    assert not (torch.isfinite(value) and torch.isfinite(gradient).all())

@@ -10,22 +10,21 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.core.dataset.data import Dataset
+from stages.core.dataset.data import Dataset, Rows
 from stages.core.dataset.views import Views
 from stages.core.nets import net as nets
 from stages.core.nets import weights
 from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.training import losses
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from stages.core.training.student import Lesson, distillation_loss
 from stages.core.training.targets import Targets, load_targets, save_targets
 from stages.refine import Synthetic, with_synthetic
 from stages.teacher import fit_probe
-from tests.conftest import dataset
+from tests.conftest import dataset, outputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 LITE = "tf_efficientnet_lite0"
 VIEWS = 3
 
@@ -54,7 +53,7 @@ def targets_of(folder: Path, data: Dataset, *, seed: int = 0) -> Targets:
     logits = said(data, seed)
     features = np.random.default_rng(9).normal(size=(*logits.shape[:2], 7)).astype(np.float16)
     plain = np.zeros((len(data.labels), len(data.classes)), np.float32)
-    save_targets(folder, Views(data.pixels, 4, 0.3), logits, plain, features)
+    save_targets(folder, Views(data.pixels, 4, 0.3), VIEWS, outputs(logits, features), plain)
     return load_targets(folder, data)
 
 
@@ -64,7 +63,7 @@ def loss_of(
     net = student(data, frozen=frozen)
     targets = targets_of(folder / f"targets {seed}", data, seed=seed)
     train = data.rows("train")
-    prefix = Prefix(net, targets.views, train, VIEWS, folder, plain=train[:0], most_gb=1)
+    prefix = Inputs(net, targets.views, train, VIEWS, folder, plain=train[:0], most_gb=1)
     loss = distillation_loss(data, targets, prefix, how, **options)
     return lambda rows, epoch: float(loss(net, rows, epoch).detach()), net, targets
 
@@ -88,10 +87,11 @@ def test_targets_are_found_by_the_datasets_rows(tmp_path: Path) -> None:
     logits = said(data)
     features = np.random.default_rng(1).normal(size=(VIEWS, len(train), 5)).astype(np.float16)
     plain = np.random.default_rng(2).normal(size=(20, 3)).astype(np.float32)
-    save_targets(tmp_path / "targets", Views(data.pixels, 4, 0.3), logits, plain, features)
+    views = Views(data.pixels, 4, 0.3)
+    save_targets(tmp_path / "targets", views, VIEWS, outputs(logits, features), plain)
     found = load_targets(tmp_path / "targets", data)
 
-    assert found.count == VIEWS
+    assert found.view_count == VIEWS
     assert found.has_features
     assert (found.views.seed, found.views.jitter) == (4, 0.3)
     assert found.views.pixels is data.pixels
@@ -110,7 +110,7 @@ def test_targets_are_found_by_the_datasets_rows(tmp_path: Path) -> None:
 def test_targets_without_features(tmp_path: Path) -> None:
     data = dataset(n=20)
     plain = np.zeros((20, 2), np.float32)
-    save_targets(tmp_path / "targets", Views(data.pixels, 0, 0), said(data), plain, None)
+    save_targets(tmp_path / "targets", Views(data.pixels, 0, 0), VIEWS, outputs(said(data)), plain)
     assert not load_targets(tmp_path / "targets", data).has_features
 
 
@@ -119,8 +119,9 @@ def test_logits_too_large_to_be_stored_are_named(tmp_path: Path, wrong: float) -
     data = dataset(n=20)
     logits, plain = said(data), np.zeros((20, 2), np.float32)
     logits[1, 2, 0] = wrong
+    views = Views(data.pixels, 0, 0)
     with pytest.raises(TrainingDiverged, match=r"^the teacher's logits: .*at most 65504"):
-        save_targets(tmp_path / "targets", Views(data.pixels, 0, 0), logits, plain, None)
+        save_targets(tmp_path / "targets", views, VIEWS, outputs(logits), plain)
 
 
 @pytest.mark.parametrize("frozen", [0, 2])
@@ -230,7 +231,8 @@ class Mixed:
 
     def __init__(self, *, share: float, seed: int = 3) -> None:
         self.data = dataset(n=20, classes=3)
-        self.net, self.kept, self.drawn = student(self.data), np.array([]), []
+        self.net, self.kept = student(self.data), np.array([])
+        self.drawn: list[Any] = []
         draws = np.random.default_rng(8)
         self.synthetic = Synthetic(
             torch.from_numpy(draws.integers(0, 256, (50, 32, 32, 1), dtype=np.uint8)),

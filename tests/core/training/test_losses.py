@@ -214,13 +214,13 @@ def test_class_confusion_sends_no_gradient_through_its_weights() -> None:
 
 
 @both_sizes
-def test_class_confusion_of_equal_predictions_is_the_same_for_all(classes: int) -> None:
+def test_class_Confusion_equal_predictions_is_the_same_for_all(classes: int) -> None:
     for row in drawn(classes)[0]:
         found = class_confusion(torch.tensor(np.tile(row, (8, 1))), temperature=1.0)
         assert float(found) == pytest.approx(1 - 1 / classes, rel=1e-10)
 
 
-def test_class_confusion_of_sure_predictions_of_all_classes_is_none() -> None:
+def test_class_Confusion_sure_predictions_of_all_classes_is_none() -> None:
     found = class_confusion(50 * torch.eye(4, dtype=torch.float64), temperature=1.0)
     assert float(found) == pytest.approx(0, abs=1e-12)
 

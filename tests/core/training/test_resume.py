@@ -37,10 +37,11 @@ from pathlib import Path
 import numpy as np, torch
 from stages.core.nets import net as nets
 from stages.core.nets import weights
-from stages.core.training.adaptation import adversary_of, confusion_of
+from stages.core.training.adaptation import Adversary, Confusion, WithTarget
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.training.fit import Recipe, fit
-from stages.core.training.prefix import Prefix, validation
+from stages.core.results.metrics import auroc
+from stages.core.training.inputs import Inputs
 from stages.core.training.supervision import Supervision
 from stages.core.dataset.views import Views
 from stages.core.training.student import distillation_loss
@@ -71,18 +72,16 @@ for name, changes in modes.items():
     recipe |= {k: v for k, v in changes.items() if k in recipe}
     rows = np.concatenate([train, unlabelled])
     views = Views(data.pixels, 0, 0.1)
-    prefix = Prefix(net, views, rows, 2, folder / "prefixes", plain=val, most_gb=1)
+    prefix = Inputs(net, views, rows, 2, folder / "prefixes", plain=val, most_gb=1)
     loss = learned = lesson.loss(data, prefix, 2, seed=3)
     if "mcc" in changes:
-        confusion = confusion_of(prefix, unlabelled, 2, seed=3)
-        loss = lambda net, rows, epoch: learned(net, rows, epoch) + confusion(net, rows, epoch)
+        loss = WithTarget(learned, Confusion(prefix, unlabelled, 2, seed=3), 1.0)
     if "dann" in changes:
-        adversary = adversary_of(net, prefix, unlabelled, 2, 3, 4)
-        loss = lambda net, rows, epoch: learned(net, rows, epoch) + adversary(net, rows, epoch)
+        loss = WithTarget(learned, Adversary(net, prefix, unlabelled, 2, 3, 4), 1.0)
     if "method" in changes:
         targets = targets_of(Path(tempfile.mkdtemp()) / "targets", data)
-        seen = Prefix(
-            net, targets.views, train, targets.count, folder / "prefixes", plain=val, most_gb=1
+        seen = Inputs(
+            net, targets.views, train, targets.view_count, folder / "prefixes", plain=val, most_gb=1
         )
         how = taught(method=changes["method"])
         loss = learned = distillation_loss(data, targets, seen, how)
@@ -95,7 +94,8 @@ for name, changes in modes.items():
         loss = with_synthetic(learned, made, how, 0.3, 6)
     fit(
         net, loss, lesson.balance(data, train), Recipe.model_validate(recipe), seed=7,
-        evaluate=validation(data, prefix), checkpoint=Checkpoint(folder / "fits", name), what=name,
+        evaluate=lambda net: {"val": auroc(prefix.evaluate(net, val), data.labels[val])},
+        checkpoint=Checkpoint(folder / "fits", name), what=name,
     )
     partial = folder / "partial.pt"
     torch.save(net.state_dict(), partial)

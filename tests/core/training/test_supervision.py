@@ -12,7 +12,7 @@ from stages.core.dataset.views import Views
 from stages.core.nets import net as nets
 from stages.core.nets import weights
 from stages.core.runner.errors import ParamsError
-from stages.core.training.prefix import Prefix
+from stages.core.training.inputs import Inputs
 from stages.core.training.supervision import Supervision
 from tests.conftest import dataset
 
@@ -42,10 +42,10 @@ def net() -> nets.Net:
 
 
 def value(net: nets.Net, folder: Path, **changes: Any) -> tuple[float, torch.Tensor]:
-    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1)
+    prefix = Inputs(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1)
     loss = supervision(**changes).loss(DATA, prefix, 2, seed=0)
     # Epoch 3 shows view 1 again.
-    return float(loss(net, TRAIN[:5], 3).detach()), prefix.logits(net, TRAIN[:5], 1).detach()
+    return float(loss(net, TRAIN[:5], 3).detach()), net(prefix.batch(TRAIN[:5], 1)).detach()
 
 
 def test_soft_labels(net: nets.Net, tmp_path: Path) -> None:
@@ -67,15 +67,13 @@ def test_class_weights(net: nets.Net, tmp_path: Path) -> None:
 def mixed_by_hand(
     net: nets.Net, folder: Path, wanted: np.ndarray
 ) -> tuple[torch.Tensor, np.ndarray]:
-    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1)
+    prefix = Inputs(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1)
     draws = np.random.default_rng([0, 3, int(TRAIN[0])])
     share, other = draws.beta(0.4, 0.4), draws.permutation(5)
-    x, pooled = prefix.inputs(TRAIN[:5], 1)
-    features = net.features_from(
-        share * x + (1 - share) * x[other], share * pooled + (1 - share) * pooled[other],
-        prefix.length,
-    )  # fmt: skip
-    return net.head(features).detach(), share * wanted + (1 - share) * wanted[other]
+    lowest = prefix.activations(TRAIN[:5], 1)
+    maps, pooled = (share * x + (1 - share) * x[other] for x in (lowest.maps, lowest.pooled))
+    logits = net(nets.Activations(maps, pooled, lowest.links))
+    return logits.detach(), share * wanted + (1 - share) * wanted[other]
 
 
 @pytest.mark.parametrize("imbalance", ["none", "focal"])
@@ -113,7 +111,7 @@ def test_what_has_no_label_is_wanted_of_no_class() -> None:
 def test_mixup_needs_whole_batches(
     net: nets.Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefix = Prefix(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, tmp_path, plain=TRAIN[:1], most_gb=1)
+    prefix = Inputs(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, tmp_path, plain=TRAIN[:1], most_gb=1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ParamsError, match=r"mixup needs whole batches: set resources\.processes"):
         supervision(mixup=0.4).loss(DATA, prefix, 2, seed=0)

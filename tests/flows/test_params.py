@@ -1,0 +1,67 @@
+"""params.yaml is held against the stages' classes before anything runs, and once."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import params
+from stages.core.runner.errors import ParamsError, Unavailable
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path / "params.yaml"
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def imported(path: Path) -> str:
+    """Of torch, whether checking this file imports it."""
+    code = (
+        "import sys; from pathlib import Path; from flows import params\n"
+        f"params.check(Path({str(path)!r})); print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_params_that_were_good_need_no_stage_again(workspace: Path) -> None:
+    assert imported(workspace) == "True\n"
+    assert imported(workspace) == "False\n"
+
+
+def test_a_bad_param_is_refused_also_after_good_ones(workspace: Path) -> None:
+    params.check(workspace)
+    change(workspace, "temperature: 2.0", "temperature: -1.0")
+    for _ in range(2):
+        with pytest.raises(ParamsError, match=r"distill\.temperature = -1\.0"):
+            params.check(workspace)
+
+
+def test_other_code_looks_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params.check(workspace)
+    monkeypatch.setattr(params, "digest_of", lambda *_: "other")
+    monkeypatch.setattr(params, "section_class", lambda name: pytest.fail(name))
+    with pytest.raises(pytest.fail.Exception):
+        params.check(workspace)
+
+
+def test_a_device_that_is_not_here_is_refused_also_after_good_ones(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    change(workspace, "device: auto", "device: cuda")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="no CUDA device"):
+            params.check(workspace)

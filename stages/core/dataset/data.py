@@ -27,7 +27,7 @@ class Data(Section):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Validated images, decoded once. All arrays have one entry an image, in manifest order.
+    """Validated images, decoded once. All arrays have one entry per image, in manifest order.
 
     Attributes:
         pixels: uint8 (N, P, P, C), C = 1 (grey) or 3 (RGB), memory-mapped.
@@ -55,10 +55,10 @@ class Dataset:
 
     def numbers(self, column: str) -> NDArray[np.float64]:
         """A column as numbers (N,), NaN where it holds none."""
-        found: NDArray[np.float64] = pd.to_numeric(
+        numbers: NDArray[np.float64] = pd.to_numeric(
             self._manifest[column], errors="coerce"
         ).to_numpy(np.float64)
-        return found
+        return numbers
 
     @property
     def image_px(self) -> int:

@@ -1,6 +1,6 @@
 """BatchNorm that keeps its statistics, folded into the convolution before it while they learn.
 
-With fixed statistics it is a line a channel, so both are one convolution with weights W g / s and
+With fixed statistics it is a linear function per channel, so both are one convolution with weights W g / s and
 bias b + (c - m) g / s, for BatchNorm's weight g, bias b, mean m and deviation s, and the
 convolution's own bias c. That is computed in every step, so W, g, b and c learn as before, but the
 activations are passed over once instead of twice (the Tune mode of You et al. 2024,
@@ -39,16 +39,16 @@ def _convolve(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     weight, bias = conv.weight * slope.view(-1, 1, 1, 1), norm.bias - mean * slope
     how = (conv.stride, conv.padding, conv.dilation, conv.groups)
     run: Any = conv2d_same if isinstance(conv, Conv2dSame) else F.conv2d
-    found: Tensor = run(x, weight, bias, *how)
-    return found
+    output: Tensor = run(x, weight, bias, *how)
+    return output
 
 
 def _activate(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """What is left of `norm`."""
     if not isinstance(norm, BatchNormAct2d):
         return x
-    found: Tensor = norm.act(norm.drop(x))
-    return found
+    output: Tensor = norm.act(norm.drop(x))
+    return output
 
 
 @contextlib.contextmanager
@@ -72,17 +72,17 @@ def pairs(net: Net) -> Pairs:
     evaluation mode.
     """
     net.eval()
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
-    found: Pairs = []
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}
+    pairs: Pairs = []
 
     def leave(conv: nn.Module, _: Any, out: Tensor) -> None:
         assert isinstance(conv, nn.Conv2d)
-        made[id(out)] = (conv, out)
+        outputs[id(out)] = (conv, out)
 
-    def enter(norm: nn.Module, shown: tuple[Tensor]) -> None:
+    def enter(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(norm, nn.BatchNorm2d)
-        if id(shown[0]) in made:
-            found.append((made[id(shown[0])][0], norm))
+        if id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], norm))
 
     hooks = []
     for module in net.backbone.modules():
@@ -99,8 +99,8 @@ def pairs(net: Net) -> Pairs:
         expected = net.features(images)
         for hook in hooks:
             hook.remove()
-        with folded(found):
+        with folded(pairs):
             same = net.features(images)
     net.float()
     apart = (same - expected).abs().max()
-    return found if apart <= TOLERANCE * expected.abs().max() else []
+    return pairs if apart <= TOLERANCE * expected.abs().max() else []

@@ -25,13 +25,13 @@ def batched(rows: Any, size: int) -> Iterator[Any]:
 
 def as_half(x: Tensor, what: str) -> Tensor:
     """`x` as float16. Raises: TrainingDiverged when a number is too large for it, or none."""
-    found = x.to(torch.float16)
-    if not torch.isfinite(found).all():
+    half = x.to(torch.float16)
+    if not torch.isfinite(half).all():
         raise TrainingDiverged(
             f"{what}: found numbers up to {x.abs().max().item():g}; expected at most 65504, the "
             "largest that float16 holds: lower the rates of training, or take another backbone"
         )
-    return found
+    return half
 
 
 def run_batched(

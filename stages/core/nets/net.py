@@ -119,12 +119,12 @@ def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:
     try:
         with torch.inference_mode():
             example = torch.rand(1, 3, 64, 64, device=next(backbone.parameters()).device)
-            expected, found, x = backbone(example), [], example
+            expected, actual, x = backbone(example), [], example
             for name, module in links:
                 x = module(x)
                 # A copy: what follows may work in place.
-                found += [x.clone()] if name in outputs else []
-        same = all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+                actual += [x.clone()] if name in outputs else []
+        same = all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
     except (RuntimeError, ValueError, TypeError, AssertionError):
         same = False
     finally:
@@ -236,8 +236,8 @@ class Net(nn.Module):
         model = self.backbone.model
         named = dict(model.named_parameters())
         groups = group_parameters(model, model.group_matcher(coarse=True))
-        kept = [[named[n] for n in names if n in named] for _, names in sorted(groups.items())]
-        return [group for group in kept if group]
+        present = [[named[n] for n in names if n in named] for _, names in sorted(groups.items())]
+        return [group for group in present if group]
 
     def freeze_lowest(self, groups: int) -> None:
         """Stop the lowest layer groups from learning, and those alone. Raises: ParamsError."""
@@ -370,10 +370,10 @@ def build(
         wanted = net.backbone.model.state_dict()
         weights = at_this_size(weights, wanted, net.backbone.model)
         for name, tensor in wanted.items():
-            found = tuple(weights[name].shape) if name in weights else "nothing"
-            if found == "nothing" or (whole and found != tuple(tensor.shape)):
+            shape = tuple(weights[name].shape) if name in weights else "nothing"
+            if shape == "nothing" or (whole and shape != tuple(tensor.shape)):
                 raise Unavailable(
-                    f"weights for {backbone}: {name} is {found}, expected {tuple(tensor.shape)}: "
+                    f"weights for {backbone}: {name} is {shape}, expected {tuple(tensor.shape)}: "
                     f"the state dict of timm's {backbone}"
                 )
         start = weights if whole else select_weights(weights, wanted)

@@ -52,9 +52,9 @@ def packaged(name: str) -> Weights:
         )
     package, file, sha256 = PACKAGED[name]
     path = Path(str(importlib.resources.files(package))) / "models" / file
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise Unavailable(f"{path}: sha256 {found}, expected {sha256}; install the package again")
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    if actual != sha256:
+        raise Unavailable(f"{path}: sha256 {actual}, expected {sha256}; install the package again")
     weights = torch.load(path, weights_only=True, map_location="cpu")
     wanted = timm.create_model(name).state_dict()
     shapes = [v.shape for v in weights.values()]
@@ -132,8 +132,8 @@ def select_weights(weights: Weights, wanted: Weights) -> Weights:
 
     def smaller(source: Tensor, size: torch.Size) -> Tensor:
         for dimension, count in enumerate(size):
-            kept = torch.linspace(0, source.shape[dimension] - 1, count).round().long()
-            source = source.index_select(dimension, kept)
+            even = torch.linspace(0, source.shape[dimension] - 1, count).round().long()
+            source = source.index_select(dimension, even)
         return source
 
     return {name: smaller(weights[name], tensor.shape) for name, tensor in wanted.items()}

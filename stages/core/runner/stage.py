@@ -50,7 +50,7 @@ def writes(*, even_on_failure: bool = False, tracked: bool = True, live: bool = 
 
 def keeps() -> Any:
     """A cache that the stage keeps from run to run; what is in it must not change a result."""
-    return dataclasses.field(metadata={"kept": True})
+    return dataclasses.field(metadata={"cache": True})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class Paths:
     @classmethod
     def options(cls) -> list[str]:
         """Names of all fields that are options of the command line."""
-        kept = [f.name for f in dataclasses.fields(cls) if f.metadata.get("kept")]
-        return cls.inputs() + cls.outputs() + kept
+        caches = [f.name for f in dataclasses.fields(cls) if f.metadata.get("cache")]
+        return cls.inputs() + cls.outputs() + caches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _unchanged(
         gone = not path.exists()
         if gone or (digest.stamp(path) != stamps[name] and digest.md5(path) != before[name]):
             raise InputsChanged(f"{path} changed while the stage ran; run it again")
-    for file, found in code.items():
-        if not file.exists() or digest.file_md5(file) != found:
+    for file, md5 in code.items():
+        if not file.exists() or digest.file_md5(file) != md5:
             raise InputsChanged(
                 f"{file.relative_to(root)} changed while the stage ran; run it again"
             )

@@ -220,8 +220,8 @@ def _key(net: Net, links: int, views: Views, by: str) -> str:
     return key.hexdigest()
 
 
-def _only(folder: Path, kept: Path) -> None:
+def _only(folder: Path, newest: Path) -> None:
     """Delete all but the newest few of these files' folders: each is large."""
-    others = sorted((p for p in folder.iterdir() if p != kept), key=lambda p: p.stat().st_mtime)
+    others = sorted((p for p in folder.iterdir() if p != newest), key=lambda p: p.stat().st_mtime)
     for old in others[:-1]:
         shutil.rmtree(old, ignore_errors=True)

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from stages.core.dataset.data import Dataset, Rows, Split, load_dataset
@@ -26,7 +25,7 @@ from stages.core.gan import training as gan_training
 from stages.core.gan.networks import Generator
 from stages.core.gan.training import RealImages
 from stages.core.nets.inference import BATCH, run_batched
-from stages.core.nets.net import build, load_teacher
+from stages.core.nets.net import build, load_teacher, save_weights
 from stages.core.nets.weights import packaged
 from stages.core.results import metrics, pictures, report
 from stages.core.runner import disk, stage
@@ -201,8 +200,7 @@ def save(
     np.save(paths.augmented / "logits.npy", logits)
     np.save(paths.augmented / "labels.npy", np.full(len(images), label, dtype=np.int64))
     paths.gan.mkdir()
-    state = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
-    save_file(state, paths.gan / "model.safetensors")
+    save_weights(generator, paths.gan / "model.safetensors")
     config = {"classes": data.classes, "image_px": images.shape[1], "channels": data.channels}
     (paths.gan / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 

@@ -73,6 +73,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "inputs": json.dumps(stage.inputs_of(paths)),
         "params": params.model_dump_json(),
         "temperature": repr(temperature),
+        "bit_depth": str(data.rules.bit_depth),
+        "max_pixels": str(data.rules.max_pixels),
     }
     export(net, file, temperature=temperature, metadata=provenance)
 

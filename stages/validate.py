@@ -2,8 +2,8 @@
 
 Reads:  ${data.dir} (see core/sources.py for its layouts), data/expectations.yaml (the user's own
         expectations), data/accepted.json (profile of the data that was last accepted)
-Writes: data/validated/ (pixels.npy, manifest.csv, classes.json, profile.json), metrics, counts,
-        every expectation's outcome, what was left out and why, pictures; Data Docs
+Writes: data/validated/ (pixels.npy, manifest.csv, classes.json, rules.json, profile.json), metrics,
+        counts, every expectation's outcome, what was left out and why, pictures; Data Docs
 Params: validate
 Run:    dvc repro validate
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core.dataset.data import SPLITS, UNLABELLED, save_dataset
+from stages.core.dataset.data import SPLITS, UNLABELLED, FileRules, save_dataset
 from stages.core.intake import drift
 from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
 from stages.core.intake.duplicates import Pairs, join_groups, near_pairs
@@ -44,6 +44,7 @@ class Params(Section):
     image_px: int = Field(ge=32, le=1024, multiple_of=32)
     min_source_px: int = Field(ge=1)
     max_megapixels: float = Field(gt=0, le=1000)
+    bit_depth: int | None = Field(ge=8, le=16)
     min_contrast: float = Field(ge=0, le=128)
     min_per_class: int = Field(ge=2)
     min_groups_per_class: int = Field(ge=1)
@@ -224,7 +225,13 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     with closing(Cache(paths.cache, params.image_px, max_pixels)) as cache:
         shown: dict[str, list[NDArray[np.uint8]]] = {}
         try:
-            look = examine(source, cache, image_px=params.image_px, max_pixels=max_pixels)
+            look = examine(
+                source,
+                cache,
+                image_px=params.image_px,
+                max_pixels=max_pixels,
+                bit_depth=params.bit_depth,
+            )
             source = keep_apart(source, list(look))
             classes = find_classes(source, params)
             own = load_expectations(paths.expectations, [*source.table, *look])
@@ -257,6 +264,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "layout": source.layout,
         "channels": pixels.shape[3],
         "image_px": params.image_px,
+        "bit_depth": cache.bit_depth,
         "groups": int(split_table["group"].nunique()),
         "expectations": len(contract.outcomes),
         "bad_images": quarantine.bad,
@@ -359,7 +367,8 @@ def save(
     manifest = table.drop(columns=["problem", "channels"])
     manifest["label"] = manifest["label"].where(manifest["split"] != UNLABELLED, "")
     manifest["phash"] = [found.hex() for found in manifest["phash"]]
-    save_dataset(paths.validated, manifest, classes)
+    rules = FileRules(cache.bit_depth, round(params.max_megapixels * 1e6))
+    save_dataset(paths.validated, manifest, classes, rules)
     profile = json.dumps(drift.profile(table), indent=1) + "\n"
     (paths.validated / "profile.json").write_text(profile)
     return pixels

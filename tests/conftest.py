@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.core.dataset.data import Dataset, Rows
+from stages.core.dataset.data import Dataset, FileRules, Rows
 from stages.core.nets.net import Net
 from stages.core.training import trainer
 from stages.core.training.fit import Loss
@@ -39,6 +39,7 @@ def dataset(*, n: int = 8, px: int = 32, channels: int = 1, classes: int = 2) ->
         splits=splits.astype(object),
         files=np.array([f"{i}.png" for i in every], object),
         classes=[f"class {k}" for k in range(classes)],
+        rules=FileRules(bit_depth=8, max_pixels=10**8),
         _manifest=pd.DataFrame({"file_name": [f"{i}.png" for i in every]}),
     )
 

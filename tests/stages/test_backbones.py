@@ -28,7 +28,7 @@ def validated(folder: Path) -> Path:
     table = pd.DataFrame(
         {"file_name": data.files, "label": labels, "group": data.groups, "domain": data.domains}
     )
-    save_dataset(folder, table.assign(split=data.splits), data.classes)
+    save_dataset(folder, table.assign(split=data.splits), data.classes, data.rules)
     return folder
 
 

@@ -79,7 +79,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         content(b"not an image"), ["g1_1.png: not an image of BMP, JPEG, PNG, TIFF, WEBP"], {},
     ),
     "another format": (
-        content(saved(noise(0), "GIF")), ["g1_1.png: not an image of BMP, JPEG, PNG"], {},
+        content(saved(noise(0), "GIF")), ["g1_1.png: a GIF, not an image of BMP, JPEG, PNG"], {},
     ),
     "wrong extension": (
         content(saved(noise(0), "JPEG")),
@@ -94,7 +94,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "too many pixels": (
         content(saved(noise(0, 90), "PNG")),
-        ["g1_1.png: 90 x 90 pixels; expected at most 0.005 million; make it smaller, or raise val"],
+        ["g1_1.png: 90 x 90 pixels; expected at most 0.005 million (validate.max_megapixels): make"],
         {"max_megapixels": 0.005},
     ),
     "decompression bomb": (
@@ -114,11 +114,11 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "32-bit float TIFF": (
         both(renamed("g1_1.tif"), content(saved(FLOAT, "TIFF"), "g1_1.tif")),
-        ["g1_1.tif: not a whole image (pixels are 32-bit floats, expected 8 or 16 bits)"], {},
+        ["g1_1.tif: pixels are floats; expected 8 or 16 bits: scale them to 0 to 65535"], {},
     ),
     "32-bit integer TIFF": (
         both(renamed("g1_1.tif"), content(saved(DEEP, "TIFF"), "g1_1.tif")),
-        ["g1_1.tif: not a whole image (pixels have more than 16 bits, expected 8 or 16)"], {},
+        ["g1_1.tif: pixels from 0 to 159900; expected 8 or 16 bits: scale them to 0 to 65535"], {},
     ),
     "blank": (
         content(saved(Image.new("L", (40, 40), 90), "PNG")),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages import teacher
-from stages.core.dataset.data import Dataset, load_dataset, save_dataset
+from stages.core.dataset.data import Dataset, FileRules, load_dataset, save_dataset
 from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, count_macs, count_parameters, load_teacher
@@ -58,7 +58,7 @@ def validated(
     order = np.random.default_rng(1).permutation(len(table))
     folder.mkdir()
     np.save(folder / "pixels.npy", np.stack(images)[order])
-    save_dataset(folder, pd.DataFrame(table).iloc[order], CLASSES)
+    save_dataset(folder, pd.DataFrame(table).iloc[order], CLASSES, FileRules(8, 10**8))
     return folder
 
 

@@ -1,7 +1,7 @@
 """Labelled images in their validated, packed form."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,19 @@ class Data(Section):
 
 
 @dataclass(frozen=True)
+class FileRules:
+    """What image files had to be; a released model asks the same of its images.
+
+    Attributes:
+        bit_depth: bits of the values that became white; 8 where no file had more.
+        max_pixels: width times height, at most.
+    """
+
+    bit_depth: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Validated images, decoded once. All arrays have one entry per image, in manifest order.
 
@@ -37,6 +50,7 @@ class Dataset:
         splits: object (N,), one of `SPLITS`, or `UNLABELLED`.
         files: object (N,), names relative to the user's folder.
         classes: the classes in the order of the logits; of two, the last is the positive one.
+        rules: what the files had to be.
     """
 
     pixels: NDArray[np.uint8]
@@ -46,6 +60,7 @@ class Dataset:
     splits: NDArray[np.object_]
     files: NDArray[np.object_]
     classes: list[str]
+    rules: FileRules
     _manifest: pd.DataFrame
 
     @property
@@ -80,10 +95,13 @@ class Dataset:
         return np.flatnonzero(np.isin(self.splits, ["train", UNLABELLED])).astype(np.int64)
 
 
-def save_dataset(folder: Path, manifest: pd.DataFrame, classes: list[str]) -> None:
+def save_dataset(
+    folder: Path, manifest: pd.DataFrame, classes: list[str], rules: FileRules
+) -> None:
     """Write what belongs beside `pixels.npy`, which the caller has written into `folder`."""
     manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     (folder / "classes.json").write_text(json.dumps(classes, indent=1) + "\n")
+    (folder / "rules.json").write_text(json.dumps(asdict(rules), indent=1) + "\n")
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -94,6 +112,7 @@ def load_dataset(folder: Path) -> Dataset:
         keep_default_na=False,
     )
     classes = json.loads((folder / "classes.json").read_text())
+    rules = FileRules(**json.loads((folder / "rules.json").read_text()))
     number = {name: k for k, name in enumerate(classes)} | {"": -1}
     groups, _ = pd.factorize(manifest["group"])
     return Dataset(
@@ -105,5 +124,6 @@ def load_dataset(folder: Path) -> Dataset:
         splits=manifest["split"].to_numpy(object),
         files=manifest["file_name"].to_numpy(object),
         classes=classes,
+        rules=rules,
         _manifest=manifest,
     )

@@ -13,7 +13,7 @@ from typing import Any, cast
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.models import group_parameters
 from timm.models._efficientnet_builder import BN_EPS_TF_DEFAULT
 from timm.models.efficientnet import _gen_efficientnet_lite
@@ -398,11 +398,19 @@ def count_parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Write a network's tensors as safetensors, readable as the umask says.
+
+    `safetensors.torch.save_file` makes files that their owner alone can read.
+    """
+    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    path.write_bytes(save(state))
+
+
 def save_net(folder: Path, net: Net) -> None:
     """Write `model.safetensors` and `config.json`."""
     folder.mkdir()
-    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    save_weights(net, folder / "model.safetensors")
     config = json.loads(net.spec.model_dump_json())
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 

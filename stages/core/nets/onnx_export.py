@@ -14,8 +14,9 @@ from stages.core.nets.net import AnyNet, Net
 from stages.core.runner.errors import ParamsError
 
 INPUT, OUTPUT = "images", "probabilities"
-# IR and operator set that current runtimes, on small machines too, all read.
-OPSET = 20
+# As old as the operators in use allow, so that runtimes from 2023 on read the file: the first was
+# onnxruntime 1.14.
+OPSET, IR_VERSION = 18, 8
 
 
 class Calibrated(nn.Module):
@@ -56,7 +57,7 @@ def as_model(
 
     Args:
         module: in evaluation mode, on the CPU.
-        example: at least two images: a batch of 1 the exporter would take for a constant.
+        example: at least two images: the exporter would take a batch of 1 for a constant.
         outputs: names.
 
     Raises: ParamsError when PyTorch cannot write it.
@@ -86,6 +87,7 @@ def as_model(
             ) from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
     return model
 
 

@@ -1,51 +1,552 @@
-"""Classify images with a released model: `python predict.py IMAGE [IMAGE ...]`.
+"""Classify images with a released model: `python predict.py IMAGE_OR_FOLDER ...`.
 
-Needs numpy, Pillow and onnxruntime, and nothing else; the model file says the rest.
+Needs onnxruntime, numpy and Pillow, and nothing else; the model file holds the rest. This file also
+holds the only rules for image files that there are: the validation of training images imports them,
+so that a released model refuses what training refused, in the same words, and sees the same pixels.
 """
 
+from __future__ import annotations
+
+import argparse
+import csv
+import io
 import json
+import logging
+import math
+import os
+import re
+import struct
 import sys
+import unicodedata
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+# Pillow's names of the formats that are read, and the extensions that fit them.
+FORMATS = {
+    "BMP": (".bmp",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",),
+    "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
+}  # fmt: skip
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+# Bits per value that cameras have. A 16-bit file may hold any of them.
+BIT_DEPTHS = (8, 9, 10, 12, 14, 16)
+# Of a 16-bit image's values, this share may be hot pixels, which do not count as its brightest.
+HOT_SHARE = 1e-4
+# Images that the model sees at once: enough for all cores, and little memory.
+BATCH = 32
+# What Pillow raises for damaged files.
+DAMAGED = (
+    OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError,
+    struct.error,
+)  # fmt: skip
+# `max_pixels` is the limit that counts; and what Pillow logs would stand beside our own error.
+Image.MAX_IMAGE_PIXELS = None
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_EXPORT = "export it as PNG or JPEG"
+_DEVELOP = "develop it, and export it as TIFF or JPEG"
+# Formats that are often met and not read: where their mark stands, what they are, what helps.
+_FOREIGN = (
+    (0, rb"GIF8", "a GIF", _EXPORT),
+    (4, rb"ftyp(hei|hev|mif1|msf1)", "a HEIC photo", _EXPORT),
+    (4, rb"ftypavi[fs]", "an AVIF image", _EXPORT),
+    (4, rb"ftypcrx", "a camera's raw file (CR3)", _DEVELOP),
+    (4, rb"ftyp", "a video", "export its frames as PNG or JPEG"),
+    (0, rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 image", _EXPORT),
+    (0, rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL image", _EXPORT),
+    (0, rb"FUJIFILMCCD-RAW|II(U\0|R[OS])|MMOR|FOVb", "a camera's raw file", _DEVELOP),
+    (0, rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript drawing (EPS)", _EXPORT),
+    (0, rb"%PDF", "a PDF document", "export its pages as PNG"),
+    (0, rb"8BPS", "a Photoshop file", _EXPORT),
+    (0, rb"RIFF....AVI |\x1aE\xdf\xa3", "a video", "export its frames as PNG or JPEG"),
+    (128, rb"DICM", "a DICOM file", "export its pictures as 16-bit PNG"),
+    (0, rb"SIMPLE  =", "a FITS file", "export its picture as 16-bit PNG"),
+    (0, rb"\x93NUMPY", "a NumPy array", "save it as PNG"),
+    (0, rb"P[1-7]\s", "a PNM image", "save it as PNG"),
+    (0, rb"\0\0\x01\0", "a Windows icon", "save it as PNG"),
+    (0, rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive", "unpack it"),
+    (0, rb"version https://git-lfs", "a pointer of Git LFS", "run git lfs pull"),
+    (0, rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg",
+     "an SVG drawing", "export it as PNG"),
+    (0, rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)", "a web page", "download the image again"),
+    (0, rb"\0{64}", "a run of zero bytes", "copy it again: copying it broke off"),
+)  # fmt: skip
+# Raw modes of 16-bit colours. Pillow has no image mode for them: by the first raw mode it reads the
+# high byte of every value, by the second the low byte.
+_LOW_BYTES = {
+    f"{colours};16{high}": f"{colours};16{low}"
+    for colours in ("RGB", "RGBX", "RGBA")
+    for high, low in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}  # fmt: skip
+_LOW_BYTES["LA;16B"] = "RGBA"
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+# Any entropy-coded data: where a JPEG's own data end too early, these become part of its picture.
+_MORE_DATA = bytes(1 + (37 * i * i + 11 * i) % 251 for i in range(64))
+_END_OF_IMAGE = b"\xff\xd9"
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of up to 16 bits as 8 bits; others as they are. Raises: ValueError."""
-    if image.mode == "F":
-        raise ValueError("pixels are 32-bit floats, expected 8 or 16 bits")
-    if not image.mode.startswith("I"):
+class Refused(Exception):
+    """An image file that cannot be used; the text says why, and what helps."""
+
+
+class BadModel(Exception):
+    """A model file, or its labels, that cannot be used; the text says why, and what helps."""
+
+
+class Picture(NamedTuple):
+    """An image file's content, decoded.
+
+    Attributes:
+        pixels: (P, P, C), C = 1 or 3: uint8, or uint16 as stored where `bits` is not 0.
+        width, height: in pixels, as stored.
+        mode, format: Pillow's names.
+        bits: of a 16-bit file, how many its values need: one of `BIT_DEPTHS`, as the file declares
+            or as its brightest values demand, whichever is more. 0: an 8-bit file.
+    """
+
+    pixels: NDArray[Any]
+    width: int
+    height: int
+    mode: str
+    format: str
+    bits: int
+
+
+class _Header(NamedTuple):
+    """What a file says about its pixels.
+
+    Attributes:
+        content: the file, or what of it the pixels need.
+        orientation: EXIF's, 1 to 8.
+        pictures: how many it holds.
+        bits: as many as its values have by its own word; 0 where it has none.
+        unsure: whether its data may end before its picture does.
+    """
+
+    content: bytes
+    orientation: int = 1
+    pictures: int = 1
+    bits: int = 0
+    unsure: bool = False
+
+
+def _directories(data: bytes) -> Iterator[dict[int, int]]:
+    """The directories of a TIFF file or an EXIF block, in order: numbers by tag.
+
+    Of several numbers the first; of a text, where it begins. A tag whose value lies outside `data`
+    is left out, and the chain of directories ends where it is broken.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None or len(data) < 8:
+        return
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43  # BigTIFF
+    width, count_form, offset_form = (8, "Q", "Q") if big else (4, "H", "I")
+    entry = 4 + 2 * width
+    forms = {1: "B", 3: "H", 4: "I", 11: "f", 12: "d", 13: "I", 16: "Q"}
+    seen = set()
+    try:
+        place = struct.unpack_from(order + offset_form, data, 8 if big else 4)[0]
+        while place and place not in seen:
+            seen.add(place)
+            number = struct.unpack_from(order + count_form, data, place)[0]
+            start = place + struct.calcsize(order + count_form)
+            tags: dict[int, int] = {}
+            for i in range(min(number, (len(data) - start) // entry)):
+                tag, kind, count = struct.unpack_from(
+                    order + "HH" + offset_form, data, start + i * entry
+                )
+                at = start + i * entry + 4 + width
+                form = order + forms.get(kind, "B")
+                size = struct.calcsize(form) * count
+                if size > width:
+                    at = struct.unpack_from(order + offset_form, data, at)[0]
+                if not count or at + size > len(data):
+                    continue
+                if kind == 2:
+                    tags[tag] = at
+                elif kind in forms:
+                    value = struct.unpack_from(form, data, at)[0]
+                    if math.isfinite(value):
+                        tags[tag] = int(value)
+            yield tags
+            place = struct.unpack_from(order + offset_form, data, start + number * entry)[0]
+    except struct.error:
+        return
+
+
+def _orientation(exif: bytes) -> int:
+    """EXIF's orientation, whatever else the block holds; 1 where it says none."""
+    block = exif[6:] if exif[:6] == b"Exif\0\0" else exif
+    value = next(_directories(block), {}).get(0x0112, 1)
+    return value if value in _UPRIGHT else 1
+
+
+def _png(content: bytes) -> _Header:
+    """Leaves out all chunks but those of the pixels: Pillow refuses a file for a text's fault."""
+    if content[12:16] == b"CgBI":
+        raise Refused("a PNG for iOS apps only (CgBI); save it as an ordinary PNG")
+    kept, place, orientation, pictures, bits = [content[:8]], 8, 1, 1, 0
+    while place + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        chunk = content[place : place + 12 + length]
+        data = chunk[8:-4]
+        place += 12 + length
+        if kind == b"eXIf":
+            orientation = _orientation(data)
+        elif kind == b"acTL" and len(data) >= 4:
+            pictures = max(1, struct.unpack_from(">I", data)[0])
+        elif kind == b"sBIT" and data:
+            bits = max(data)
+        elif kind == b"tRNS" or kind[:1].isupper():
+            if place <= len(content) and zlib.crc32(chunk[4:-4]) != int.from_bytes(
+                chunk[-4:], "big"
+            ):
+                raise ValueError(f"the checksum of its {kind.decode('latin-1')} chunk is wrong")
+            kept.append(chunk)
+        if kind == b"IEND":
+            break
+    return _Header(b"".join(kept), orientation, pictures, bits)
+
+
+def _jpeg(content: bytes) -> _Header:
+    """Leaves out what cameras and editors write beside the pixels: EXIF, profiles, previews."""
+    kept, place, orientation, unsure = [content[:2]], 2, 1, False
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these have no length
+            place += 2
+            continue
+        if marker in (0xD9, 0xDA):
+            break
+        length = struct.unpack_from(">H", content, place + 2)[0]
+        segment = content[place : place + 2 + length]
+        data = segment[4:]
+        place += 2 + length
+        if marker == 0xE1 and data[:6] == b"Exif\0\0":
+            orientation = _orientation(data)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and data:
+            unsure = marker in (0xC2, 0xC6, 0xCA, 0xCE)  # progressive: cut, it is only blurred
+            if data[0] != 8:
+                raise Refused(f"a JPEG of {data[0]} bits; expected 8: save it as 16-bit PNG")
+            if marker in (0xC3, 0xC7, 0xCB, 0xCF):
+                raise Refused("a lossless JPEG, which is not read; save it as PNG")
+        # JFIF's and Adobe's say how colours are stored.
+        if marker == 0xE0 and data[:5] == b"JFIF\0":
+            kept.append(b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0")
+        elif (
+            marker == 0xEE and data[:5] == b"Adobe" and len(data) >= 12
+        ) or not 0xE0 <= marker <= 0xFE:
+            kept.append(segment)
+    rest = content[place:]
+    if _END_OF_IMAGE not in rest:
+        return _Header(b"".join([*kept, rest, _END_OF_IMAGE]), orientation, unsure=True)
+    return _Header(b"".join([*kept, rest]), orientation, unsure=unsure)
+
+
+def _tiff(content: bytes) -> _Header:
+    first, *others = list(_directories(content)) or [{}]
+    if content[8:10] == b"CR" or 50706 in first or first.get(254, 0) & 1:
+        raise Refused(f"a camera's raw file, which shows a preview only; {_DEVELOP}")
+
+    def is_page(tags: dict[int, int]) -> bool:
+        """A second picture: no preview, no mask, no smaller version of the first one."""
+        if tags.get(254, 0) & 5 or tags.get(255) == 2:
+            return False
+        width, height, w, h = (t.get(key, 0) for t in (first, tags) for key in (256, 257))
+        smaller = 2 * w <= width and 2 * h <= height
+        return not (smaller and abs(w * height - h * width) <= max(width, height))
+
+    # MaxSampleValue and SMaxSampleValue, which stand at 65535 where nobody has thought about them.
+    highest = [first.get(key, 0) for key in (281, 341)]
+    bits = [value.bit_length() for value in highest if 0 < value < 65535]
+    if 8 < first.get(258, 0) < 16:
+        bits.append(first[258])
+    if 270 in first:  # a description, which microscopes write as OME-XML
+        match = re.compile(rb'[^\0]*?SignificantBits="(\d\d?)"').match(content, first[270])
+        bits += [int(match[1])] if match else []
+    return _Header(content, pictures=1 + sum(map(is_page, others)), bits=max(bits, default=0))
+
+
+def _webp(content: bytes) -> _Header:
+    place = 12
+    while place + 8 <= len(content):
+        kind, size = struct.unpack_from("<4sI", content, place)
+        if kind == b"EXIF":
+            return _Header(content, _orientation(content[place + 8 : place + 8 + size]))
+        place += 8 + size + size % 2
+    return _Header(content)
+
+
+def _header(content: bytes) -> _Header:
+    """Raises: Refused for formats that are not read, and ValueError for damaged files."""
+    if content[:8] == b"\x89PNG\r\n\x1a\n":
+        return _png(content)
+    if content[:3] == b"\xff\xd8\xff":
+        return _jpeg(content)
+    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _tiff(content)
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return _webp(content)
+    for place, mark, name, advice in _FOREIGN:
+        if re.compile(mark, re.DOTALL).match(content, place):
+            raise Refused(f"{name}, not an image of {', '.join(FORMATS)}; {advice}")
+    return _Header(content)
+
+
+def _check_end(image: Image.Image, header: _Header, draft: tuple[int, int]) -> None:
+    """Refuse a JPEG whose data end before its picture does, where an end marker hides that.
+
+    libjpeg fills the rest with grey (128), or leaves a progressive one blurred, and says nothing.
+    Whether data are missing shows when some are added: they change the picture then, and only then.
+    That is tried where the last corner is grey: data that end within the last block pass.
+
+    Args:
+        image: decoded.
+        header: of the same file.
+        draft: the size that was asked for in decoding it.
+
+    Raises: Refused.
+    """
+    width, height = image.size
+    corner = image.crop((max(0, width - 8), height - 1, width, height))
+    grey = {value for band in corner.split() for value in band.getextrema()} <= {127, 128}
+    if not grey and not header.unsure:
+        return
+    content = header.content
+    end = content.find(b"\xff\xda")
+    while end >= 0 and content[end : end + 2] != _END_OF_IMAGE:
+        end = content.find(b"\xff", end + 1)
+        if content[end + 1 : end + 2] in (b"\xc4", b"\xdb", b"\xda", b"\xdd"):  # tables, a scan
+            end += 1 + int.from_bytes(content[end + 2 : end + 4], "big")
+    if end < 0:
+        return
+    longer = content[:end].rstrip(b"\xff") + _MORE_DATA + _END_OF_IMAGE
+    with Image.open(io.BytesIO(longer), formats=["JPEG"]) as other:
+        other.draft(other.mode, draft)
+        if other.tobytes() != image.tobytes():
+            raise Refused(
+                "not a whole image (truncated: its data end before the picture does, and the rest "
+                "is filler); save or copy it again"
+            )
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """What a viewer shows of a transparent image: it lies on white paper. Raises: Refused."""
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
         return image
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("pixels have more than 16 bits, expected 8 or 16")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey = image.mode in ("1", "L", "LA", "La")
+    layered = image.convert("RGBA")
+    low, high = np.asarray(layered.getchannel("A").getextrema()).tolist()
+    if low == 255:
+        return layered.convert("L" if grey else "RGB")
+    if high == 0:
+        raise Refused("transparent everywhere; save it without its alpha channel")
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered).convert("RGB")
+    if low < high and flat.convert("L").getextrema() == (255, 255):
+        raise Refused("white on a transparent ground, so blank on paper; save it on a dark ground")
+    return flat.convert("L") if grey else flat
 
 
-def decode(image: Image.Image, image_px: int, channels: int | None = None) -> NDArray[np.uint8]:
-    """Pixels as the models see them: uint8 (P, P, C), upright as EXIF says, resized bicubically.
+def _raw_modes(image: Any) -> set[str]:
+    """How Pillow will read the file's values."""
+    arguments = [tile[3] for tile in image.tile]
+    return {a if isinstance(a, str) else a[0] for a in arguments if a}
+
+
+def _with_raw_mode(tile: Any, raw_mode: str) -> Any:
+    """One of Pillow's tiles (a named tuple in newer versions), to be read by another raw mode."""
+    arguments = raw_mode if isinstance(tile[3], str) else (raw_mode, *tile[3][1:])
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
+
+
+def _deep_values(image: Any, content: bytes) -> NDArray[np.uint16] | None:
+    """The values (H, W, C) of a file with more than 8 bits each; None for other files.
+
+    Raises: Refused.
+    """
+    if image.mode == "F":
+        raise Refused(
+            "pixels are floats; expected 8 or 16 bits: scale them to 0 to 65535, and save them as "
+            "whole numbers"
+        )
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.dtype.kind == "i" and (values.min() < 0 or values.max() > 65535):
+            raise Refused(
+                f"pixels from {values.min()} to {values.max()}; expected 8 or 16 bits: scale them "
+                "to 0 to 65535, and save them as unsigned numbers"
+            )
+        return values.astype(np.uint16)[..., None]
+    raw_modes = _raw_modes(image)
+    if len(raw_modes) != 1 or not raw_modes <= set(_LOW_BYTES):
+        return None
+    raw_mode = raw_modes.pop()
+    with Image.open(io.BytesIO(content), formats=list(FORMATS)) as opened:
+        low: Any = opened
+        low.tile = [_with_raw_mode(tile, _LOW_BYTES[raw_mode]) for tile in low.tile]
+        low.load()
+        low_bytes = np.asarray(low)
+    if raw_mode == "LA;16B":  # read as four bytes: of grey high and low, of alpha high and low
+        values = low_bytes[..., :1].astype(np.uint16) * 256 + low_bytes[..., 1:2]
+        alpha = low_bytes[..., 2]
+    else:
+        high_bytes = np.asarray(image)
+        values = high_bytes[..., :3].astype(np.uint16) * 256 + low_bytes[..., :3]
+        alpha = high_bytes[..., 3:]
+    if alpha.size and alpha.min() < 255:
+        raise Refused("transparent with 16 bits; save it on a ground, or with 8 bits")
+    return np.asarray(values, np.uint16)
+
+
+def _bits_needed(values: NDArray[np.uint16], declared: int) -> int:
+    """The smallest of `BIT_DEPTHS` that holds all values but a few hot ones, and what is declared.
+
+    A declaration alone says little: PNG's sBIT is also written where the values were scaled to all
+    16 bits, as its specification asks for.
+    """
+    hot = max(1, int(values.size * HOT_SHARE)) if values.size > 1 else 0
+    brightest = int(np.partition(values.ravel(), -1 - hot)[-1 - hot])
+    needed = max(brightest.bit_length(), min(declared, 16))
+    return next(depth for depth in BIT_DEPTHS if depth >= needed)
+
+
+def eight_bits(pixels: NDArray[np.uint16], bit_depth: int) -> NDArray[np.uint8]:
+    """Values of `bit_depth` bits as 8 bits: the highest becomes 255, what is above it too."""
+    highest = 2**bit_depth - 1
+    scaled: NDArray[np.uint32] = (
+        np.minimum(pixels, highest).astype(np.uint32) * 255 + highest // 2
+    ) // highest
+    return scaled.astype(np.uint8)
+
+
+def read(content: bytes, *, image_px: int, max_pixels: int, channels: int | None = None) -> Picture:
+    """An image file as the models see it: upright as EXIF says, on white, resized bicubically.
 
     JPEGs are decoded at a reduced size, never below 2 P: several times faster.
 
     Args:
-        image: just opened.
-        channels: 1 or 3; None keeps grey images grey.
+        content: of one file.
+        image_px: the side P of the square that is made.
+        max_pixels: width times height, at most.
+        channels: 1 or 3, of an 8-bit file; None keeps grey images grey. (A deep one keeps its own.)
 
-    Raises: OSError, ValueError, SyntaxError when the file is damaged (Pillow's own errors).
+    Raises: Refused.
     """
-    if channels is None:
-        channels = 1 if image.mode in GREY_MODES else 3
-    if image.format == "JPEG":
+    if not content:
+        raise Refused("an empty file (0 bytes); copy it again")
+    try:
+        header = _header(content)
+        with Image.open(io.BytesIO(header.content), formats=list(FORMATS)) as image:
+            return _decoded(image, header, image_px, max_pixels, channels)
+    except UnidentifiedImageError:  # its text names an address in memory
+        raise Refused(_unidentified(content)) from None
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())
+        raise Refused(f"not a whole image ({reason[:120]}); save or copy it again") from None
+
+
+def _unidentified(content: bytes) -> str:
+    tags = next(_directories(content), {})
+    if 256 in tags and 257 in tags:
+        return (
+            f"a TIFF of a kind that is not read ({tags.get(277, 1)} channels of "
+            f"{tags.get(258, 1)} bits); expected grey or RGB with 8 or 16 bits: save it so"
+        )
+    if content[:3] == b"\xff\xd8\xff" or content[:4] in (b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*"):
+        return "not a whole image (its header is damaged); save or copy it again"
+    return f"not an image of {', '.join(FORMATS)}; save or copy it again"
+
+
+def _decoded(
+    image: Image.Image, header: _Header, image_px: int, max_pixels: int, channels: int | None
+) -> Picture:
+    if image.width * image.height > max_pixels:
+        raise Refused(
+            f"{image.width} x {image.height} pixels; expected at most {max_pixels / 1e6:g} million "
+            "(validate.max_megapixels): make it smaller"
+        )
+    pictures = max(header.pictures, getattr(image, "n_frames", 1) if image.format == "WEBP" else 1)
+    if pictures > 1:
+        raise Refused(f"{pictures} pictures in one file; expected one: split it")
+    width, height, mode, kind = image.width, image.height, image.mode, str(image.format)
+    if kind == "JPEG":
         image.draft(image.mode, (2 * image_px, 2 * image_px))
-    upright = ImageOps.exif_transpose(image)
-    converted = _eight_bits(upright).convert("L" if channels == 1 else "RGB")
-    resized = converted.resize((image_px, image_px), Image.Resampling.BICUBIC)
-    return np.asarray(resized, dtype=np.uint8).reshape(image_px, image_px, channels)
+        image.load()
+        _check_end(image, header, (2 * image_px, 2 * image_px))
+    values = _deep_values(image, header.content)
+    turn = _UPRIGHT.get(header.orientation)
+
+    def resized(plane: Image.Image) -> NDArray[Any]:
+        upright = plane if turn is None else plane.transpose(turn)
+        return np.asarray(upright.resize((image_px, image_px), Image.Resampling.BICUBIC))
+
+    if values is None:
+        flat = _over_white(image)
+        channels = channels or (1 if flat.mode in ("1", "L") else 3)
+        pixels = resized(flat.convert("L" if channels == 1 else "RGB"))
+        pixels = pixels.reshape(image_px, image_px, channels)
+        return Picture(pixels, width, height, mode, kind, 0)
+    bits = _bits_needed(values, header.bits)
+    values = np.minimum(values, 2**bits - 1)  # a hot pixel would shine on those around it
+    planes = [
+        resized(Image.fromarray(values[..., c].astype(np.float32))) for c in range(values.shape[2])
+    ]
+    deep = np.stack(planes, 2).round().clip(0, 65535).astype(np.uint16)
+    return Picture(deep, width, height, mode, kind, bits)
+
+
+def as_input(picture: Picture, channels: int, bit_depth: int) -> NDArray[np.uint8]:
+    """A picture's pixels, as a model wants them that learned from images of `bit_depth` bits.
+
+    Raises: Refused for a picture of more bits: its bright parts would all be white.
+    """
+    if picture.bits > bit_depth:
+        raise Refused(
+            f"its values need {picture.bits} bits; expected at most {bit_depth}, as in training: "
+            "scale them as the training images were"
+        )
+    pixels = eight_bits(picture.pixels, bit_depth) if picture.bits else picture.pixels
+    if pixels.shape[2] < channels:
+        return np.repeat(pixels, channels, 2)
+    if pixels.shape[2] > channels:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return pixels
+
+
+def wrong_extension(name: str, kind: str) -> str:
+    """Why a file's name does not fit its format (Pillow's name of it), or ""."""
+    suffix = Path(name).suffix.lower()
+    if not kind or suffix in FORMATS[kind]:
+        return ""
+    return f"its content is {kind}, its name says {suffix or 'nothing'}; rename it"
+
+
+def printable(text: str) -> str:
+    """`text` in one line that no terminal obeys: control characters and the like are escaped."""
+    unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in unsafe else c
+        for c in text
+    )
+
+
+def _cell(text: str) -> str:
+    """`text` as a CSV cell that no spreadsheet takes for a formula."""
+    safe = printable(text)
+    return "'" + safe if text[:1] in ("=", "+", "-", "@", "\t", "\r") else safe
 
 
 class Model:
@@ -54,46 +555,201 @@ class Model:
     Attributes:
         classes: names, in the order of the probabilities.
         image_px, channels: what images are converted to.
+        bit_depth: how many bits the brightest training images had; a deeper one is refused.
+        max_pixels: width times height of an image, at most.
     """
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime  # the pipeline uses this file's `decode` without it
+        """Load it, and hold labels.json beside it against it. Raises: BadModel."""
+        import onnxruntime  # the pipeline uses this file's rules without it
 
-        self._session: Any = onnxruntime.InferenceSession(
-            str(path), providers=["CPUExecutionProvider"]
-        )
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.classes: list[str] = json.loads(metadata["classes"])
-        self.image_px = int(metadata["image_px"])
-        self.channels = int(metadata["channels"])
-
-    def pixels(self, file: Path | IO[bytes]) -> NDArray[np.uint8]:
-        """An image file as uint8 (P, P, C), decoded as the training images were."""
-        with Image.open(file) as image:
-            return decode(image, self.image_px, self.channels)
-
-    def predict(self, files: list[Path]) -> NDArray[np.float32]:
-        """Probabilities (number of files, K)."""
-        batch = np.stack([self.pixels(file) for file in files])
-        found: NDArray[np.float32] = self._session.run(None, {"images": batch})[0]
-        return found
-
-
-def main() -> None:
-    """Print one line an image: its class, the probability, the file."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.exit(__doc__)
-    files = [Path(argument) for argument in arguments]
-    model = Model(Path(__file__).with_name("model.onnx"))
-    for file in files:
+        if not path.is_file():
+            raise BadModel(f"{path}: no such file; copy the whole release folder again")
+        onnxruntime.set_default_logger_severity(4)
         try:
-            (row,) = model.predict([file])
-        except (OSError, ValueError, SyntaxError) as error:
-            sys.exit(f"error: {file}: {error}")
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's classes have no base of their own
+            reason = " ".join(str(error).split())[:200]
+            raise BadModel(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({reason}); copy "
+                "the release folder again, or install the onnxruntime that its MODEL_CARD.md names"
+            ) from None
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        try:
+            self.classes: list[str] = json.loads(metadata["classes"])
+            self.image_px = int(metadata["image_px"])
+            self.channels = int(metadata["channels"])
+            self.bit_depth = int(metadata["bit_depth"])
+            self.max_pixels = int(metadata["max_pixels"])
+        except (KeyError, ValueError) as error:
+            raise BadModel(
+                f"{path}: no model of this project's (its metadata lack {error}); copy the whole "
+                "release folder again"
+            ) from None
+        self._check_labels(path.with_name("labels.json"))
+
+    def _check_labels(self, path: Path) -> None:
+        if not path.exists():
+            return
+        try:
+            labels = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise BadModel(f"{path}: not readable ({reason}); copy the release again") from None
+        if labels != self.classes:
+            raise BadModel(
+                f"{path}: other classes than the model's ({', '.join(self.classes)}); copy the "
+                "whole release folder again"
+            )
+
+    def pixels(self, content: bytes, name: str | None = None) -> NDArray[np.uint8]:
+        """An image file's content as uint8 (P, P, C), as training saw it. Raises: Refused.
+
+        Args:
+            content: of the file.
+            name: of the file: its extension has to fit.
+        """
+        picture = read(
+            content, image_px=self.image_px, max_pixels=self.max_pixels, channels=self.channels
+        )
+        if name is not None and (problem := wrong_extension(name, picture.format)):
+            raise Refused(problem)
+        return as_input(picture, self.channels, self.bit_depth)
+
+    def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Probabilities (number of images, K) of what `pixels` gives."""
+        rows: NDArray[np.float32] = self._session.run(None, {"images": np.stack(images)})[0]
+        return rows
+
+
+class Answer(NamedTuple):
+    """What the model says of a file, or why it says nothing.
+
+    Attributes:
+        file: as it was named, or as it lies in a folder that was named.
+        probabilities: (K,); None where there is a problem.
+        problem: why there are none, or "".
+    """
+
+    file: str
+    probabilities: NDArray[np.float32] | None
+    problem: str
+
+
+def files_in(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """The files to look at, in order, each with a problem or "".
+
+    Of a folder, all images in it and below: what has an extension of an image and is not hidden.
+    """
+    for path in paths:
+        if not path.is_dir():
+            problem = "not a plain file" if path.exists() else "no such file or folder"
+            yield path, "" if path.is_file() else problem
+            continue
+        problems: list[OSError] = []
+        empty = True
+        for root, folders, names in os.walk(path, onerror=problems.append):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                    empty = False
+                    yield Path(root, name), ""
+        for error in problems:
+            yield Path(error.filename), f"cannot be read ({error.strerror})"
+        if empty and not problems:
+            yield path, f"a folder without an image ({', '.join(EXTENSIONS)})"
+
+
+def answers(model: Model, paths: Iterable[Path]) -> Iterator[Answer]:
+    """What `model` says of each file, in order; `BATCH` images are in memory at a time."""
+    waiting: list[tuple[str, NDArray[np.uint8] | None, str]] = []
+
+    def flush() -> Iterator[Answer]:
+        images = [pixels for _, pixels, _ in waiting if pixels is not None]
+        rows = iter(model.probabilities(images)) if images else iter(())
+        for file, pixels, problem in waiting:
+            row: NDArray[np.float32] | None = None if pixels is None else next(rows)
+            if row is not None and not np.isfinite(row).all():
+                row, problem = None, "the model's answer is no number"
+            yield Answer(file, row, problem)
+        waiting.clear()
+
+    for path, found in files_in(paths):
+        pixels, problem = None, found
+        if not problem:
+            try:
+                pixels = model.pixels(path.read_bytes(), path.name)
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror})"
+            except Refused as error:
+                problem = str(error)
+        waiting.append((str(path), pixels, problem))
+        if len(waiting) == BATCH:
+            yield from flush()
+    yield from flush()
+
+
+def _write(form: str, classes: Sequence[str], rows: Iterable[Answer]) -> int:
+    """Print answers on stdout and problems on stderr, as they come; returns how many problems."""
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    if form == "csv":
+        out.writerow(["file", "class", "probability"])
+    problems = lines = 0
+    for file, row, problem in rows:
+        if row is None:
+            problems += 1
+            sys.stdout.flush()
+            print(f"error: {printable(file)}: {printable(problem)}", file=sys.stderr)
+            continue
         best = int(row.argmax())
-        print(f"{model.classes[best]}\t{row[best]:.3f}\t{file}")
+        if form == "csv":
+            out.writerow([_cell(file), _cell(classes[best]), f"{row[best]:.6f}"])
+        elif form == "json":
+            named = {name: float(p) for name, p in zip(classes, row)}  # noqa: B905, from 3.10 on
+            print("[" if lines == 0 else ",")
+            print(
+                json.dumps({"file": file, "class": classes[best], "probabilities": named}), end=""
+            )
+        else:
+            print(f"{printable(classes[best])}\t{row[best]:.3f}\t{printable(file)}")
+        lines += 1
+    if form == "json":
+        print("\n]" if lines else "[]")
+    return problems
+
+
+def main() -> int:
+    """Print a line per image: its class, the probability, the file. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Classify images. A file that cannot be used is named on stderr, and the "
+        "others go on: the exit status is 1 then."
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    arguments = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        model = Model(Path(__file__).with_name("model.onnx"))
+    except BadModel as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what stands beside the pixels
+        try:
+            problems = _write(arguments.format, model.classes, answers(model, arguments.paths))
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads has seen enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+    if problems:
+        noun = "file" if problems == 1 else "files"
+        print(f"{problems} {noun} could not be used", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,8 +34,8 @@ def source(image_folder: MakeFolder) -> Source:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Cache]:
-    with closing(Cache(tmp_path / "cache", PX, LIMIT)) as made:
-        yield made
+    with closing(Cache(tmp_path / "cache", PX, LIMIT)) as cache:
+        yield cache
 
 
 def examined(source: Source, cache: Cache) -> pd.DataFrame:
@@ -48,10 +48,10 @@ def no_look(*_: Any) -> Look:
 
 def test_a_row_an_image(source: Source, cache: Cache) -> None:
     source.table.index += 5
-    found = examined(source, cache)
-    assert found.index.tolist() == source.table.index.tolist()
-    assert (found["problem"] == "").all()
-    for name, row in zip(source.table["file_name"], found.itertuples(), strict=True):
+    table = examined(source, cache)
+    assert table.index.tolist() == source.table.index.tolist()
+    assert (table["problem"] == "").all()
+    for name, row in zip(source.table["file_name"], table.itertuples(), strict=True):
         alone = look(source.read(name), PX, LIMIT)
         assert row.bytes == len(source.read(name))
         assert (row.mean, row.contrast, row.phash) == (alone.mean, alone.contrast, alone.phash)
@@ -157,10 +157,10 @@ def test_same_size_and_time_hide_no_change(
 def test_stamps_of_shards(tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "SETTLED", -60)
     shards(tmp_path / "shards", range(6), PX)
-    found = examined(open_source(tmp_path / "shards"), cache)
-    assert found["sha256"].nunique() == 6
+    table = examined(open_source(tmp_path / "shards"), cache)
+    assert table["sha256"].nunique() == 6
     monkeypatch.setattr(Source, "read", no_read)
-    pd.testing.assert_frame_equal(examined(open_source(tmp_path / "shards"), cache), found)
+    pd.testing.assert_frame_equal(examined(open_source(tmp_path / "shards"), cache), table)
 
 
 @pytest.mark.parametrize(("px", "limit"), [(64, LIMIT), (PX, 1599)])
@@ -169,11 +169,11 @@ def test_other_params_start_anew(source: Source, cache: Cache, px: int, limit: i
     cache.close()
     with closing(Cache(cache.path.parent, px, limit)) as other:
         assert other.known() == {}
-        found = examine(source, other, image_px=px, max_pixels=limit)
+        table = examine(source, other, image_px=px, max_pixels=limit)
         if limit == LIMIT:
-            assert len(other.pixels(found["sha256"][0])) == 64 * 64
+            assert len(other.pixels(table["sha256"][0])) == 64 * 64
         else:
-            assert found["problem"].str.startswith("40 x 40 pixels").all()
+            assert table["problem"].str.startswith("40 x 40 pixels").all()
     assert not cache.path.exists()
 
 
@@ -251,9 +251,9 @@ look = images.look
 
 def slow(*arguments):
     time.sleep(0.002)
-    found = look(*arguments)
+    entry = look(*arguments)
     os.write(2, b"looked\\n")
-    return found
+    return entry
 
 images.look, images.CHUNK = slow, 5
 source, cache = open_source(Path(sys.argv[1])), images.Cache(Path(sys.argv[2]), 32, 10**6)
@@ -269,7 +269,7 @@ def test_a_killed_run_leaves_the_next_one_right(source: Source, tmp_path: Path) 
 
     expected_table, expected_pixels = result(tmp_path / "undisturbed")
     draws = random.Random(0)
-    kept = []
+    entries = []
     for kill, after in enumerate((3, draws.randrange(8, 24), draws.randrange(24, 44))):
         folder = tmp_path / f"killed {kill}"
         with subprocess.Popen(
@@ -283,9 +283,9 @@ def test_a_killed_run_leaves_the_next_one_right(source: Source, tmp_path: Path) 
             running.send_signal(signal.SIGKILL)
         assert running.returncode == -signal.SIGKILL
         with closing(Cache(folder, PX, LIMIT)) as cache:
-            kept.append(len(cache.known()))
+            entries.append(len(cache.known()))
         table, out = result(folder)
         pd.testing.assert_frame_equal(table, expected_table)
         assert np.array_equal(out, expected_pixels)
-    assert max(kept) < 48
-    assert max(kept) > 0
+    assert max(entries) < 48
+    assert max(entries) > 0

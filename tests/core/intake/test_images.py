@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.core.intake.images import HASH_SIDE, Look, look
-from stages.core.release.predict import decode
+from stages.core.release import predict
 
 PX = 32
 LIMIT = 10**6
@@ -34,10 +34,10 @@ def scene(mode: str = "RGB", width: int = 60, height: int = 44) -> Image.Image:
         return Image.frombytes("I;16B", (width, height), deep.tobytes())
     if mode == "PA":
         return rgb.convert("P").convert("PA")
-    made = rgb.convert(mode)
+    picture = rgb.convert(mode)
     if mode in ("LA", "RGBA"):
-        made.putalpha(Image.fromarray((80 + red * 0.6).astype(np.uint8)))
-    return made
+        picture.putalpha(Image.fromarray((80 + red * 0.6).astype(np.uint8)))
+    return picture
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -46,13 +46,19 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def pixels(found: Look) -> NDArray[np.uint8]:
-    assert found.problem == ""
-    return np.frombuffer(found.pixels, np.uint8).reshape(PX, PX, found.channels)
+def pixels(entry: Look, bit_depth: int = 16) -> NDArray[np.uint8]:
+    assert entry.problem == ""
+    shape = (PX, PX, entry.channels)
+    if entry.bits:
+        deep = np.frombuffer(entry.pixels, np.uint16).reshape(shape)
+        return predict.eight_bits(deep, bit_depth)
+    return np.frombuffer(entry.pixels, np.uint8).reshape(shape)
 
 
 def naive(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """What decode promises, in three lines."""
+    """What `read` promises, in four lines."""
+    if image.mode in ("LA", "RGBA"):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     plain = image.convert("L" if channels == 1 else "RGB")
     small = plain.resize((PX, PX), Image.Resampling.BICUBIC)
     return np.asarray(small).reshape(PX, PX, channels)
@@ -75,21 +81,20 @@ HELD = [
 def test_every_mode_of_every_format(kind: str, mode: str, channels: int) -> None:
     options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
     content = saved(scene(mode), kind, **options)
-    found = look(content, PX, LIMIT)
-    assert (found.format, found.width, found.height) == (kind, 60, 44)
-    assert found.mode == mode
-    assert found.channels == channels
+    entry = look(content, PX, LIMIT)
+    assert (entry.format, entry.width, entry.height) == (kind, 60, 44)
+    assert entry.mode == mode
+    assert entry.channels == channels
     grey = scene("L") if mode.startswith("I;16") else scene(mode)
-    apart = np.abs(pixels(found).astype(int) - naive(grey, channels))
+    apart = np.abs(pixels(entry).astype(int) - naive(grey, channels))
     assert apart.max() <= (12 if kind == "JPEG" else 1)
-    assert found.mean == pytest.approx(naive(grey, 1).mean(), abs=2)
-    assert found.contrast == pytest.approx(naive(grey, 1).std(), abs=2)
+    assert entry.mean == pytest.approx(naive(grey, 1).mean(), abs=2)
+    assert entry.contrast == pytest.approx(naive(grey, 1).std(), abs=2)
     # As a released model decodes: grey for a grey one, and for one of colours.
     for wanted in {channels, 3}:
-        with Image.open(io.BytesIO(content)) as image:
-            assert np.array_equal(
-                decode(image, PX, wanted), np.repeat(pixels(found), wanted // channels, 2)
-            )
+        picture = predict.read(content, image_px=PX, max_pixels=LIMIT, channels=wanted)
+        seen = predict.as_input(picture, wanted, 16)
+        assert np.array_equal(seen, np.repeat(pixels(entry), wanted // channels, 2))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -106,54 +111,55 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
         8: Image.Transpose.ROTATE_270,
     }  # fmt: skip
     stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
-    found = look(saved(stored, kind, exif=exif, **best.get(kind, {})), PX, LIMIT)
+    entry = look(saved(stored, kind, exif=exif, **best.get(kind, {})), PX, LIMIT)
     # Pillow turns TIFFs by itself.
-    assert (found.width, found.height) == (upright.size if kind == "TIFF" else stored.size)
-    shown = pixels(found).astype(int)
-    assert np.abs(shown - naive(upright, 3)).mean() < 1.5
-    assert orientation == 1 or np.abs(shown - naive(stored, 3)).mean() > 10
+    assert (entry.width, entry.height) == (upright.size if kind == "TIFF" else stored.size)
+    upright_pixels = pixels(entry).astype(int)
+    assert np.abs(upright_pixels - naive(upright, 3)).mean() < 1.5
+    assert orientation == 1 or np.abs(upright_pixels - naive(stored, 3)).mean() > 10
 
 
 def test_sixteen_bits_keep_their_brightness() -> None:
     values = np.linspace(0, 65535, 256).round().astype(np.uint16)
     deep = Image.fromarray(np.tile(values, (256, 1)))
-    found = look(saved(deep, "PNG"), 256, LIMIT)
-    row = np.frombuffer(found.pixels, np.uint8).reshape(256, 256)[0]
-    assert row.tolist() == list(range(256))
+    entry = look(saved(deep, "PNG"), 256, LIMIT)
+    assert entry.bits == 16
+    row = np.frombuffer(entry.pixels, np.uint16).reshape(256, 256)[0]
+    assert predict.eight_bits(row, 16).tolist() == list(range(256))
 
 
 def test_sixteen_bits_are_rounded_to_the_nearest() -> None:
     deep = Image.fromarray(np.full((40, 40), 257 * 3 + 129, np.uint16))
-    assert set(look(saved(deep, "PNG"), PX, LIMIT).pixels) == {4}
+    assert set(pixels(look(saved(deep, "PNG"), PX, LIMIT)).flat) == {4}
 
 
 def test_dark_sixteen_bits_are_not_stretched() -> None:
     deep = Image.fromarray(np.full((40, 40), 257 * 3, np.uint16))
-    assert set(look(saved(deep, "TIFF"), PX, LIMIT).pixels) == {3}
+    assert set(pixels(look(saved(deep, "TIFF"), PX, LIMIT)).flat) == {3}
 
 
 def test_large_jpegs_are_close_to_the_whole_decoding() -> None:
     big = scene(width=900, height=700)
-    found = look(saved(big, "JPEG", quality=95), PX, LIMIT)
-    assert (found.width, found.height) == (900, 700)
-    apart = np.abs(pixels(found).astype(int) - naive(big, 3))
+    entry = look(saved(big, "JPEG", quality=95), PX, LIMIT)
+    assert (entry.width, entry.height) == (900, 700)
+    apart = np.abs(pixels(entry).astype(int) - naive(big, 3))
     assert apart.mean() < 2
 
 
 def test_jpegs_are_never_decoded_too_small() -> None:
     draws = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     detailed = Image.fromarray(draws).resize((512, 512), Image.Resampling.BICUBIC)
-    found = look(saved(detailed, "JPEG", quality=95), 128, LIMIT)
-    made = np.frombuffer(found.pixels, np.uint8).reshape(128, 128, 3).astype(int)
+    entry = look(saved(detailed, "JPEG", quality=95), 128, LIMIT)
+    picture = np.frombuffer(entry.pixels, np.uint8).reshape(128, 128, 3).astype(int)
     whole = np.asarray(detailed.resize((128, 128), Image.Resampling.BICUBIC)).astype(int)
-    assert np.abs(made - whole).mean() < 3
+    assert np.abs(picture - whole).mean() < 3
 
 
 def test_a_camera_jpeg_with_a_preview_is_a_jpeg() -> None:
     content = saved(scene(), "MPO", save_all=True, append_images=[scene()])
-    found = look(content, PX, LIMIT)
-    assert found.problem == ""
-    assert found.format == "MPO"
+    entry = look(content, PX, LIMIT)
+    assert entry.problem == ""
+    assert entry.format == "JPEG"
 
 
 def test_sharpness_tells_blur_from_detail() -> None:
@@ -172,10 +178,10 @@ def test_sharpness_tells_blur_from_detail() -> None:
 def test_perceptual_hash_is_imagehash(kind: str, seed: int) -> None:
     draws = np.random.default_rng(seed)
     side = 90 if kind == "noise" else 6
-    made = Image.fromarray(draws.integers(0, 256, (side, side, 3), dtype=np.uint8))
-    found = look(saved(made.resize((90, 70)), "PNG"), PX, LIMIT)
-    expected = imagehash.phash(Image.fromarray(pixels(found)), hash_size=HASH_SIDE).hash
-    assert found.phash == np.packbits(expected).tobytes()
+    picture = Image.fromarray(draws.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    entry = look(saved(picture.resize((90, 70)), "PNG"), PX, LIMIT)
+    expected = imagehash.phash(Image.fromarray(pixels(entry)), hash_size=HASH_SIDE).hash
+    assert entry.phash == np.packbits(expected).tobytes()
 
 
 def test_what_is_damaged_says_so_in_words() -> None:
@@ -213,9 +219,9 @@ def test_damaged_images_never_raise(content: bytes, edits: list[tuple[int, int]]
         # Most of them in the headers.
         broken[place % min(len(broken), 1 + place // 10)] = value
     whole = len(broken) - cut % len(broken) if cut % 2 else len(broken)
-    found = look(bytes(broken[:whole]), PX, LIMIT)
-    assert "\n" not in found.problem
-    assert bool(found.problem) != bool(found.pixels)
+    entry = look(bytes(broken[:whole]), PX, LIMIT)
+    assert "\n" not in entry.problem
+    assert bool(entry.problem) != bool(entry.pixels)
 
 
 @pytest.mark.parametrize("content", SMALL, ids=range(len(SMALL)))
@@ -226,8 +232,8 @@ def test_no_byte_of_a_header_raises(content: bytes) -> None:
         for value in (0, 1, 2, 12, 255):
             broken = bytearray(content)
             broken[place] = value
-            found = look(bytes(broken), PX, LIMIT)
-            assert bool(found.problem) != bool(found.pixels)
+            entry = look(bytes(broken), PX, LIMIT)
+            assert bool(entry.problem) != bool(entry.pixels)
 
 
 @settings(max_examples=60, deadline=None)

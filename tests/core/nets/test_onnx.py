@@ -10,61 +10,42 @@ from PIL import Image
 
 from stages.core.dataset.views import Views
 from stages.core.intake import images
-from stages.core.nets.net import Net, NetSpec
 from stages.core.nets.onnx_export import Calibrated, export
 from stages.core.nets.onnx_run import probabilities, session
 from stages.core.release import predict
 from stages.core.runner.errors import Unavailable
 from tests.conftest import ROOT
-
-
-def net(channels: int = 1, reduce: int = 1) -> Net:
-    torch.manual_seed(0)
-    spec = NetSpec(
-        backbone="tf_efficientnet_lite0",
-        width=1.0,
-        depth=1.0,
-        out_indices=[0, 1, 2],
-        classes=["functional", "defective"],
-        image_px=64,
-        channels=channels,
-        reduce=reduce,
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
-    )
-    made = Net(spec)
-    torch.nn.init.normal_(made.head.linear.weight, std=0.1)
-    return made.eval()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export(net(), path, temperature=1.7, metadata={"inputs": "{}"})
-    return path
+from tests.helpers.exported import METADATA, net
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("reduce", [1, 2])
 def test_parity_at_any_batch(tmp_path: Path, channels: int, reduce: int) -> None:
-    made = net(channels, reduce)
+    network = net(channels, reduce)
     path = tmp_path / "model.onnx"
-    export(made, path, temperature=1.7, metadata={})
+    export(network, path, temperature=1.7, metadata={})
     pixels = np.random.default_rng(0).integers(0, 256, (7, 64, 64, channels), dtype=np.uint8)
     views = Views(pixels, seed=0, jitter=0)
     rows = np.arange(7)
     with torch.inference_mode():
-        expected = Calibrated(made, 1.7)(torch.from_numpy(pixels)).numpy()
+        expected = Calibrated(network, 1.7)(torch.from_numpy(pixels)).numpy()
     running = session(path, "cpu", threads=1)
     for batch in (1, 3, 7):
-        found = probabilities(running, views, rows, batch=batch)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        given = probabilities(running, views, rows, batch=batch)
+        np.testing.assert_allclose(given, expected, atol=1e-5)
     assert np.allclose(expected.sum(1), 1)
 
 
 def test_export_is_deterministic(tmp_path: Path, exported: Path) -> None:
-    export(net(), tmp_path / "again.onnx", temperature=1.7, metadata={"inputs": "{}"})
+    export(net(), tmp_path / "again.onnx", temperature=1.7, metadata=METADATA)
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
+
+
+def test_old_runtimes_read_it(exported: Path) -> None:
+    """The operator set and IR version that were onnxruntime 1.14's newest, in February 2023."""
+    model = onnx.load(exported)
+    assert model.ir_version <= 8
+    assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 18)}
 
 
 def test_no_local_paths(exported: Path) -> None:
@@ -77,6 +58,7 @@ def test_says_how_to_use_it(exported: Path) -> None:
     model = predict.Model(exported)
     assert model.classes == ["functional", "defective"]
     assert (model.image_px, model.channels) == (64, 1)
+    assert (model.bit_depth, model.max_pixels) == (12, 10**6)
     inputs = onnx.load(exported).graph.input
     assert [d.dim_param or d.dim_value for d in inputs[0].type.tensor_type.shape.dim] == [
         "batch", 64, 64, 1,
@@ -90,15 +72,16 @@ def test_the_release_reads_images_as_the_pipeline_does(
     shape = (100, 90) if mode == "L" else (100, 90, 3)
     draws = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     Image.fromarray(draws).save(tmp_path / "x.png")
-    found = images.look((tmp_path / "x.png").read_bytes(), 64, 10**6)
-    packed = np.frombuffer(found.pixels, np.uint8).reshape(64, 64, found.channels)
-    model = predict.Model(exported)
+    content = (tmp_path / "x.png").read_bytes()
+    entry = images.look(content, 64, 10**6)
+    packed = np.frombuffer(entry.pixels, np.uint8).reshape(64, 64, entry.channels)
+    assert np.array_equal(predict.read(content, image_px=64, max_pixels=10**6).pixels, packed)
+    pixels = predict.Model(exported).pixels(content)
     if mode == "L":
-        assert np.array_equal(model.pixels(tmp_path / "x.png"), packed)
+        assert np.array_equal(pixels, packed)
     else:
-        with Image.open(tmp_path / "x.png") as image:
-            assert np.array_equal(predict.decode(image, 64), packed)
-            assert np.array_equal(model.pixels(tmp_path / "x.png"), predict.decode(image, 64, 1))
+        grey = Image.fromarray(draws).convert("L").resize((64, 64), Image.Resampling.BICUBIC)
+        assert np.array_equal(pixels[..., 0], np.asarray(grey))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -1,0 +1,350 @@
+"""The release's own script, run as its users run it: as a process of its own."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from stages.core.dataset.data import load_dataset
+from stages.core.intake.images import look
+from stages.core.nets.onnx_export import Calibrated
+from stages.core.release import predict
+from tests.conftest import ROOT, MakeFolder
+from tests.core.intake.test_images import saved, scene
+from tests.helpers.exported import METADATA, net
+from tests.helpers.front_door import run as validate
+
+LIMIT = int(METADATA["max_pixels"])
+CLASSES = ["functional", "defective"]
+TEMPLATE = ROOT / "stages/core/release/templates/model_card.md.j2"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Path:
+    """A release folder, as the check stage writes it; copy it before you break it."""
+    folder = tmp_path_factory.mktemp("release")
+    shutil.copyfile(exported, folder / "model.onnx")
+    (folder / "labels.json").write_text(json.dumps(CLASSES))
+    shutil.copyfile(predict.__file__, folder / "predict.py")
+    return folder
+
+
+def call(
+    release: Path, *arguments: str | Path, at: Path, **environment: str
+) -> "subprocess.CompletedProcess[bytes]":
+    """`python predict.py` in folder `at`; never with a traceback."""
+    command = [sys.executable, release / "predict.py", *arguments]
+    ended = subprocess.run(command, cwd=at, env=os.environ | environment, capture_output=True)
+    assert b"Traceback" not in ended.stderr, ended.stderr.decode()
+    return ended
+
+
+def lines(output: bytes) -> list[str]:
+    return output.decode().splitlines()
+
+
+SOUND = saved(scene(), "PNG")
+BAD = {
+    "drawing.jpg": saved(scene(), "EPS"),
+    "moving.png": saved(scene(), "GIF"),
+    "pages.tif": saved(scene(), "TIFF", save_all=True, append_images=[scene()]),
+    "huge.png": saved(Image.new("1", (20_000, 10_000)), "PNG"),
+    "cut.png": SOUND[:-60],
+    "half.jpg": saved(scene(), "JPEG")[:800] + b"\xff\xd9",
+    "empty.png": b"",
+    "floats.tif": saved(scene("L").convert("F"), "TIFF"),
+}
+
+
+def test_a_bad_file_does_not_end_the_batch(release: Path, tmp_path: Path) -> None:
+    for name, content in ({"a.png": SOUND, "z.png": SOUND} | BAD).items():
+        (tmp_path / name).write_bytes(content)
+    # Ghostscript, which Pillow would run for an EPS.
+    (tmp_path / "gs").write_text('#!/bin/sh\ntouch "$(dirname "$0")/ghostscript was run"\n')
+    (tmp_path / "gs").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ended = call(release, "a.png", *BAD, "missing.png", "z.png", at=tmp_path, PATH=path)
+    assert ended.returncode == 1
+    answers = [line.split("\t") for line in lines(ended.stdout)]
+    assert [file for _, _, file in answers] == ["a.png", "z.png"]
+    assert {answer[0] for answer in answers} <= set(CLASSES)
+    # Each in the words of validation.
+    problems = {name: look(content, 64, LIMIT).problem for name, content in BAD.items()}
+    assert all(problems.values())
+    assert lines(ended.stderr) == [
+        *(f"error: {name}: {problem}" for name, problem in problems.items()),
+        "error: missing.png: no such file or folder",
+        f"{len(BAD) + 1} files could not be used",
+    ]
+    assert not (tmp_path / "ghostscript was run").exists()
+
+
+def test_the_same_probabilities_as_the_pipeline(release: Path, tmp_path: Path) -> None:
+    """In batches and alone, of 8 bits and of 12."""
+    images = {f"{seed}.png": scene(width=70 + seed, height=60) for seed in range(70)}
+    deep = np.asarray(scene("L")).astype(np.uint16) * 16
+    for name, image in images.items():
+        image.save(tmp_path / name)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    ended = call(release, "--format", "json", tmp_path, at=tmp_path)
+    rows = {Path(row["file"]).name: row for row in json.loads(ended.stdout)}
+    assert list(rows) == sorted([*images, "deep.png"])
+    pixels = []
+    for name in rows:
+        picture = predict.read((tmp_path / name).read_bytes(), image_px=64, max_pixels=LIMIT)
+        pixels.append(predict.as_input(picture, 1, 12))
+    # Colours become grey before their size changes, as `channels` asks.
+    for i, name in enumerate(rows):
+        if name != "deep.png":
+            grey = images[name].convert("L").resize((64, 64), Image.Resampling.BICUBIC)
+            pixels[i] = np.asarray(grey)[..., None]
+    with torch.inference_mode():
+        expected = Calibrated(net(), 1.7)(torch.from_numpy(np.stack(pixels))).numpy()
+    given = [[row["probabilities"][name] for name in CLASSES] for row in rows.values()]
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+    for row, best in zip(rows.values(), expected.argmax(1), strict=True):
+        assert row["class"] == CLASSES[best]
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Counting:
+        batches: list[int] = []  # noqa: RUF012, one list for the one test
+
+        def pixels(self, content: bytes, name: str) -> Any:
+            return np.zeros((2, 2, 1), np.uint8)
+
+        def probabilities(self, images: list[Any]) -> Any:
+            self.batches.append(len(images))
+            return np.full((len(images), 2), 0.5, np.float32)
+
+    monkeypatch.setattr(predict, "BATCH", 4)
+    for i in range(10):
+        (tmp_path / f"{i}.png").write_bytes(SOUND)
+    model: Any = Counting()
+    answers = list(predict.answers(model, [tmp_path, tmp_path / "missing", tmp_path / "0.png"]))
+    assert [Path(answer.file).name for answer in answers] == [
+        *(f"{i}.png" for i in range(10)), "missing", "0.png",
+    ]  # fmt: skip
+    assert Counting.batches == [4, 4, 3]
+
+
+def test_an_answer_that_is_no_number_is_a_problem(tmp_path: Path) -> None:
+    class Broken:
+        def pixels(self, content: bytes, name: str) -> Any:
+            return np.zeros((2, 2, 1), np.uint8)
+
+        def probabilities(self, images: list[Any]) -> Any:
+            return np.array([[np.nan, np.nan], [0.5, 0.5]], np.float32)[: len(images)]
+
+    (tmp_path / "a.png").write_bytes(SOUND)
+    (tmp_path / "b.png").write_bytes(SOUND)
+    model: Any = Broken()
+    first, second = predict.answers(model, [tmp_path])
+    assert first.problem == "the model's answer is no number"
+    assert second.problem == ""
+
+
+def test_folders(release: Path, tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.png", "deeper/c.png", ".hidden.png", ".git/d.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(SOUND)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    ended = call(release, "in", "empty", at=tmp_path)
+    assert [line.split("\t")[2] for line in lines(ended.stdout)] == [
+        "in/a.png", "in/b.PNG", "in/deeper/c.png",
+    ]  # fmt: skip
+    assert ended.returncode == 1
+    assert lines(ended.stderr)[0].startswith("error: empty: a folder without an image (.bmp, ")
+    assert lines(ended.stderr)[1] == "1 file could not be used"
+
+
+ODD_NAMES = ["\x1b[31mred.png", "two\nlines.png", os.fsdecode(b"caf\xe9.png"), "\u202egnp.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict", "latin-1:strict"])
+def test_odd_names_reach_no_terminal(release: Path, tmp_path: Path, encoding: str) -> None:
+    for name in [*ODD_NAMES, "größe.png"]:
+        (tmp_path / name).write_bytes(SOUND)
+        (tmp_path / f"bad {name}").write_bytes(b"")
+    ended = call(release, tmp_path, at=tmp_path, PYTHONIOENCODING=encoding)
+    for output, count in ((ended.stdout, 5), (ended.stderr, 6)):
+        assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", output)
+        assert len(output.splitlines()) == count
+    for shown in (b"\\x1b[31mred.png", b"two\\nlines.png", b"caf\\udce9.png", b"\\u202egnp.png"):
+        assert shown in ended.stdout
+        assert shown in ended.stderr
+
+
+def test_class_names_are_escaped(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(SOUND)
+    shutil.copytree(release, tmp_path / "release")
+    odd = ["\x1b]0;title\x07", "=1+1\n"]
+    model = onnx.load(release / "model.onnx")
+    for entry in model.metadata_props:
+        if entry.key == "classes":
+            entry.value = json.dumps(odd)
+    onnx.save(model, tmp_path / "release" / "model.onnx")
+    (tmp_path / "release" / "labels.json").write_text(json.dumps(odd))
+    for form in ("table", "csv", "json"):
+        ended = call(tmp_path / "release", "--format", form, "x.png", at=tmp_path)
+        assert ended.returncode == 0
+        assert b"\x1b" not in ended.stdout
+        assert b"\x07" not in ended.stdout
+
+
+def test_csv_holds_no_formulas(release: Path, tmp_path: Path) -> None:
+    names = [
+        "=1+1.png",
+        "+1.png",
+        "-1.png",
+        "@1.png",
+        "\t1.png",
+        "\r1.png",
+        'a "b", c.png',
+        "a.png",
+    ]
+    for name in names:
+        (tmp_path / name).write_bytes(SOUND)
+    ended = call(release, "--format", "csv", "--", *names, at=tmp_path)
+    head, *rows = csv.reader(io.StringIO(ended.stdout.decode()))
+    assert head == ["file", "class", "probability"]
+    assert [row[0] for row in rows] == [
+        "'=1+1.png", "'+1.png", "'-1.png", "'@1.png", "'\\t1.png", "'\\r1.png", 'a "b", c.png',
+        "a.png",
+    ]  # fmt: skip
+    assert all(0.5 <= float(row[2]) <= 1 for row in rows)
+
+
+def test_json_is_json_whatever_fails(release: Path, tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(SOUND)
+    (tmp_path / "bad.png").write_bytes(b"")
+    ended = call(release, "--format", "json", tmp_path, at=tmp_path)
+    (row,) = json.loads(ended.stdout)
+    assert os.fsencode(row["file"]) == os.fsencode(tmp_path) + b"/\xff.png"
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    nothing = call(release, "--format", "json", "bad.png", at=tmp_path)
+    assert json.loads(nothing.stdout) == []
+    assert nothing.returncode == 1
+
+
+def broken_release(release: Path, at: Path, how: str) -> Path:
+    folder = at / "release"
+    shutil.copytree(release, folder)
+    model, labels = folder / "model.onnx", folder / "labels.json"
+    if how == "no model":
+        model.unlink()
+    elif how == "cut model":
+        model.write_bytes(model.read_bytes()[:5000])
+    elif how == "empty model":
+        model.write_bytes(b"")
+    elif how == "another model":
+        other = onnx.load(model)
+        del other.metadata_props[:]
+        onnx.save(other, model)
+    elif how == "cut labels":
+        labels.write_text('["functional", ')
+    elif how == "other labels":
+        labels.write_text(json.dumps(CLASSES[::-1]))
+    elif how == "binary labels":
+        labels.write_bytes(b"\xff\xfe")
+    return folder
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    ("no model", "model.onnx: no such file; copy the whole release folder again"),
+    ("cut model", "cannot load it ("),
+    ("empty model", "cannot load it ("),
+    ("another model", "model.onnx: no model of this project's (its metadata lack 'classes')"),
+    ("cut labels", "labels.json: not readable ("),
+    ("other labels", "labels.json: other classes than the model's (functional, defective)"),
+    ("binary labels", "labels.json: not readable ("),
+])  # fmt: skip
+def test_a_broken_release_is_one_line(release: Path, tmp_path: Path, how: str, words: str) -> None:
+    (tmp_path / "x.png").write_bytes(SOUND)
+    ended = call(broken_release(release, tmp_path, how), "x.png", at=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout == b""
+    (line,) = lines(ended.stderr)
+    assert line.startswith("error: ")
+    assert words in line
+
+
+def test_a_reader_that_has_seen_enough(release: Path, tmp_path: Path) -> None:
+    for i in range(200):
+        (tmp_path / f"{i:0200}.png").write_bytes(SOUND)
+    command = f"'{sys.executable}' '{release / 'predict.py'}' . | head -n 1"
+    ended = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True)
+    assert ended.stderr == b""
+    assert ended.stdout.count(b"\n") == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_twelve_bits_reach_the_release(
+    image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder of 12-bit files to what a released model sees of one of them."""
+    folder = image_folder()
+    for file in folder.glob("*.png"):
+        values = np.asarray(Image.open(file)).astype(np.uint16) * 16
+        if file.name == "g1_1.png":
+            values[3, 3] = 65535  # a hot pixel
+        Image.fromarray(values).save(file)
+    out = validate(tmp_path)
+    assert (
+        "16-bit files: 48; the value that becomes white: 4095 (12 bits" in capsys.readouterr().out
+    )
+    assert json.loads((out / "metrics").read_text())["bit_depth"] == 12
+    data = load_dataset(out / "validated")
+    assert (data.rules.bit_depth, data.rules.max_pixels) == (12, 500_000)
+    assert len(np.unique(data.pixels[:5])) > 100
+    content = (folder / str(data.files[7])).read_bytes()
+    picture = predict.read(content, image_px=32, max_pixels=data.rules.max_pixels)
+    assert np.array_equal(predict.as_input(picture, 1, data.rules.bit_depth), data.pixels[7])
+
+
+@pytest.mark.slow
+def test_the_oldest_software_that_the_card_names(release: Path, tmp_path: Path) -> None:
+    """In a bare environment of the three packages alone, as old as the card says."""
+    match = re.search(r"Oldest software tried: (.*), on Python 3\.11\.", TEMPLATE.read_text())
+    assert match
+    pins = [name.replace(" ", "==") for name in match[1].split(", ")]
+    assert [pin.split("==")[0] for pin in pins] == ["onnxruntime", "numpy", "pillow"]
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *pins]
+    subprocess.run(install, check=True)
+    (tmp_path / "images").mkdir()
+    deep = np.asarray(scene("L")).astype(np.uint16) * 16
+    Image.fromarray(deep).save(tmp_path / "images" / "deep.png")
+    for kind, suffix in (("PNG", "png"), ("TIFF", "tif"), ("BMP", "bmp"), ("WEBP", "webp")):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        (tmp_path / "images" / f"{kind}.{suffix}").write_bytes(saved(scene(), kind, **options))
+    (tmp_path / "images" / "odd.gif.png").write_bytes(saved(scene(), "GIF"))
+    command = [str(python), "-I", str(release / "predict.py"), "--format", "json", "images"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stderr.splitlines() == [
+        "error: images/odd.gif.png: a GIF, not an image of BMP, JPEG, PNG, TIFF, WEBP; export it "
+        "as PNG or JPEG",
+        "1 file could not be used",
+    ]
+    rows = json.loads(ended.stdout)
+    assert len(rows) == 5
+    model = predict.Model(release / "model.onnx")
+    pixels = [model.pixels((tmp_path / row["file"]).read_bytes()) for row in rows]
+    with torch.inference_mode():
+        expected = Calibrated(net(), 1.7)(torch.from_numpy(np.stack(pixels))).numpy()
+    given = [[row["probabilities"][name] for name in CLASSES] for row in rows]
+    np.testing.assert_allclose(given, expected, atol=1e-5)

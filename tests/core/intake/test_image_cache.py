@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import PIL
 import pytest
+from PIL import Image
 
 from stages.core.intake import images
 from stages.core.intake.images import Cache, Look, examine, look, packed
@@ -239,6 +240,103 @@ def test_packing(cache: Cache) -> None:
     first, second, third = packed(["colour", "grey", "colour"], [3, 1, 3], 3, cache)
     assert first == third == pixels(colour).tobytes()
     assert second == np.repeat(pixels(grey), 3, 2).tobytes()
+
+
+def deepen(folder: Path, factor: int, names: list[str] | None = None) -> None:
+    """Make 16-bit files of 8-bit ones, each value times `factor`."""
+    for file in sorted(folder.glob("*.png")):
+        if names is None or file.name in names:
+            with Image.open(file) as image:
+                values = np.asarray(image).astype(np.uint16) * factor
+            Image.fromarray(values).save(file)
+
+
+def test_one_bit_depth_for_the_whole_folder(
+    source: Source, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dark image of a 12-bit folder stays as dark as it is beside the others."""
+    shallow = examined(source, cache)
+    assert cache.bit_depth == 8
+    expected = list(packed(shallow["sha256"], shallow["channels"], 1, cache))
+    assert "16-bit" not in capsys.readouterr().out
+    deepen(source.folder, 16)
+    dark = source.table["file_name"][3]
+    Image.fromarray(np.full((40, 40), 300, np.uint16)).save(source.folder / dark)
+    table = examined(source, cache)
+    assert cache.bit_depth == 12
+    assert "16-bit files: 48; the value that becomes white: 4095 (12 bits, found; valid" in (
+        capsys.readouterr().out
+    )
+    assert list(table) == list(shallow)
+    for i, (before, after) in enumerate(
+        zip(expected, packed(table["sha256"], table["channels"], 1, cache), strict=True)
+    ):
+        if i == 3:
+            assert set(after) == {round(300 * 255 / 4095)}
+            assert table["mean"][i] == set(after).pop()
+        else:
+            apart = np.frombuffer(before, np.uint8).astype(int) - np.frombuffer(after, np.uint8)
+            assert np.abs(apart).max() <= 2
+            assert table["mean"][i] == pytest.approx(shallow["mean"][i], abs=1.5)
+            assert table["contrast"][i] == pytest.approx(shallow["contrast"][i], abs=1)
+
+
+def test_a_deeper_image_later_changes_the_others_without_reading_them(
+    source: Source, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deepen(source.folder, 4)
+    table = examined(source, cache)
+    assert cache.bit_depth == 10
+    before = cache.pixels(table["sha256"][0])
+    seen: list[int] = []
+
+    def counting(*arguments: Any) -> Look:
+        seen.append(1)
+        return look(*arguments)
+
+    monkeypatch.setattr(images, "look", counting)
+    Image.fromarray(np.full((40, 40), 4000, np.uint16)).save(source.folder / "g1_1.png")
+    again = examined(source, cache)
+    assert len(seen) == 1
+    assert cache.bit_depth == 12
+    after = np.frombuffer(cache.pixels(table["sha256"][0]), np.uint8)
+    assert after.mean() == pytest.approx(np.frombuffer(before, np.uint8).mean() / 4, rel=0.02)
+    assert again["mean"][0] == pytest.approx(table["mean"][0] / 4, rel=0.02)
+    # As in a folder that is seen for the first time.
+    with closing(Cache(cache.path.parent / "fresh", PX, LIMIT)) as fresh:
+        pd.testing.assert_frame_equal(examined(source, fresh), again)
+        assert fresh.pixels(table["sha256"][0]) == after.tobytes()
+
+
+def test_few_deeper_images_are_warned_of(
+    source: Source, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deepen(source.folder, 16)
+    values = np.full((40, 40), 60_000, np.uint16)
+    Image.fromarray(values).save(source.folder / "g1_1.png")
+    examined(source, cache)
+    assert cache.bit_depth == 16
+    assert (
+        "warning: few 16-bit files (1, g1_1.png for one) need 16 bits, the others 12 at most, and "
+        "these come out dark; set validate.bit_depth to 12, or leave those few out"
+    ) in capsys.readouterr().out
+    table = examine(source, cache, image_px=PX, max_pixels=LIMIT, bit_depth=12)
+    assert cache.bit_depth == 12
+    output = capsys.readouterr().out
+    assert "white: 4095 (12 bits, as validate.bit_depth says)" in output
+    assert "warning" not in output
+    row = source.table["file_name"].tolist().index("g1_1.png")
+    assert table["mean"][row] == 255
+
+
+def test_eight_bit_files_beside_deep_ones_are_left_alone(source: Source, cache: Cache) -> None:
+    before = examined(source, cache)
+    deepen(source.folder, 64, ["g1_1.png", "g1_2.png"])
+    table = examined(source, cache)
+    assert cache.bit_depth == 14
+    same = before["sha256"] == table["sha256"]
+    assert (~same).sum() == 2
+    pd.testing.assert_frame_equal(before[same], table[same])
 
 
 KILLED = """

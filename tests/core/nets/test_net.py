@@ -1,3 +1,5 @@
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
 from timm.data import ImageNetInfo
 from timm.models import _hub as timm_hub
@@ -15,10 +17,10 @@ from stages.core.dataset.views import Views
 from stages.core.nets import net as nets
 from stages.core.nets import weights
 from stages.core.nets.inference import features_of
-from stages.core.nets.net import Net, count_macs, count_parameters, load_net, save_net
+from stages.core.nets.net import Net, count_macs, count_parameters, load_net, save_net, save_weights
 from stages.core.runner.errors import ParamsError, Unavailable
 from stages.core.training.inputs import Inputs
-from tests.conftest import dataset
+from tests.conftest import ROOT, dataset
 
 LITE = "tf_efficientnet_lite0"
 
@@ -106,6 +108,23 @@ def test_model_folder_round_trip(tmp_path: Path) -> None:
         assert torch.equal(load_net(tmp_path / "a")(images), net(images))
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_weights_can_be_read_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_weights(torch.nn.Linear(2, 2), tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == mode
+    assert set(load_file(tmp_path / "model.safetensors")) == {"weight", "bias"}
+
+
+def test_nothing_else_writes_weights() -> None:
+    """`safetensors.torch.save_file` makes files that their owner alone can read."""
+    texts = [file.read_text() for file in (ROOT / "stages").rglob("*.py")]
+    assert not [text for text in texts if "save_file(" in text]
 
 
 def test_macs_are_those_of_the_formula() -> None:

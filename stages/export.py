@@ -1,7 +1,8 @@
 """The refined student as ONNX: raw images in, calibrated probabilities out.
 
-The temperature is fitted on validation (Guo et al. 2017, arXiv 1706.04599), and the file is held
-against PyTorch on the real test images.
+The temperature is fitted on validation (Guo et al. 2017, arXiv 1706.04599), and the file is
+compared with PyTorch on the real test images. Its metadata hold the rules for image files that
+validation applied, so that predict.py applies the same.
 
 Reads:  data/validated/, data/models/refined/
 Writes: data/models/onnx/ (fp32.onnx), metrics
@@ -48,12 +49,12 @@ class Paths(stage.Paths):
 
 def fit_temperature(logits: metrics.Logits, labels: metrics.Labels, highest: float) -> float:
     """The temperature in 1 / highest to highest with the lowest negative log-likelihood."""
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda log_t: metrics.negative_log_likelihood(logits / np.exp(log_t), labels),
         bounds=(-np.log(highest), np.log(highest)),
         method="bounded",
     )
-    return float(np.exp(found.x))
+    return float(np.exp(optimum.x))
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -69,19 +70,19 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
 
     paths.onnx.mkdir()
     file = paths.onnx / "fp32.onnx"
-    provenance = {
+    metadata = {
         "inputs": json.dumps(stage.inputs_of(paths)),
         "params": params.model_dump_json(),
         "temperature": repr(temperature),
         "bit_depth": str(data.rules.bit_depth),
         "max_pixels": str(data.rules.max_pixels),
     }
-    export(net, file, temperature=temperature, metadata=provenance)
+    export(net, file, temperature=temperature, metadata=metadata)
 
     logits = logits_of(net, views.plain, test)
     calibrated = Calibrated(net, temperature).eval()
     expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
-    found = probabilities(session(file, "cpu", threads=runtime.threads(resources)), views, test)
+    shipped = probabilities(session(file, "cpu", threads=runtime.threads(resources)), views, test)
     report.write_metrics(
         paths.metrics,
         {
@@ -89,12 +90,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             "bytes": file.stat().st_size,
             "parity": {
                 "images": len(test),
-                "max_abs": float(np.abs(found - expected).max()),
-                "decisions_changed": int((found.argmax(1) != expected.argmax(1)).sum()),
+                "max_abs": float(np.abs(shipped - expected).max()),
+                "decisions_changed": int((shipped.argmax(1) != expected.argmax(1)).sum()),
             },
             "uncalibrated": metrics.classification(logits, labels, data.classes),
             "calibrated": metrics.classification(logits / temperature, labels, data.classes),
-            "auroc": metrics.auroc(np.log(found + 1e-12), labels),
+            "auroc": metrics.auroc(np.log(shipped + 1e-12), labels),
         },
     )
 

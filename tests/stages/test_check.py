@@ -35,7 +35,7 @@ def reports(root: Path) -> dict[str, dict[str, Any]]:
     absent = {"model": "student", "engine": "ort", "provider": "cuda", "batch": 1}
     found: dict[str, dict[str, Any]] = {
         "validate": {
-            "images": 300, "expectations": 9, "image_px": 32, "channels": 1,
+            "images": 300, "expectations": 9, "image_px": 32, "bit_depth": 8, "channels": 1,
             "layout": "class folders", "bad_images": 2, "other_files": 1,
             "split_tears_groups": False, "leaks": {"groups_joined": 1, "left_out": 0},
             "duplicates": {"identical": 0, "near": 3, "across_groups": 1, "contradicting": 0},

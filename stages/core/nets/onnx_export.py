@@ -32,7 +32,7 @@ class Calibrated(nn.Module):
 
 
 def _without_traces(model: onnx.ModelProto) -> None:
-    """Remove what the exporter noted about this machine's source files, in place."""
+    """Remove the exporter's notes about this machine's source files, in place."""
     graphs = [model.graph]
     for graph in graphs:
         del graph.metadata_props[:]
@@ -97,7 +97,7 @@ def export(net: AnyNet, path: Path, *, temperature: float, metadata: Mapping[str
     Args:
         net: on the CPU; left in evaluation mode.
         temperature: divides the logits; 1 leaves them alone.
-        metadata: text by key, stored in the file beside what is needed to use it.
+        metadata: text by key, stored in the file beside classes, image_px and channels.
 
     Raises: ParamsError when PyTorch cannot write it.
     """
@@ -108,13 +108,13 @@ def export(net: AnyNet, path: Path, *, temperature: float, metadata: Mapping[str
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     model.producer_name, model.producer_version = "atelier", ""
-    use = {
+    own = {
         "classes": json.dumps(spec.classes),
         "image_px": str(spec.image_px),
         "channels": str(spec.channels),
     }
     del model.metadata_props[:]
-    for key, value in sorted({**use, **metadata}.items()):
+    for key, value in sorted({**own, **metadata}.items()):
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.checker.check_model(model, full_check=True)

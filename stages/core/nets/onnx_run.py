@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions that run where they were asked to, or not at all."""
+"""ONNX Runtime sessions that run on the provider that was asked for, or not at all."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def session(model: Path | bytes, provider: Provider, *, threads: int) -> ort.InferenceSession:
-    """A session of a file, or of its content, whose every node runs on `provider`.
+    """A session of a model file, or of its content, with every node on `provider`.
 
     Raises: Unavailable when ONNX Runtime would fall back to another provider.
     """
@@ -35,13 +35,13 @@ def session(model: Path | bytes, provider: Provider, *, threads: int) -> ort.Inf
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     content = model if isinstance(model, bytes) else str(model)
     try:
-        made = ort.InferenceSession(content, options, providers=[NAMES[provider]])
+        inference = ort.InferenceSession(content, options, providers=[NAMES[provider]])
     except Exception as error:  # onnxruntime's own classes differ by provider and version
         reason = " ".join(str(error).split())[:200]
         raise Unavailable(f"ONNX Runtime on {provider}: {reason}") from error
-    if made.get_providers()[0] != NAMES[provider]:
+    if inference.get_providers()[0] != NAMES[provider]:
         raise Unavailable(f"ONNX Runtime on {provider}: not on this machine")
-    return made
+    return inference
 
 
 def probabilities(

@@ -195,7 +195,7 @@ def _png(content: bytes) -> _Header:
     """Leaves out all chunks but those of the pixels: Pillow refuses a file for a text's fault."""
     if content[12:16] == b"CgBI":
         raise Refused("a PNG for iOS apps only (CgBI); save it as an ordinary PNG")
-    kept, place, orientation, pictures, bits = [content[:8]], 8, 1, 1, 0
+    parts, place, orientation, pictures, bits = [content[:8]], 8, 1, 1, 0
     while place + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, place)
         chunk = content[place : place + 12 + length]
@@ -212,15 +212,15 @@ def _png(content: bytes) -> _Header:
                 chunk[-4:], "big"
             ):
                 raise ValueError(f"the checksum of its {kind.decode('latin-1')} chunk is wrong")
-            kept.append(chunk)
+            parts.append(chunk)
         if kind == b"IEND":
             break
-    return _Header(b"".join(kept), orientation, pictures, bits)
+    return _Header(b"".join(parts), orientation, pictures, bits)
 
 
 def _jpeg(content: bytes) -> _Header:
     """Leaves out what cameras and editors write beside the pixels: EXIF, profiles, previews."""
-    kept, place, orientation, unsure = [content[:2]], 2, 1, False
+    parts, place, orientation, unsure = [content[:2]], 2, 1, False
     while place + 4 <= len(content) and content[place] == 0xFF:
         marker = content[place + 1]
         if marker == 0xFF:  # a fill byte
@@ -245,15 +245,15 @@ def _jpeg(content: bytes) -> _Header:
                 raise Refused("a lossless JPEG, which is not read; save it as PNG")
         # JFIF's and Adobe's say how colours are stored.
         if marker == 0xE0 and data[:5] == b"JFIF\0":
-            kept.append(b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0")
+            parts.append(b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0")
         elif (
             marker == 0xEE and data[:5] == b"Adobe" and len(data) >= 12
         ) or not 0xE0 <= marker <= 0xFE:
-            kept.append(segment)
+            parts.append(segment)
     rest = content[place:]
     if _END_OF_IMAGE not in rest:
-        return _Header(b"".join([*kept, rest, _END_OF_IMAGE]), orientation, unsure=True)
-    return _Header(b"".join([*kept, rest]), orientation, unsure=unsure)
+        return _Header(b"".join([*parts, rest, _END_OF_IMAGE]), orientation, unsure=True)
+    return _Header(b"".join([*parts, rest]), orientation, unsure=unsure)
 
 
 def _tiff(content: bytes) -> _Header:
@@ -676,8 +676,8 @@ def answers(model: Model, paths: Iterable[Path]) -> Iterator[Answer]:
             yield Answer(file, row, problem)
         waiting.clear()
 
-    for path, found in files_in(paths):
-        pixels, problem = None, found
+    for path, problem in files_in(paths):
+        pixels = None
         if not problem:
             try:
                 pixels = model.pixels(path.read_bytes(), path.name)

@@ -183,9 +183,9 @@ def test_odd_names_reach_no_terminal(release: Path, tmp_path: Path, encoding: st
     for output, count in ((ended.stdout, 5), (ended.stderr, 6)):
         assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", output)
         assert len(output.splitlines()) == count
-    for shown in (b"\\x1b[31mred.png", b"two\\nlines.png", b"caf\\udce9.png", b"\\u202egnp.png"):
-        assert shown in ended.stdout
-        assert shown in ended.stderr
+    for escaped in (b"\\x1b[31mred.png", b"two\\nlines.png", b"caf\\udce9.png", b"\\u202egnp.png"):
+        assert escaped in ended.stdout
+        assert escaped in ended.stderr
 
 
 def test_class_names_are_escaped(release: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "too many pixels": (
         content(saved(noise(0, 90), "PNG")),
-        ["g1_1.png: 90 x 90 pixels; expected at most 0.005 million (validate.max_megapixels): make"],
+        ["g1_1.png: 90 x 90 pixels; expected at most 0.005 million (validate.max_megapixels)"],
         {"max_megapixels": 0.005},
     ),
     "decompression bomb": (

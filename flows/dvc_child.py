@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 
+from flows.repo import open_repo
+from stages.core.runner.errors import AtelierError
 from stages.core.runner.parent import kill_me_with_parent
 
 
-class _SeenRestore(logging.Filter):
-    """Notices DVC's word that it took a stage's outputs from the run cache."""
+class _RestoreFilter(logging.Filter):
+    """Notices DVC's message that it took a stage's outputs from the run cache."""
 
     restored = False
 
@@ -38,25 +39,29 @@ def main() -> None:
     arguments = parser.parse_args()
     kill_me_with_parent()
 
-    seen = _SeenRestore()
+    restore = _RestoreFilter()
     logger = logging.getLogger("dvc.stage.cache")
     logger.setLevel(logging.INFO)
-    logger.addFilter(seen)
-    # Its advice on what to add to git is for those who type the command.
+    logger.addFilter(restore)
+    # DVC advises what to add to git: that is for those who type the command.
     logging.getLogger("dvc.repo.scm_context").setLevel(logging.WARNING)
-    # A killed run leaves its mark in DVC's lock file; DVC removes it, and warns that it does.
+    # A killed run stays listed in DVC's lock file; DVC removes it, and warns that it does.
     logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
     try:
-        with Repo(_wait_for_lock=True) as repo:
-            done = repo.reproduce(
+        with open_repo(Path.cwd()) as repo:
+            stages = repo.reproduce(
                 arguments.stage, single_item=not arguments.upstream, force=arguments.force
             )
     except DvcException as error:
         cause = error.__cause__
-        # Of a stage's command, the stage has said why.
-        known = cause is None or isinstance(cause, StageCmdFailedError)
-        sys.exit(f"dvc: {error}" if known else f"dvc: {error}: {cause}")
-    outcome = "restored" if seen.restored else "ran" if done else "unchanged"
+        if isinstance(cause, AtelierError):
+            sys.exit(f"error: {cause}")
+        # Where a stage's command failed, the stage itself has printed why.
+        is_explained = cause is None or isinstance(cause, StageCmdFailedError)
+        sys.exit(f"dvc: {error}" if is_explained else f"dvc: {error}: {cause}")
+    except AtelierError as error:
+        sys.exit(f"error: {error}")
+    outcome = "restored" if restore.restored else "ran" if stages else "unchanged"
     arguments.outcome.write_text(json.dumps(outcome))
 
 

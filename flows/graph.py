@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -16,11 +15,11 @@ from typing import Literal
 import networkx as nx
 from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import DvcException
-from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE
 from dvc.stage import Stage
 
+from flows.repo import one_line, open_repo
 from stages.core.runner.errors import AtelierError, ParamsError
 from stages.core.runner.lock import HOLDER
 
@@ -59,54 +58,77 @@ def _node(stage: Stage, graph: "nx.DiGraph[Stage]") -> Node:
     )
 
 
+def _is_whole(repo: Repo, path: Path) -> bool:
+    """Whether DVC can read its own file; it cannot where it was killed as it wrote it."""
+    try:
+        if path.name == LOCK_FILE:
+            Lockfile(repo, str(path)).load()
+        else:
+            json.loads(path.read_text())
+    except FileNotFoundError:
+        return True
+    except (DvcException, ValueError):
+        return False
+    return True
+
+
 def _repair_after_kill(repo: Repo) -> None:
     """Put aside what DVC was writing when it was killed; it refuses to go on with half of it.
 
-    The outputs that a cut `dvc.lock` named come back from DVC's run cache. Raises: DvcException
-    where it is a merge that has spoilt it.
+    The outputs that a cut `dvc.lock` named come back from DVC's run cache.
+
+    Raises: ParamsError where a merge has spoilt `dvc.lock`; WorkspaceBusy.
     """
-    path = Path(repo.root_dir) / LOCK_FILE
-    try:
-        Lockfile(repo, str(path)).load()
-    except DvcException:
-        if "<<<<<<<" in path.read_text():
-            raise
-        aside = path.replace(Path(repo.tmp_dir) / f"{LOCK_FILE}.cut")
-        print(f"{LOCK_FILE} is not whole: moved to {aside}, and written anew", flush=True)
-    path = Path(repo.tmp_dir) / RWLOCK_FILE
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            json.loads(path.read_text())
-        except json.JSONDecodeError:
-            path.unlink()
+    lock, processes = Path(repo.root_dir) / LOCK_FILE, Path(repo.tmp_dir) / RWLOCK_FILE
+    if _is_whole(repo, lock) and _is_whole(repo, processes):
+        return
+    # Whoever holds DVC's lock is alive, and may be in the middle of writing.
+    with repo.lock:
+        if not _is_whole(repo, processes):
+            processes.unlink()
+        if not _is_whole(repo, lock):
+            if "<<<<<<<" in lock.read_text(encoding="utf-8", errors="replace"):
+                raise ParamsError(
+                    f"{LOCK_FILE}: has the marks of a merge conflict; settle it (`git checkout "
+                    f"--ours {LOCK_FILE}` takes one side), then run again"
+                )
+            aside = lock.replace(Path(repo.tmp_dir) / f"{LOCK_FILE}.cut")
+            print(f"{LOCK_FILE} is not whole: moved to {aside}, and written anew", flush=True)
 
 
 class Graph:
-    """The graph of one workspace, up to one target."""
+    """The graph of one workspace, up to one target.
+
+    Raises: ParamsError for a target that is no stage, and for an input that is not there;
+        WorkspaceFailed; WorkspaceBusy.
+    """
 
     def __init__(self, root: Path, target: str) -> None:
         self.root = root
-        # DVC's own bars would run through ours; their loggers' level is what turns them off.
-        for name in ("dvc.progress", "dvc_data.callbacks"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._repo = Repo(str(root))
-        # Whoever holds DVC's lock is alive, and may be in the middle of writing.
-        with contextlib.suppress(LockError), self._repo.lock:
-            _repair_after_kill(self._repo)
-        graph = self._repo.index.graph
-        wanted = self._repo.stage.collect(target)
-        upstream = set(wanted).union(*(nx.descendants(graph, stage) for stage in wanted))
-        place = {stage: (i, stage.addressing) for i, stage in enumerate(self._repo.index.stages)}
+        self._repo = open_repo(root)
+        _repair_after_kill(self._repo)
+        try:
+            graph = self._repo.index.graph
+        except DvcException as error:
+            raise ParamsError(f"DVC cannot read the pipeline: {one_line(error)}") from None
+        stages = {stage.addressing: stage for stage in self._repo.index.stages}
+        # DVC itself would take a path, and load whatever pipeline lies there.
+        if target not in stages:
+            raise ParamsError(
+                f"target = {target!r}: no such stage; expected one of {', '.join(stages)}"
+            )
+        upstream = {stages[target]} | nx.descendants(graph, stages[target])
+        place = {stage: (i, name) for i, (name, stage) in enumerate(stages.items())}
         ordered = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
         self.nodes = [_node(stage, graph) for stage in ordered if stage in upstream]
         self._check_inputs(upstream)
 
     def _check_inputs(self, stages: set[Stage]) -> None:
         """Raises: ParamsError for an input that is not there and that no stage makes."""
-        made = [Path(out.fs_path) for stage in self._repo.index.stages for out in stage.outs]
+        outs = [Path(out.fs_path) for stage in self._repo.index.stages for out in stage.outs]
         for path in sorted({Path(dep.fs_path) for stage in stages for dep in stage.deps}):
-            by_a_stage = any(path.is_relative_to(out) or out.is_relative_to(path) for out in made)
-            if not path.exists() and not by_a_stage:
+            is_output = any(path.is_relative_to(out) or out.is_relative_to(path) for out in outs)
+            if not path.exists() and not is_output:
                 raise ParamsError(
                     f"{path.relative_to(self.root)}: no such file or folder, and no stage makes "
                     "it; if it should be your images, put them there, or set data.dir to where "
@@ -114,7 +136,10 @@ class Graph:
                 )
 
     def is_unchanged(self, name: str) -> bool:
-        """Whether DVC would do nothing for this stage: a tenth of a second, no child process."""
+        """Whether DVC would do nothing for this stage: a tenth of a second, no child process.
+
+        Raises: WorkspaceBusy.
+        """
         self._repo._reset()
         with self._repo.lock:
             return not any(stage.changed() for stage in self._repo.stage.collect(name))
@@ -127,10 +152,16 @@ class Graph:
         force: bool = False,
         upstream: bool = False,
     ) -> Outcome:
-        """Have DVC bring one stage up to date, in a child process; `upstream`, all it needs too.
+        """Have DVC bring one stage up to date, in a child process.
 
         Whatever ends this call early (Ctrl-C, a cancelled run, a timeout) ends the whole process
         tree of the stage; so does the death of this process.
+
+        Args:
+            name: the stage.
+            on_line: called with each line of its output.
+            force: run it even if nothing has changed.
+            upstream: bring all that it needs up to date first.
 
         Raises: StageFailed.
         """
@@ -144,7 +175,7 @@ class Graph:
                 env=_child_environment(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
             ) as child:
@@ -168,7 +199,7 @@ def _child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment["PYTHONUNBUFFERED"] = "1"
-    # Its warnings of each vain try would bury the one line that the stage ends with.
+    # The hub's client warns of each failed try, which would bury the stage's own last line.
     environment.setdefault("HF_HUB_VERBOSITY", "error")
     environment[HOLDER] = str(os.getpid())
     return environment

@@ -6,18 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from dvc.dvcfile import LOCK_FILE
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE
 
 from flows.graph import Graph, StageFailed
-from stages.core.runner.errors import ParamsError
+from stages.core.runner.errors import ParamsError, WorkspaceBusy, WorkspaceFailed
 from tests.conftest import ROOT
 
 STAGE = """
@@ -165,16 +165,16 @@ def test_a_stage_dies_with_dvc(toy: Path) -> None:
     assert wait_for(lambda: not stage_processes(toy), seconds=10)
 
 
-@pytest.mark.parametrize("kept", [0, 0.3, 0.55, 0.8])
+@pytest.mark.parametrize("share", [0, 0.3, 0.55, 0.8])
 @pytest.mark.parametrize(
     ("place", "outcome"), [(Path(LOCK_FILE), "restored"), (OF_PROCESSES, "unchanged")]
 )
 def test_what_a_kill_has_cut_is_no_obstacle(
-    toy: Path, place: Path, outcome: str, kept: float
+    toy: Path, place: Path, outcome: str, share: float
 ) -> None:
     assert reproduce(toy, "first")[0] == "ran"
     whole = (toy / place).read_text()
-    (toy / place).write_text(whole[: int(kept * len(whole))])
+    (toy / place).write_text(whole[: int(share * len(whole))])
     assert reproduce(toy, "first")[0] == outcome
     assert (toy / place).read_text() == whole
 
@@ -186,14 +186,64 @@ def test_a_failure_of_dvcs_own_says_why(toy: Path) -> None:
         graph.reproduce("first", print)
 
 
-def test_what_somebody_is_writing_is_left_alone(toy: Path) -> None:
+@contextmanager
+def lock_held(toy: Path, seconds: float) -> Iterator[None]:
+    """DVC's lock, held by another process that has it for `seconds` or until the end."""
+    code = (
+        "import sys, time; from dvc.repo import Repo\n"
+        "with Repo('.') as repo, repo.lock: print(flush=True); time.sleep(float(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(seconds)]
+    with subprocess.Popen(command, cwd=toy, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        yield
+        holder.kill()
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC's own wait for its lock is shorter than three seconds."""
+    monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.2)
+
+
+def test_the_lock_of_another_dvc_command_is_waited_for(
+    toy: Path, brief: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = Graph(toy, "second")
+    with lock_held(toy, 1):
+        assert not graph.is_unchanged("first")
+    message = capsys.readouterr().out
+    assert message.startswith("waiting for `")
+    assert "python -c" in message
+    assert message.count("\n") == 1
+
+
+def test_a_stage_waits_for_it_too_and_says_so(toy: Path) -> None:
+    """In a child process, where DVC tries for three seconds."""
+    graph, lines = Graph(toy, "second"), list[str]()
+    with lock_held(toy, 8):
+        assert graph.reproduce("first", lines.append) == "ran"
+    assert len([line for line in lines if "which holds DVC's lock" in line]) == 1
+
+
+def test_the_wait_has_a_limit(toy: Path, brief: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.repo.LIMIT_S", 0.3)
+    graph = Graph(toy, "second")
+    expected = r"a toy: `.*` \(process \d+\) has held DVC's lock for .* and start again$"
+    with lock_held(toy, 60), pytest.raises(WorkspaceBusy, match=expected):
+        graph.is_unchanged("first")
+
+
+def test_what_somebody_is_writing_is_left_alone(
+    toy: Path, brief: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     reproduce(toy, "first")
     path = toy / OF_PROCESSES
     path.write_text("{")
-    with Repo(str(toy)) as repo, repo.lock:
+    with lock_held(toy, 1):
         Graph(toy, "second")
-        assert path.read_text() == "{"
-    Graph(toy, "second")
+    assert "which holds DVC's lock" in capsys.readouterr().out
     assert not path.exists()
 
 
@@ -202,9 +252,23 @@ def test_a_merge_conflict_is_not_thrown_away(toy: Path) -> None:
     path = toy / LOCK_FILE
     text = f"<<<<<<< ours\n{path.read_text()}"
     path.write_text(text)
-    with pytest.raises(DvcException):
+    with pytest.raises(ParamsError, match=r"^dvc\.lock: has the marks of a merge conflict"):
         Graph(toy, "second")
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("target", ["data", "../other/dvc.yaml:first", "dvc.yaml", "-f", ""])
+def test_only_a_stage_is_a_target(toy: Path, target: str) -> None:
+    (toy / "data").mkdir()
+    expected = r"^target = '.*': no such stage; expected one of second, first, aside$"
+    with pytest.raises(ParamsError, match=expected):
+        Graph(toy, target)
+
+
+def test_a_folder_without_git_is_told_what_to_do(toy: Path) -> None:
+    (toy / ".dvc" / "config").write_text("")
+    with pytest.raises(WorkspaceFailed, match=r"is not a git repository; .*`git init"):
+        Graph(toy, "second")
 
 
 def test_an_input_that_is_not_there_is_named(toy: Path) -> None:

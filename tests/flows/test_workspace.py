@@ -1,3 +1,4 @@
+import os
 import shlex
 import shutil
 import subprocess
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from flows.workspace import merge, prepare, remove
-from stages.core.runner.errors import ParamsError
+from flows.workspace import merge, overlay_file, path, prepare, remove
+from stages.core.runner.errors import ParamsError, WorkspaceFailed
+from tests.conftest import ROOT
 
 
 def test_merge_changes_only_what_is_named() -> None:
@@ -76,3 +78,93 @@ def test_stages_run_once_for_all_workspaces(root: Path, tmp_path: Path) -> None:
         remove(root, at)
     assert log.read_text() == "run\n" * 2, "by whoever committed, and here"
     assert not (root / ".dvc" / "cache").exists()
+
+
+def test_a_project_that_was_moved_takes_its_workspaces_along(root: Path, tmp_path: Path) -> None:
+    at = prepare(root, {}, root / ".worktrees" / "tiny", source="o.yaml")
+    (at / "checkpoint").write_text("half way")
+    moved = root.rename(tmp_path / "moved")
+    again = prepare(moved, {"a": 3}, moved / ".worktrees" / "tiny", source="o.yaml")
+    assert (again / "params.yaml").read_text() == "a: 3\n"
+    assert (again / "checkpoint").exists()
+    run(again, "git status", f"{shlex.quote(sys.executable)} -m dvc status --quiet")
+    remove(moved, again)
+    assert not again.exists()
+
+
+def test_a_copy_of_a_project_leaves_the_originals_workspaces_alone(
+    root: Path, tmp_path: Path
+) -> None:
+    at = prepare(root, {}, root / ".worktrees" / "tiny", source="o.yaml")
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy, symlinks=True)
+    prepare(copy, {"a": 3}, copy / ".worktrees" / "tiny", source="o.yaml")
+    remove(copy, copy / ".worktrees" / "tiny")
+    assert not (copy / ".worktrees" / "tiny").exists()
+    assert (at / "params.yaml").read_text() == "a: 1\n"
+    run(at, "git status")
+    assert prepare(root, {}, at, source="o.yaml") == at
+
+
+def test_a_copy_of_a_workspace_is_no_workspace(root: Path) -> None:
+    at = prepare(root, {}, root / ".worktrees" / "tiny", source="o.yaml")
+    shutil.copytree(at, other := root / ".worktrees" / "other")
+    (other / "stale").touch()
+    prepare(root, {"a": 2}, other, source="o.yaml")
+    assert not (other / "stale").exists()
+    prepare(root, {}, at, source="o.yaml")
+    remove(root, other)
+    assert at.exists()
+
+
+def test_a_project_without_a_commit_is_told_what_to_do(root: Path, tmp_path: Path) -> None:
+    shutil.rmtree(root / ".git")
+    run(root, "git init -q")
+    with pytest.raises(WorkspaceFailed, match=r"no commit .* `git add --all && git commit"):
+        prepare(root, {}, tmp_path / "w", source="o.yaml")
+
+
+def test_a_git_hook_does_not_lead_us_astray() -> None:
+    """Git sets GIT_DIR for its hooks."""
+    code = "import os, flows; print({'GIT_DIR', 'GIT_INDEX_FILE'} & set(os.environ))"
+    environment = os.environ | {"GIT_DIR": "/elsewhere", "GIT_INDEX_FILE": "/elsewhere/index"}
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    ).stdout
+    assert output == "set()\n"
+
+
+@pytest.fixture
+def overlays(root: Path) -> Path:
+    """A project with overlays inside it, and YAML files around it."""
+    for name in ("flows/overlays/tiny.yaml", "flows/overlays/...yaml", "mine/tiny.yaml"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("a: 2\n")
+    (root.parent / "secret.yaml").write_text("password: hunter2\n")
+    (root / "flows" / "overlays" / "link.yaml").symlink_to(root.parent / "secret.yaml")
+    (root / "flows" / "overlays" / "loop.yaml").symlink_to("loop.yaml")
+    return root
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny.yaml", "flows/overlays/tiny.yaml"])
+def test_overlays_go_by_their_name(overlays: Path, name: str) -> None:
+    assert overlay_file(overlays, name) == overlays.resolve() / "flows/overlays/tiny.yaml"
+    assert path(overlays, name) == overlays / ".worktrees" / "tiny"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.yaml", "/etc/hostname", "{}/../secret.yaml", "link", "loop", "...yaml",
+        "flows/overlays/...yaml", "..", ".", "", "missing", ".dvc/config", "a\0b", "x" * 5000,
+    ],
+)  # fmt: skip
+def test_an_overlay_from_elsewhere_is_refused_and_not_shown(overlays: Path, name: str) -> None:
+    with pytest.raises(ParamsError, match=r"expected one of .*tiny") as error:
+        path(overlays, name.replace("{}", str(overlays)))
+    assert "hunter2" not in str(error.value)
+
+
+def test_two_overlays_of_one_name_have_two_workspaces(overlays: Path) -> None:
+    assert path(overlays, "mine/tiny.yaml") != path(overlays, "tiny")
+    assert path(overlays, "mine/tiny.yaml").parent == overlays / ".worktrees"

@@ -1,0 +1,80 @@
+"""Opening DVC's repository: its lock waits for other DVC commands, says so, and has a limit."""
+
+import logging
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.lock import LockError
+from dvc.repo import Repo
+from dvc.scm import SCMError
+
+from stages.core.runner.errors import WorkspaceBusy, WorkspaceFailed
+
+# `dvc add` and `dvc push` hold the lock to their end, which may be far off for a large folder.
+LIMIT_S = 1800
+
+
+def open_repo(root: Path) -> Repo:
+    """DVC's view of the project in `root`.
+
+    Taking its lock waits for up to `LIMIT_S` seconds, and prints who holds it; after that it
+    raises WorkspaceBusy.
+
+    Raises: WorkspaceFailed where DVC or git does not take `root` for a project.
+    """
+    # DVC's own bars would run through ours; their loggers' level is what turns them off.
+    for name in ("dvc.progress", "dvc_data.callbacks"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        repo = Repo(str(root))
+    except (NotDvcRepoError, SCMError) as error:
+        raise WorkspaceFailed(
+            f"{root}: {one_line(error)}; DVC needs a git repository: clone the project with "
+            "`git clone`, or, if it came as an archive, run `git init && git add --all && "
+            "git commit --message start` in it"
+        ) from None
+    lock_once = repo.lock.lock
+    repo.lock.lock = lambda: _lock_patiently(lock_once, root, Path(repo.lock.lockfile))
+    return repo
+
+
+def _lock_patiently(lock_once: Callable[[], None], root: Path, file: Path) -> None:
+    """`lock_once` tries for three seconds, then raises LockError."""
+    end = time.monotonic() + LIMIT_S
+    waiting = ""
+    while True:
+        try:
+            return lock_once()
+        except LockError:
+            holder = _holder(file)
+            if time.monotonic() > end:
+                raise WorkspaceBusy(
+                    f"{root}: {holder} has held DVC's lock for {LIMIT_S / 60:.0f} minutes; "
+                    "wait for it to end, or end it, and start again"
+                ) from None
+            if holder != waiting:
+                print(
+                    f"waiting for {holder}, which holds DVC's lock (for up to "
+                    f"{LIMIT_S / 60:.0f} minutes)",
+                    flush=True,
+                )
+                waiting = holder
+
+
+def _holder(file: Path) -> str:
+    """Who wrote its process id into DVC's lock file; nobody has to."""
+    try:
+        process = psutil.Process(int(file.read_text()))
+        command = textwrap.shorten(" ".join(process.cmdline()), 80, placeholder=" ...")
+        return f"`{command}` (process {process.pid})"
+    except (OSError, ValueError, psutil.Error):
+        return "another DVC command"
+
+
+def one_line(error: DvcException) -> str:
+    """DVC's messages go over several lines."""
+    return " ".join(str(error).split())

@@ -1,128 +1,396 @@
-"""The Prefect server of this project: `make ui` and `make serve` start it, runs use it."""
+"""The Prefect server of this project: `make ui` and `make serve` start it, runs use it.
+
+Whoever can talk to Prefect's API can run commands as the user. So every server has a secret of its
+own, even one that lives only as long as a run. Other processes get the secret through their
+environment or a private file, and never through a command line. `flows.guard` refuses requests of
+foreign pages and requests under foreign names.
+"""
 
 import argparse
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import httpx
+import psutil
+from prefect import get_client
+from prefect.exceptions import PrefectException
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 
 from flows import ROOT
+from flows.guard import OPEN
+from stages.core.runner.errors import AtelierError, ServerFailed
 from stages.core.runner.parent import kill_me_with_parent
 
 HOST = "127.0.0.1"
 POOL = "atelier"
+# Lists what a run may choose for its process: nothing that says what is executed, or how.
+POOL_TEMPLATE = ROOT / "flows" / "pool.json"
+# A new database on a busy machine took 40 s.
+START_LIMIT_S = 180
+ANSWER_LIMIT_S = 10
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server of this project is, and what it asks for.
+
+    Attributes:
+        url: of the API.
+        auth: user and password as `user:password`, for HTTP's basic authentication.
+    """
+
+    url: str
+    auth: str
+
+    @property
+    def page(self) -> str:
+        """The UI's page."""
+        return self.url.removesuffix("/api")
+
+    @property
+    def open_page(self) -> str:
+        """The same, with the secret: the browser keeps it and asks for no password."""
+        return f"{self.page}{OPEN}#{self.auth}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For Prefect's clients in other processes: nothing of the user's own other servers."""
+        foreign = ("PREFECT_API_KEY", "PREFECT_PROFILE")
+        mine = {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.auth}
+        return {k: v for k, v in os.environ.items() if k not in foreign} | mine
+
+
+def home() -> Path:
+    """The folder of database, logs and secret, readable by the user alone.
+
+    Raises: ServerFailed.
+    """
+    folder = Path(os.environ.get("PREFECT_HOME", ROOT / ".prefect")).expanduser().absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
+        if mode & (stat.S_ISVTX | stat.S_IWOTH):
+            raise ServerFailed(
+                f"PREFECT_HOME = {folder}: every user may write there; name a folder of your own"
+            )
+        if mode & 0o077:
+            folder.chmod(0o700)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ServerFailed(
+            f"{folder}: {error.strerror}; Prefect keeps its database there: make it a folder that "
+            "you can write to, or set PREFECT_HOME to another one"
+        ) from None
+    return folder
 
 
 def _record() -> Path:
-    """Where `make ui` and `make serve` leave word of their server."""
-    return Path(os.environ.get("PREFECT_HOME", ROOT / ".prefect")) / "server.json"
+    """The file that tells runs about the server of `make ui` or `make serve`."""
+    return home() / "server.json"
 
 
-def _healthy(url: str) -> bool:
+def _is_healthy(url: str) -> bool:
+    """Whether a server answers; it asks for no secret here."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+            return bool(response.status == 200)
     except OSError:
         return False
 
 
-def running() -> str | None:
-    """The API's URL of the user's own server or of this project's running one, if any."""
-    if url := os.environ.get("PREFECT_API_URL"):
-        return url
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        url = str(json.loads(_record().read_text())["url"])
-        return url if _healthy(url) else None
-    return None
+def running() -> Address | None:
+    """The server of this project that `make ui` or `make serve` has started, if any.
+
+    Raises: ServerFailed for one that does not answer.
+    """
+    try:
+        record = json.loads(_record().read_text(encoding="utf-8"))
+        process = psutil.Process(record["pid"])
+        address = Address(record["url"], record["auth"])
+        # Only the process that was recorded may hear the secret; its port may be another's by now.
+        if abs(process.create_time() - record["started"]) > 5:
+            return None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
+        return None
+    _wait_until(
+        lambda: _is_healthy(address.url) or not process.is_running(),
+        ANSWER_LIMIT_S,
+        f"the Prefect server at {address.page} (process {process.pid}) to answer",
+    )
+    return address if process.is_running() else None
 
 
-def _free_port(wanted: int) -> int:
-    """`wanted`, or with 0 any port that nothing listens on."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((HOST, wanted))
-        except OSError:
-            sys.exit(f"error: port {wanted} is in use; choose another one with PORT=...")
-        return int(probe.getsockname()[1])
+def _wait_until(is_done: Callable[[], bool], limit_s: float, what: str) -> None:
+    """Raises: ServerFailed after `limit_s`; a line says after a while what is waited for."""
+    start, is_silent = time.monotonic(), True
+    while not is_done():
+        waited = time.monotonic() - start
+        if waited > limit_s:
+            raise ServerFailed(f"waited {limit_s:.0f} s for {what}, in vain; end it and try again")
+        if is_silent and waited > 10:
+            print(f"waiting for {what} (for up to {limit_s:.0f} s)", flush=True)
+            is_silent = False
+        time.sleep(0.2)
 
 
 class Server:
-    """A Prefect server on the loopback address, with the project's database.
+    """A Prefect server on the loopback address, with the project's database and a secret.
 
     It ends with this process, however that ends. Leaving the context ends it.
+
+    Args:
+        port: 0 for any that is free.
+        log: takes the server's output; None for the terminal.
+
+    Raises: ServerFailed.
     """
 
-    def __init__(self, port: int = 0, *, quiet: bool = True) -> None:
-        port = _free_port(port)
-        self.url = f"http://{HOST}:{port}/api"
-        environment = os.environ | {
-            # The UI learns the API's address from this, not from --port.
-            "PREFECT_SERVER_API_PORT": str(port),
+    def __init__(self, port: int = 0, *, log: IO[bytes] | None = None) -> None:
+        self._log = log
+        # The child inherits the bound socket, so that nobody else can take the port in between.
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((HOST, port))
+            except (OSError, OverflowError) as error:
+                raise ServerFailed(
+                    f"port {port}: {error}; choose another one with PORT=..."
+                ) from None
+            port = listener.getsockname()[1]
+            self.address = Address(
+                f"http://{HOST}:{port}/api", f"atelier:{secrets.token_urlsafe(32)}"
+            )
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.guard", str(listener.fileno())],
+                cwd=ROOT,
+                env=self._environment(port),
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=kill_me_with_parent,
+                # Ctrl-C is for us: a run that is being ended still has things to tell the server.
+                start_new_session=True,
+            )
+
+    def _environment(self, port: int) -> dict[str, str]:
+        return self.address.environment | {
+            "PREFECT_HOME": str(home()),
             "PREFECT_SERVER_API_HOST": HOST,
-            "PREFECT_API_URL": self.url,
+            "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_SERVER_API_AUTH_STRING": self.address.auth,
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.address.page,
+            # From wherever the page came: also through a forwarded port.
+            "PREFECT_UI_API_URL": "/api",
         }
-        self._process = subprocess.Popen(
-            [*_prefect("server", "start", "--host", HOST, "--port", str(port))],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL if quiet else None,
-            stderr=subprocess.DEVNULL if quiet else None,
-            preexec_fn=kill_me_with_parent,
-            # Ctrl-C is for us: a run that is being ended still has things to tell the server.
-            start_new_session=True,
-        )
 
     def __enter__(self) -> "Server":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(10)
+            self.process.wait(10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
 
-    def wait(self) -> str:
-        """Block until the server answers, and give its API's URL."""
-        while not _healthy(self.url):
-            if self._process.poll() is not None:
-                sys.exit(f"error: the Prefect server ended with {self._process.returncode}")
-            time.sleep(0.2)
-        return self.url
+    def wait(self) -> Address:
+        """Block until the server answers. Raises: ServerFailed."""
+
+        def answers_or_has_ended() -> bool:
+            return _is_healthy(self.address.url) or self.process.poll() is not None
+
+        _wait_until(answers_or_has_ended, START_LIMIT_S, "the Prefect server to start")
+        if self.process.poll() is not None:
+            raise ServerFailed(f"the Prefect server did not start: {self._last_words()}")
+        return self.address
+
+    def _last_words(self) -> str:
+        if self._log is None:
+            return f"exit status {self.process.returncode}"
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        return next(
+            (line.strip() for line in reversed(lines) if "rror: " in line),
+            f"exit status {self.process.returncode}",
+        )
 
 
 @contextlib.contextmanager
 def connected(meanwhile: Callable[[], None]) -> Iterator[None]:
-    """Use the running server, or one that ends with this process; `meanwhile` runs as it starts."""
+    """Use the running server, or one that ends with this process; `meanwhile` runs as it starts.
+
+    Raises: ServerFailed.
+    """
+    _refuse_socks()
+    chosen = os.environ.get("PREFECT_API_URL", "").rstrip("/")
     with contextlib.ExitStack() as stack:
-        url = running()
-        own = None if url else stack.enter_context(Server())
-        meanwhile()
-        if own:
-            url = own.wait()
-        stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        address = running()
+        if chosen and not (address and address.url == chosen):
+            _check_answer(chosen)
+            meanwhile()
+        else:
+            if address is None:
+                log = stack.enter_context(tempfile.TemporaryFile())
+                server = stack.enter_context(Server(log=log))
+                meanwhile()
+                address = server.wait()
+            else:
+                meanwhile()
+            stack.enter_context(
+                temporary_settings(
+                    {
+                        PREFECT_API_URL: address.url,
+                        PREFECT_API_AUTH_STRING: address.auth,
+                        PREFECT_API_KEY: None,
+                        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: True,
+                    }
+                )
+            )
         try:
             yield
         finally:
-            # Before the server goes: records are sent in batches, in the background, and whoever
-            # is left with some when it is gone waits for minutes.
+            # Records are sent in batches, in the background. Any that are left when the server has
+            # ended hold up the exit for minutes.
             APILogHandler().flush()
+
+
+def _refuse_socks() -> None:
+    """Raises: ServerFailed for a proxy that ends Prefect's client before it connects anywhere."""
+    for kind, proxy in urllib.request.getproxies().items():
+        if kind in ("all", "http", "https") and proxy.startswith("socks"):
+            raise ServerFailed(
+                f"{kind.upper()}_PROXY = {proxy}: Prefect's client cannot use a SOCKS proxy; unset "
+                "it for this command, or name an HTTP proxy"
+            )
+
+
+def _check_answer(url: str) -> None:
+    """Raises: ServerFailed where the user's own server does not answer, or refuses us."""
+    try:
+        with (
+            temporary_settings(
+                {PREFECT_API_REQUEST_TIMEOUT: ANSWER_LIMIT_S, PREFECT_CLIENT_MAX_RETRIES: 0}
+            ),
+            get_client(sync_client=True) as client,
+        ):
+            client.read_flow_runs(limit=1)
+    except (httpx.HTTPError, httpx.InvalidURL, PrefectException, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ServerFailed(
+            f"PREFECT_API_URL = {url}: no use of this Prefect server ({reason}); start it, set "
+            "PREFECT_API_AUTH_STRING or PREFECT_API_KEY if it asks for one, or unset "
+            "PREFECT_API_URL: a run then starts a server of its own"
+        ) from None
 
 
 def _prefect(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+
+
+@contextlib.contextmanager
+def _recorded(server: Server) -> Iterator[None]:
+    """Tell runs of this project about the server, for as long as it lives."""
+    path = _record()
+    record = {
+        "open": server.address.open_page,
+        "url": server.address.url,
+        "auth": server.address.auth,
+        "pid": server.process.pid,
+        "started": psutil.Process(server.process.pid).create_time(),
+    }
+    # A new file: an old one may be readable by others, or open somewhere.
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _serve(port: int, *, worker: bool) -> None:
+    _refuse_socks()
+    if (address := running()) is not None:
+        raise ServerFailed(
+            f"{address.page}: a server of this project runs there already; use it, or end it first "
+            "(Ctrl-C in its terminal)"
+        )
+    with Server(port) as server:
+        address = server.wait()
+        with _recorded(server):
+            # Others may read the output where it is no terminal but a log.
+            if sys.stdout.isatty():
+                print(f"Prefect UI: {address.open_page}  (Ctrl-C ends it)", flush=True)
+            else:
+                hint = f"its password is in {_record()}; Ctrl-C ends it"
+                print(f"Prefect UI: {address.page}  ({hint})", flush=True)
+            if worker:
+                _work(server)
+            else:
+                status = server.process.wait()
+                raise ServerFailed(f"the Prefect server ended with exit status {status}")
+
+
+def _work(server: Server) -> None:
+    """Deploy, and run a worker until Ctrl-C. It ends with this process, however that ends."""
+    # PYTHONPATH is for the flow's process; ATELIER_ROOT is prefect.yaml's name for this folder.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = server.address.environment | {"PYTHONPATH": path, "ATELIER_ROOT": str(ROOT)}
+    pool = ["create", POOL, "--type", "process", "--base-job-template", str(POOL_TEMPLATE)]
+    for command in (_prefect("work-pool", *pool, "--overwrite"), _prefect("deploy", "--all")):
+        try:
+            subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=START_LIMIT_S)
+        except subprocess.SubprocessError as error:
+            raise ServerFailed(f"{error}; see above for the reason") from None
+    # Prefect puts its runs into TMPDIR/runner_storage, which another user may own.
+    with (
+        tempfile.TemporaryDirectory(prefix="atelier-") as folder,
+        subprocess.Popen(
+            _prefect("worker", "start", "--pool", POOL),
+            cwd=ROOT,
+            env=environment | {"TMPDIR": folder},
+            preexec_fn=kill_me_with_parent,
+        ) as process,
+    ):
+        try:
+            while process.poll() is None and server.process.poll() is None:
+                time.sleep(1)
+            what = "Prefect server" if process.poll() is None else "worker"
+            raise ServerFailed(f"the {what} ended by itself; the lines above may say why")
+        finally:
+            # It ends its runs first.
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def main() -> None:
@@ -132,40 +400,12 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
-        url = stack.enter_context(Server(arguments.port, quiet=False)).wait()
-        os.environ["PREFECT_API_URL"] = url
-        stack.callback(_record().unlink, missing_ok=True)
-        _record().write_text(json.dumps({"url": url}))
-        print(f"Prefect UI: {url.removesuffix('/api')}  (Ctrl-C ends it)", flush=True)
-        if not arguments.worker:
-            signal.pause()
-        # prefect.yaml's name for this folder.
-        os.environ["ATELIER_ROOT"] = str(ROOT)
-        pool = _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-        subprocess.run(pool, check=True, cwd=ROOT)
-        subprocess.run(_prefect("deploy", "--all"), check=True, cwd=ROOT)
-        _work()
-
-
-def _work() -> None:
-    """A worker, until Ctrl-C. It ends with this process, however that ends."""
-    command = _prefect("worker", "start", "--pool", POOL)
-    # Prefect puts its runs into TMPDIR/runner_storage, which another user may own.
-    with (
-        tempfile.TemporaryDirectory(prefix="atelier-") as folder,
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"TMPDIR": folder},
-            preexec_fn=kill_me_with_parent,
-        ) as process,
-    ):
-        try:
-            process.wait()
-        finally:
-            process.send_signal(signal.SIGINT)
-    sys.exit(f"error: the worker ended with exit status {process.returncode}")
+    try:
+        _serve(arguments.port, worker=arguments.worker)
+    except AtelierError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        return
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ AtelierError
 ├── InputsChanged       something a stage reads changed while the stage ran
 ├── WorkspaceBusy       another run holds this workspace
 ├── WorkspaceFailed     git or DVC could not make or remove a workspace
+├── ServerFailed        a Prefect server did not start, or does not answer
 ├── Unavailable         weights, a device or a provider that is not on this machine
 ├── TrainingDiverged    a loss or a gradient that is no number
 └── GateFailed          the model is not good enough to ship
@@ -37,6 +38,10 @@ class WorkspaceBusy(AtelierError):
 
 class WorkspaceFailed(AtelierError):
     """A workspace could not be made or removed."""
+
+
+class ServerFailed(AtelierError):
+    """A Prefect server did not start, or does not answer."""
 
 
 class Unavailable(AtelierError):

@@ -1,5 +1,7 @@
-"""What a person sees in the terminal while a run goes on, and at its end."""
+"""The progress of a run in the terminal."""
 
+import io
+import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +22,13 @@ MARKS = {
 }
 
 
+def tolerate_any_text() -> None:
+    """Print a character that the terminal's encoding lacks as its code, and do not end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @dataclass
 class _Row:
     task: TaskID
@@ -30,12 +39,12 @@ class _Clock(ProgressColumn):
     """Time since a stage began. Rich's own stops when a bar is full, and a stage fills several."""
 
     def render(self, task: Task) -> Text:
-        """As 0:12:34."""
+        """The time as 0:12:34."""
         return Text(str(timedelta(seconds=int(task.elapsed or 0))))
 
 
 class Display:
-    """One line a stage: live bars in a terminal, plain lines anywhere else."""
+    """One line per stage: live bars in a terminal, plain lines anywhere else."""
 
     def __init__(self, stages: list[str], console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -48,7 +57,7 @@ class Display:
             BarColumn(bar_width=12, table_column=Column(min_width=12)),
             TextColumn("{task.percentage:>3.0f} %", table_column=Column(min_width=5)),
             _Clock(table_column=Column(min_width=7)),
-            # The width that the others leave; longer texts go on below.
+            # This column takes the width that the others leave; longer texts wrap.
             TextColumn("{task.fields[text]}", table_column=Column(ratio=1)),
             console=self.console,
             expand=True,
@@ -74,7 +83,7 @@ class Display:
         self._rows[stage] = _Row(task, time.monotonic())
 
     def line(self, stage: str, line: str) -> None:
-        """A line that the stage has printed."""
+        """Show a line that the stage has printed."""
         parsed = progress.parse(line)
         if self._live and parsed:
             self._bars.update(self._rows[stage].task, completed=parsed[0], text=parsed[1])
@@ -100,7 +109,7 @@ class Display:
             )
 
     def close(self, stage: str, state: str, message: str) -> None:
-        """End a stage that did not come to its own end: never started, timed out, crashed."""
+        """End a stage that never started, timed out or crashed."""
         if stage not in self._rows:
             self.start(stage)
         if stage not in self.seconds:

@@ -16,14 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows import ROOT, params, server, summary, ui, workspace
 from flows.graph import Graph, Node, StageFailed
-from flows.terminal import Display
+from flows.terminal import Display, tolerate_any_text
 from stages.core.runner import lock
-from stages.core.runner.errors import AtelierError
+from stages.core.runner.errors import AtelierError, ParamsError
 from stages.core.runner.params import load_yaml
 
 
 class Options(BaseModel):
-    """How to run; what is computed stands in params.yaml."""
+    """How to run; params.yaml says what is computed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +31,8 @@ class Options(BaseModel):
     force: list[str] = Field(default=[], description="Stages to run even if nothing has changed.")
     overlay: str | None = Field(
         default=None,
-        description="A params overlay (flows/overlays/full.yaml, say), run in its own workspace.",
+        description="Run with other params, in a workspace of its own: the name of a file in "
+        "flows/overlays (full, say), or the path of another YAML file inside the project.",
     )
     stage_timeout_minutes: float = Field(
         default=600, gt=0, description="A stage that takes longer is ended and has failed."
@@ -47,12 +48,14 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
     """Bring one stage up to date; its lines go to Prefect and to the terminal."""
     on_line = ui.follow(node.name, display)
     display.start(node.name)
-    unchanged = not force and graph.is_unchanged(node.name)
     try:
+        unchanged = not force and graph.is_unchanged(node.name)
         outcome = "unchanged" if unchanged else graph.reproduce(node.name, on_line, force=force)
-    except StageFailed as error:
-        display.end(node.name, "Failed", str(error))
-        return Failed(message=str(error))
+    except AtelierError as error:
+        # A stage's own last line begins like this already.
+        message = str(error) if isinstance(error, StageFailed) else f"error: {error}"
+        display.end(node.name, "Failed", message)
+        return Failed(message=message)
     ui.publish(node)
     if outcome == "ran":
         display.end(node.name, "Completed")
@@ -63,7 +66,7 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
 
 @flow(name="train", validate_parameters=True)
 def train(options: Options = DEFAULTS) -> State[Any]:
-    """Bring every stage up to `target` up to date, in the order of dvc.yaml's graph."""
+    """Bring all stages as far as `target` up to date, in the order of dvc.yaml's graph."""
     try:
         root = prepared(options.overlay)
         run = str(flow_run.id)
@@ -82,17 +85,29 @@ def train(options: Options = DEFAULTS) -> State[Any]:
 
 
 def prepared(overlay: str | None) -> Path:
-    """The workspace to run in: the project's own, or one with the overlay's params."""
+    """The workspace to run in: the project's own, or one with the overlay's params.
+
+    Raises: ParamsError; WorkspaceFailed; WorkspaceBusy.
+    """
     if overlay is None:
         return ROOT
-    changes = load_yaml(ROOT / overlay)
+    changes = load_yaml(workspace.overlay_file(ROOT, overlay))
     return workspace.prepare(ROOT, changes, workspace.path(ROOT, overlay), source=overlay)
 
 
 def run_stages(graph: Graph, options: Options) -> dict[str, State[Any]]:
-    """Run the stages one after the other; what needs a failed one is not run."""
+    """Run the stages one after the other; those that need a failed one are not run.
+
+    Raises: ParamsError for a stage to force that is not among them.
+    """
+    names = [node.name for node in graph.nodes]
+    if unknown := sorted(set(options.force) - set(names)):
+        raise ParamsError(
+            f"force = {', '.join(unknown)}: not among the stages of this run; expected some of "
+            f"{', '.join(names)}"
+        )
     states: dict[str, State[Any]] = {}
-    with Display([node.name for node in graph.nodes]) as display:
+    with Display(names) as display:
         for node in graph.nodes:
             states[node.name] = run_stage.with_options(
                 name=node.name,
@@ -124,15 +139,16 @@ def main() -> None:
     options = Options(**vars(parser.parse_args()))
     # As Ctrl-C: Prefect records the end, and the stage's process tree is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    root = workspace.path(ROOT, options.overlay) if options.overlay else ROOT
+    tolerate_any_text()
     try:
+        root = workspace.path(ROOT, options.overlay) if options.overlay else ROOT
         # Looking up every stage's params takes as long as the server to start.
         with server.connected(lambda: params.check(ROOT / "params.yaml")):
             state = train(options, return_state=True)
     except AtelierError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("ended; what was trained so far is kept, the next run goes on from there")
+        sys.exit("ended; the next run goes on from the last checkpoint")
     if not state.is_completed():
         sys.exit(str(state.message))
     summary.show(root, str(state.message))

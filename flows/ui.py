@@ -1,4 +1,4 @@
-"""What a run leaves on its page in the Prefect UI."""
+"""The page of a run in the Prefect UI: its lines, progress bars and artifacts."""
 
 import base64
 import csv
@@ -45,7 +45,7 @@ def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class StageProgress:
-    """A progress bar of one stage, updated at most once a whole percent."""
+    """A progress bar of one stage, updated at most once per percent."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -59,15 +59,15 @@ class StageProgress:
         self._percent = percent
         if self._id is None:
             key = artifact_key(self._name, "progress")
-            created = create_progress_artifact(progress=percent, key=key, description=text)
-            assert isinstance(created, UUID)
-            self._id = created
+            artifact = create_progress_artifact(progress=percent, key=key, description=text)
+            assert isinstance(artifact, UUID)
+            self._id = artifact
         else:
             update_progress_artifact(self._id, progress=percent, description=text)
 
 
 def follow(name: str, display: Display) -> Callable[[str], None]:
-    """What to do with each line of the running task: terminal, Prefect's log, progress bar."""
+    """A function that takes each line of the task to terminal, Prefect's log and progress bar."""
     logger = get_run_logger()
     bar = StageProgress(name)
 
@@ -80,12 +80,12 @@ def follow(name: str, display: Display) -> Callable[[str], None]:
     return on_line
 
 
-# A page is to be read; the whole table is in the file.
-MOST_ROWS = 200
+# Enough to read on a page; the file has the whole table.
+MAX_ROWS = 200
 
 
 def publish(node: Node) -> None:
-    """A stage's metrics, tables and pictures, as artifacts of the running task."""
+    """Show a stage's metrics, tables and pictures as artifacts of the running task."""
     for path in node.metrics:
         rows = flatten(json.loads(path.read_text()))
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -94,9 +94,9 @@ def publish(node: Node) -> None:
         )
     for path in node.tables:
         with path.open(newline="") as file:
-            shown = list(itertools.islice(csv.DictReader(file), MOST_ROWS))
+            table_rows = list(itertools.islice(csv.DictReader(file), MAX_ROWS))
         create_table_artifact(
-            shown, key=artifact_key(node.name, path.stem), description=str(path.name)
+            table_rows, key=artifact_key(node.name, path.stem), description=str(path.name)
         )
     for path in node.pictures:
         encoded = base64.b64encode(path.read_bytes()).decode()
@@ -106,9 +106,9 @@ def publish(node: Node) -> None:
 
 
 def declare_crashed(flow_run: str) -> None:
-    """Tell the server that a run was killed: nobody was left to say so, and it says Running."""
+    """Tell the server that a run was killed: the run could not, and still counts as Running."""
     crashed: State[Any] = Crashed(message="its process was killed; the next run went on from there")
-    # Another server, with another database, knows nothing of it.
+    # A server with another database does not know the run.
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         run = client.read_flow_run(UUID(flow_run))
         if run.state and run.state.is_final():

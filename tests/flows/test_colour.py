@@ -33,19 +33,19 @@ def cut_photographs(folder: Path, *, each: int = 60, px: int = 72) -> None:
 
 @pytest.mark.slow
 def test_the_whole_chain(tmp_path: Path) -> None:
-    for made in make(tmp_path):
-        cut_photographs(made.root / "data" / "photos")
-        made.run([sys.executable, "-m", "dvc", "add", "-q", "data/photos"])
-        made.set("data", "dir", "data/photos")
-        found = marks(made.run(TRAIN))
-        assert found.pop("data/photos.dvc") == "cached"
-        assert set(found.values()) == {"done"}
-        assert "ingest" not in found
-        validated = made.metrics("validate")
+    for workspace in make(tmp_path):
+        cut_photographs(workspace.root / "data" / "photos")
+        workspace.run([sys.executable, "-m", "dvc", "add", "-q", "data/photos"])
+        workspace.set("data", "dir", "data/photos")
+        states = marks(workspace.run(TRAIN))
+        assert states.pop("data/photos.dvc") == "cached"
+        assert set(states.values()) == {"done"}
+        assert "ingest" not in states
+        validated = workspace.metrics("validate")
         assert (validated["channels"], validated["layout"]) == (3, "class folders")
-        recall = made.metrics("export")["calibrated"]["recall"]
+        recall = workspace.metrics("export")["calibrated"]["recall"]
         assert list(recall) == ["flower", "palace", "sky"]
-        assert made.metrics("export")["parity"]["decisions_changed"] == 0
-        assert made.metrics("distill")["student"]["auroc"] > 0.7
-        predictions = pd.read_csv(made.root / "data/reports/distill/predictions.csv")
+        assert workspace.metrics("export")["parity"]["decisions_changed"] == 0
+        assert workspace.metrics("distill")["student"]["auroc"] > 0.7
+        predictions = pd.read_csv(workspace.root / "data/reports/distill/predictions.csv")
         assert {"student/flower", "student/palace", "student/sky"} <= set(predictions)

@@ -32,8 +32,8 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspace, str]]:
-    for made in make(tmp_path_factory.mktemp("flow")):
-        yield made, made.run(TRAIN)
+    for workspace in make(tmp_path_factory.mktemp("flow")):
+        yield workspace, workspace.run(TRAIN)
 
 
 @pytest.fixture
@@ -43,64 +43,64 @@ def fresh(tmp_path: Path) -> Iterator[Workspace]:
 
 def marks(output: str) -> dict[str, str]:
     """State of each stage, from the plain lines of a run."""
-    found = {}
+    states = {}
     for line in output.splitlines():
         words = line.replace(",", " ").split()
         if len(words) > 2 and words[1] in ("cached", "done", "failed", "not") and "s" in words[-1]:
-            found[words[0]] = words[1]
-    return found
+            states[words[0]] = words[1]
+    return states
 
 
 def test_a_run_writes_exactly_its_files(trained: tuple[Workspace, str]) -> None:
-    made, output = trained
+    workspace, output = trained
     assert marks(output) == dict.fromkeys([*DETERMINISTIC, "benchmark", "check"], "done")
     for folder, names in FILES.items():
-        assert sorted(p.name for p in (made.root / folder).iterdir()) == names
-    assert not list((made.root / "data").rglob(".partial*"))
-    assert "up to date" in made.run([sys.executable, "-m", "dvc", "status"])
+        assert sorted(p.name for p in (workspace.root / folder).iterdir()) == names
+    assert not list((workspace.root / "data").rglob(".partial*"))
+    assert "up to date" in workspace.run([sys.executable, "-m", "dvc", "status"])
     assert "try it" in output
 
 
 def test_metrics_are_stable(trained: tuple[Workspace, str]) -> None:
-    made, _ = trained
-    teacher, distill = made.metrics("teacher"), made.metrics("distill")
+    workspace, _ = trained
+    teacher, distill = workspace.metrics("teacher"), workspace.metrics("distill")
     assert {"probe", "finetuned", "parameters"} <= set(teacher)
     assert {"student", "control", "parameters"} <= set(distill)
-    assert {"kid", "kid_real"} <= set(made.metrics("augment"))
-    assert {"accepted", "winner"} <= set(made.metrics("refine"))
-    assert made.metrics("export")["parity"]["decisions_changed"] == 0
-    rows = made.metrics("benchmark")["rows"]
+    assert {"kid", "kid_real"} <= set(workspace.metrics("augment"))
+    assert {"accepted", "winner"} <= set(workspace.metrics("refine"))
+    assert workspace.metrics("export")["parity"]["decisions_changed"] == 0
+    rows = workspace.metrics("benchmark")["rows"]
     assert isinstance(rows, dict)
     assert {"p50_ms", "p90_ms", "p99_ms", "images_per_s"} <= set(rows["student_ort_cpu_b1"])
-    shown = made.run([sys.executable, "-m", "dvc", "metrics", "show", "--json"])
-    assert json.loads(shown)
+    output = workspace.run([sys.executable, "-m", "dvc", "metrics", "show", "--json"])
+    assert json.loads(output)
 
 
 def test_progress_is_on_the_runs_page(trained: tuple[Workspace, str]) -> None:
-    made, _ = trained
-    with closing(sqlite3.connect(made.prefect / "prefect.db")) as database:
+    workspace, _ = trained
+    with closing(sqlite3.connect(workspace.prefect / "prefect.db")) as database:
         rows = database.execute("SELECT key, data FROM artifact WHERE type = 'progress'")
-        found = dict(rows)
+        percent = dict(rows)
     stages = ("validate", "teacher", "targets", "distill", "augment", "refine", "benchmark")
-    assert {f"{stage}-progress" for stage in stages} <= set(found)
-    assert {found[f"{stage}-progress"] for stage in stages} == {100}
+    assert {f"{stage}-progress" for stage in stages} <= set(percent)
+    assert {percent[f"{stage}-progress"] for stage in stages} == {100}
 
 
 def test_provenance_is_what_dvc_recorded(trained: tuple[Workspace, str]) -> None:
     import onnx
 
-    made, _ = trained
-    model = onnx.load(made.root / "data/models/onnx/fp32.onnx")
+    workspace, _ = trained
+    model = onnx.load(workspace.root / "data/models/onnx/fp32.onnx")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     inputs = json.loads(metadata["inputs"])
-    assert inputs["refined"] == made.md5s()["data/models/refined"]
-    assert inputs["validated"] == made.md5s()["data/validated"]
+    assert inputs["refined"] == workspace.md5s()["data/models/refined"]
+    assert inputs["validated"] == workspace.md5s()["data/validated"]
 
 
 def test_the_release_works_alone(trained: tuple[Workspace, str], tmp_path: Path) -> None:
-    made, _ = trained
-    image = next((made.root / "data/elpv/images").iterdir())
-    command = [sys.executable, str(made.root / "data/release/predict.py"), str(image)]
+    workspace, _ = trained
+    image = next((workspace.root / "data/elpv/images").iterdir())
+    command = [sys.executable, str(workspace.root / "data/release/predict.py"), str(image)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     label, probability, file = ended.stdout.split("\t")
     assert label in ("functional", "defective")
@@ -109,23 +109,23 @@ def test_the_release_works_alone(trained: tuple[Workspace, str], tmp_path: Path)
 
 
 def test_then_cached_then_one_key(trained: tuple[Workspace, str]) -> None:
-    made, _ = trained
+    workspace, _ = trained
     stages = [*DETERMINISTIC, "benchmark", "check"]
-    assert marks(made.run(TRAIN)) == dict.fromkeys(stages, "cached")
-    made.set("check", "min_auroc", 1.0)
-    output = made.run(TRAIN, fails=True)
+    assert marks(workspace.run(TRAIN)) == dict.fromkeys(stages, "cached")
+    workspace.set("check", "min_auroc", 1.0)
+    output = workspace.run(TRAIN, fails=True)
     assert marks(output) == dict.fromkeys(stages[:-1], "cached") | {"check": "failed"}
     assert "error: check: auroc = " in output
     assert "Traceback" not in output
-    made.set("check", "min_auroc", 0.0)
-    assert marks(made.run(TRAIN))["check"] == "cached"
+    workspace.set("check", "min_auroc", 0.0)
+    assert marks(workspace.run(TRAIN))["check"] == "cached"
 
 
 def test_bad_params_are_refused_before_the_first_stage(trained: tuple[Workspace, str]) -> None:
-    made, _ = trained
-    made.set("teacher", "dropout", 1.5)
-    output = made.run(TRAIN, fails=True)
-    made.set("teacher", "dropout", 0.2)
+    workspace, _ = trained
+    workspace.set("teacher", "dropout", 1.5)
+    output = workspace.run(TRAIN, fails=True)
+    workspace.set("teacher", "dropout", 0.2)
     assert marks(output) == {}
     assert "params.yaml: teacher.dropout = 1.5: should be less than 1" in output
     assert "Traceback" not in output
@@ -133,16 +133,16 @@ def test_bad_params_are_refused_before_the_first_stage(trained: tuple[Workspace,
 
 @pytest.mark.slow
 def test_dvc_alone_gives_the_same(trained: tuple[Workspace, str], fresh: Workspace) -> None:
-    made, _ = trained
+    workspace, _ = trained
     fresh.run([sys.executable, "-m", "dvc", "repro", "-q", "check"])
-    assert fresh.md5s() == made.md5s()
+    assert fresh.md5s() == workspace.md5s()
     assert set(marks(fresh.run(TRAIN)).values()) == {"cached"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["teacher", "distill", "refine", "augment"])
 def test_kill_and_go_on(trained: tuple[Workspace, str], fresh: Workspace, stage: str) -> None:
-    made, _ = trained
+    workspace, _ = trained
     run = subprocess.Popen(
         TRAIN, cwd=fresh.root, env=fresh.environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -157,6 +157,6 @@ def test_kill_and_go_on(trained: tuple[Workspace, str], fresh: Workspace, stage:
     run.communicate(timeout=20)
     output = fresh.run(TRAIN)
     assert "going on from checkpoint" in output
-    assert fresh.md5s() == made.md5s()
+    assert fresh.md5s() == workspace.md5s()
     assert fresh.states("flow_run") == ["COMPLETED", "CRASHED"]
     assert "RUNNING" not in fresh.states("task_run")

@@ -1,11 +1,12 @@
 import io
 import re
+import sys
 import time
 
 import pytest
 from rich.console import Console
 
-from flows.terminal import Display
+from flows.terminal import Display, tolerate_any_text
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -35,3 +36,18 @@ def test_the_clock_goes_on_after_a_full_bar() -> None:
         time.sleep(1.2)
         display.end("teacher", "Completed")
     assert re.findall(r"\d:\d\d:\d\d", screen.getvalue())[-1] == "0:00:01"
+
+
+def test_a_terminal_without_a_character_gets_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", screen)
+    tolerate_any_text()
+    with Display(["ingest"]) as display:
+        display.start("ingest")
+        display.line("ingest", "caf\u00e9 \u6f22.png")
+    screen.flush()
+    assert screen.buffer.getvalue().decode("latin-1").split() == [
+        "ingest",
+        "caf\u00e9",
+        "\\u6f22.png",
+    ]

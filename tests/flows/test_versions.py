@@ -20,11 +20,11 @@ def fresh(tmp_path: Path) -> Iterator[Workspace]:
     yield from make(tmp_path)
 
 
-def commit(made: Workspace, message: str) -> str:
+def commit(workspace: Workspace, message: str) -> str:
     who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    made.run(["git", "add", "--all"])
-    made.run(["git", *who, "commit", "--quiet", "-m", message])
-    return made.run(["git", "rev-parse", "HEAD"]).strip()
+    workspace.run(["git", "add", "--all"])
+    workspace.run(["git", *who, "commit", "--quiet", "-m", message])
+    return workspace.run(["git", "rev-parse", "HEAD"]).strip()
 
 
 def copy_cells(source: Path, target: Path, modules: int) -> None:

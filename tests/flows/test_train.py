@@ -1,0 +1,51 @@
+"""What a user, or the form in the UI, may ask of a run; and how it is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import train
+from flows.graph import Graph
+from stages.core.runner.errors import ParamsError
+from tests.conftest import ROOT
+
+
+def test_only_stages_of_the_run_can_be_forced() -> None:
+    graph = Graph(ROOT, "ingest")
+    options = train.Options(target="ingest", force=["ingest", "teacher", "../x/dvc.yaml:y"])
+    expected = r"^force = \.\./x/dvc\.yaml:y, teacher: not among .*expected some of ingest$"
+    with pytest.raises(ParamsError, match=expected):
+        train.run_stages(graph, options)
+
+
+def test_an_overlay_from_the_form_is_not_any_file(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.yaml"
+    secret.write_text("password: hunter2")
+    with pytest.raises(ParamsError, match="expected one of full, gpu, tiny") as error:
+        train.prepared(str(secret))
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--overlay", "/etc/hostname"], {}, "error: overlay = '/etc/hostname': expected one of"),
+        ([], {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "or unset PREFECT_API_URL"),
+        ([], {"PREFECT_HOME": "/proc/nowhere"}, "error: /proc/nowhere: "),
+        ([], {"ALL_PROXY": "socks5://127.0.0.1:9"}, "error: ALL_PROXY = socks5://127.0.0.1:9: "),
+    ],
+)
+def test_a_mistake_is_one_line(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], words: str
+) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "flows.train", *arguments],
+        cwd=ROOT, env=os.environ | {"PREFECT_HOME": str(tmp_path)} | environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert words in process.stderr
+    assert process.stderr.count("\n") == 1

@@ -1,10 +1,10 @@
 """BatchNorm that keeps its statistics, folded into the convolution before it while they learn.
 
-With fixed statistics it is a linear function per channel, so both are one convolution with weights
-W g / s and bias b + (c - m) g / s, for BatchNorm's weight g, bias b, mean m and deviation s, and the
-convolution's own bias c. That is computed in every step, so W, g, b and c learn as before, but the
-activations are passed over once instead of twice (the Tune mode of You et al. 2024,
-arXiv 2305.11624).
+With fixed statistics it is a linear function per channel, so both are one convolution with
+weights W g / s and bias b + (c - m) g / s, for BatchNorm's weight g, bias b, mean m and deviation
+s, and the convolution's own bias c. That is computed in every step, so W, g, b and c learn as
+before, but the activations are passed over once instead of twice (the Tune mode of You et al.
+2024, arXiv 2305.11624).
 """
 
 import contextlib

@@ -27,6 +27,7 @@ from stages.core.nets.net import AnyNet, load_net, load_teacher
 from stages.core.nets.onnx_export import INPUT, Calibrated, export
 from stages.core.nets.onnx_run import Provider, session
 from stages.core.results import pictures, report
+from stages.core.results.schema import BenchmarkMetrics, Engine, Latency, Model
 from stages.core.runner import runtime, stage
 from stages.core.runner.errors import Unavailable
 from stages.core.runner.params import Section
@@ -70,8 +71,8 @@ Run = Callable[[np.ndarray[Any, Any]], object]
 class Contender:
     """One engine with one model on one provider; `start` makes it ready to take uint8 batches."""
 
-    model: str
-    engine: str
+    model: Model
+    engine: Engine
     provider: Provider
     start: Callable[[], Run]
 
@@ -99,19 +100,17 @@ def ort_engine(model: Path, provider: Provider, threads: int) -> Run:
 
 def time_round(run: Run, images: np.ndarray[Any, Any], seconds: float) -> list[float]:
     """Latencies in milliseconds of at least 5 calls, for about `seconds`."""
-    found: list[float] = []
+    latencies_ms: list[float] = []
     end = time.perf_counter() + seconds
-    while len(found) < 5 or time.perf_counter() < end:
+    while len(latencies_ms) < 5 or time.perf_counter() < end:
         start = time.perf_counter()
         run(images)
-        found.append((time.perf_counter() - start) * 1e3)
-    return found
+        latencies_ms.append((time.perf_counter() - start) * 1e3)
+    return latencies_ms
 
 
-def measure(
-    contenders: list[Contender], data: Dataset, params: Params
-) -> dict[str, dict[str, Any]]:
-    """One row for each contender and batch size; see `row` for its keys."""
+def measure(contenders: list[Contender], data: Dataset, params: Params) -> dict[str, Latency]:
+    """One row for each contender and batch size."""
     test = data.rows("test")
     images = {b: np.ascontiguousarray(data.pixels[np.resize(test, b)]) for b in params.batches}
     times: dict[tuple[Contender, int], list[float]] = {}
@@ -125,32 +124,34 @@ def measure(
                 missing[contender] = str(error)
                 progress.step()
                 continue
-            for batch, shown in images.items():
+            for batch, pixels in images.items():
                 for _ in range(params.warm_up):
-                    run(shown)
-                found = time_round(run, shown, params.seconds_per_round)
-                times.setdefault((contender, batch), []).extend(found)
+                    run(pixels)
+                latencies_ms = time_round(run, pixels, params.seconds_per_round)
+                times.setdefault((contender, batch), []).extend(latencies_ms)
             progress.step(where=f"{contender.model} {contender.engine} {contender.provider}")
     rows = {}
     for contender in contenders:
         for batch in params.batches:
             name = f"{contender.model}_{contender.engine}_{contender.provider}_b{batch}"
-            rows[name] = {
-                "model": contender.model,
-                "engine": contender.engine,
-                "provider": contender.provider,
-                "precision": "fp32",
-                "batch": batch,
-            } | (
+            figures: dict[str, Any] = (
                 {"unavailable": missing[contender]}
                 if contender in missing
-                else figures(times[contender, batch], batch)
+                else percentiles(times[contender, batch], batch)
+            )
+            rows[name] = Latency(
+                model=contender.model,
+                engine=contender.engine,
+                provider=contender.provider,
+                precision="fp32",
+                batch=batch,
+                **figures,
             )
     return rows
 
 
-def figures(latencies_ms: list[float], batch: int) -> dict[str, float]:
-    """Percentiles over all calls, none left out; throughput from the median."""
+def percentiles(latencies_ms: list[float], batch: int) -> dict[str, float]:
+    """Figures of `Latency` over all calls, none left out; throughput from the median."""
     p50, p90, p99 = np.percentile(latencies_ms, [50, 90, 99])
     return {
         "calls": len(latencies_ms),
@@ -173,19 +174,22 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     export(load_teacher(paths.teacher), files["teacher"], temperature=1.0, metadata={})
 
     providers: tuple[Provider, ...] = ("cpu", "cuda")
-    contenders = [
-        Contender(model, engine, provider, start)
-        for provider in providers
-        for model in ("teacher", "student")
-        for engine, start in (
-            ("torch", partial(torch_engine, nets[model], provider)),
-            ("ort", partial(ort_engine, files[model], provider, threads)),
-        )
-    ]
+    models: tuple[Model, ...] = ("teacher", "student")
+    contenders = []
+    for provider in providers:
+        for model in models:
+            in_torch = partial(torch_engine, nets[model], provider)
+            in_ort = partial(ort_engine, files[model], provider, threads)
+            contenders += [
+                Contender(model, "torch", provider, in_torch),
+                Contender(model, "ort", provider, in_ort),
+            ]
     rows = measure(contenders, data, params)
 
+    median_ms = {name: row.p50_ms for name, row in rows.items() if row.p50_ms is not None}
+
     def ratio(slow: str, fast: str) -> float:
-        return float(rows[slow]["p50_ms"] / rows[fast]["p50_ms"])
+        return median_ms[slow] / median_ms[fast]
 
     speed_up = {}
     for batch in params.batches:
@@ -196,22 +200,21 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         speed_up[f"student_ort_over_teacher_ort_b{batch}"] = ratio(
             f"teacher_ort_cpu_b{batch}", fast
         )
-    shown = {
-        f"{r['model']}, {r['engine']}, {r['provider']}, batch {r['batch']}": r["p50_ms"]
-        / r["batch"]
-        for r in rows.values()
-        if "p50_ms" in r
+    per_image = {
+        f"{row.model}, {row.engine}, {row.provider}, batch {row.batch}": median_ms[name] / row.batch
+        for name, row in rows.items()
+        if name in median_ms
     }
-    pictures.bars(paths.latency, shown, label="median ms an image")
+    pictures.bars(paths.latency, per_image, label="median ms per image")
     report.write_metrics(
         paths.metrics,
-        {
-            "threads": threads,
-            "device": runtime.device_name(),
-            "speed_up": speed_up,
-            "bytes": {name: file.stat().st_size for name, file in files.items()},
-            "rows": rows,
-        },
+        BenchmarkMetrics(
+            threads=threads,
+            device=runtime.device_name(),
+            speed_up=speed_up,
+            bytes={name: file.stat().st_size for name, file in files.items()},
+            rows=rows,
+        ),
     )
 
 

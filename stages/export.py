@@ -26,6 +26,7 @@ from stages.core.nets.net import load_net
 from stages.core.nets.onnx_export import Calibrated, export
 from stages.core.nets.onnx_run import probabilities, session
 from stages.core.results import metrics, report
+from stages.core.results.schema import ExportMetrics, Parity
 from stages.core.runner import runtime, stage
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
@@ -85,18 +86,18 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     shipped = probabilities(session(file, "cpu", threads=runtime.threads(resources)), views, test)
     report.write_metrics(
         paths.metrics,
-        {
-            "temperature": temperature,
-            "bytes": file.stat().st_size,
-            "parity": {
-                "images": len(test),
-                "max_abs": float(np.abs(shipped - expected).max()),
-                "decisions_changed": int((shipped.argmax(1) != expected.argmax(1)).sum()),
-            },
-            "uncalibrated": metrics.classification(logits, labels, data.classes),
-            "calibrated": metrics.classification(logits / temperature, labels, data.classes),
-            "auroc": metrics.auroc(np.log(shipped + 1e-12), labels),
-        },
+        ExportMetrics(
+            temperature=temperature,
+            bytes=file.stat().st_size,
+            parity=Parity(
+                images=len(test),
+                max_abs=float(np.abs(shipped - expected).max()),
+                decisions_changed=int((shipped.argmax(1) != expected.argmax(1)).sum()),
+            ),
+            uncalibrated=metrics.classification(logits, labels, data.classes),
+            calibrated=metrics.classification(logits / temperature, labels, data.classes),
+            auroc=metrics.auroc(np.log(shipped + 1e-12), labels),
+        ),
     )
 
 

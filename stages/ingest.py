@@ -19,6 +19,7 @@ import pandas as pd
 from pydantic import Field
 
 from stages.core.results import report
+from stages.core.results.schema import IngestMetrics
 from stages.core.runner import digest, stage
 from stages.core.runner.errors import DataError
 from stages.core.runner.params import Section
@@ -106,12 +107,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     print(f"{len(table)} cells of {table['group'].nunique()} modules", flush=True)
     report.write_metrics(
         paths.metrics,
-        {
-            "images": len(table),
-            "groups": int(table["group"].nunique()),
-            "classes": {str(k): int(v) for k, v in table["label"].value_counts().items()},
-            "domains": {str(k): int(v) for k, v in table["domain"].value_counts().items()},
-        },
+        IngestMetrics(
+            images=len(table),
+            groups=int(table["group"].nunique()),
+            classes={str(k): int(v) for k, v in table["label"].value_counts().items()},
+            domains={str(k): int(v) for k, v in table["domain"].value_counts().items()},
+        ),
     )
 
 

@@ -233,9 +233,7 @@ def figures(
         by_model["adaptation_gain"] = metrics.paired_gain(
             finetuned, logits["source_only"], labels, groups
         )
-    print(
-        f"test AUROC {metrics.auroc(finetuned, labels):.3f}, gain {gain['gain']:+.3f}", flush=True
-    )
+    print(f"test AUROC {metrics.auroc(finetuned, labels):.3f}, gain {gain.gain:+.3f}", flush=True)
     return {
         "backbone": " + ".join(net.spec.backbone for net in members),
         "members": len(members),

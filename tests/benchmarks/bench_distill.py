@@ -109,9 +109,7 @@ class Distillation:
         test = self.data.rows("test")
         logits = logits_of(net[0], self.views.plain, test)
         figures = metrics.classification(logits, self.data.labels[test], self.data.classes)
-        accuracy = figures["accuracy"]
-        assert isinstance(accuracy, float)
-        self.accuracies.setdefault(name, []).append(100 * accuracy)
+        self.accuracies.setdefault(name, []).append(100 * figures.accuracy)
         return found
 
     def _untrained(self, folder: Path, known: Targets) -> Net:

@@ -17,7 +17,6 @@ from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.nets.net import Ensemble, build, save_teacher
 from stages.core.nets.weights import packaged
 from stages.core.results import predictions
-from stages.core.results.report import read_metrics
 from stages.core.runner.params import parse_section
 from stages.core.runner.stage import Paths
 from tests.conftest import RECIPE
@@ -103,7 +102,7 @@ class Distilled:
 
     def __post_init__(self) -> None:
         self.table = pd.read_csv(self.paths.predictions)
-        self.metrics = read_metrics(self.paths.metrics)
+        self.metrics = json.loads(self.paths.metrics.read_text())
         self.weights = load_file(self.paths.student / "model.safetensors")
         self.labels = self.data.labels[self.data.rows("test")]
 

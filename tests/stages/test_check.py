@@ -1,14 +1,17 @@
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from stages import check
+from stages.core.results.report import STAGES
 from stages.core.runner import stage
-from stages.core.runner.errors import GateFailed
+from stages.core.runner.errors import DataError, GateFailed
 from stages.core.runner.params import load_section
 from stages.core.runner.runtime import Resources
 from tests.conftest import ROOT
@@ -28,33 +31,39 @@ def quality(auroc: float) -> dict[str, Any]:
 GAIN = {"gain": 0.02, "low": 0.001, "high": 0.04}
 
 
-def reports(root: Path) -> dict[str, dict[str, Any]]:
+def reports(root: Path) -> None:
+    """Reports as the stages before write them, of an imagined run."""
     split = {"groups": 3, "images": 100, "classes": {"functional": 60, "defective": 40}}
-    row = {"engine": "ort", "provider": "cpu", "precision": "fp32", "p90_ms": 1.0, "p99_ms": 1.0}
-    row |= {"model": "student", "batch": 1, "p50_ms": 0.9, "images_per_s": 1111.0}
-    absent = {"model": "student", "engine": "ort", "provider": "cuda", "batch": 1}
-    found: dict[str, dict[str, Any]] = {
+    latency = {"model": "student", "engine": "ort", "precision": "fp32", "batch": 1}
+    figures = {"calls": 9, "p50_ms": 0.9, "p90_ms": 1.0, "p99_ms": 1.0, "images_per_s": 1111.0}
+    metrics: dict[str, dict[str, Any]] = {
         "validate": {
             "images": 300, "expectations": 9, "image_px": 32, "bit_depth": 8, "channels": 1,
-            "layout": "class folders", "bad_images": 2, "other_files": 1,
-            "split_tears_groups": False, "leaks": {"groups_joined": 1, "left_out": 0},
+            "groups": 9, "groups_given": True, "layout": "class folders",
+            "bad_images": 2, "other_files": 1,
+            "split_method": "stratified_group", "split_tears_groups": False,
+            "leaks": {"groups_joined": 1, "left_out": 0, "leaking": 0},
             "duplicates": {"identical": 0, "near": 3, "across_groups": 1, "contradicting": 0},
-            "splits": dict.fromkeys(("train", "val", "test"), split),
+            "splits": dict.fromkeys(("train", "val", "test"), split), "unlabelled": 0, "drift": {},
         },
         "teacher": {
-            "backbone": "b", "parameters": 1000, "probe": quality(0.80),
-            "finetuned": quality(0.85), "finetuning_gain": GAIN,
+            "backbone": "b", "members": 1, "parameters": 1000, "macs": 10, "probe": quality(0.80),
+            "finetuned": quality(0.85), "finetuning_gain": GAIN, "validation": {"auroc": 0.8},
         },
-        "targets": {"views": 2},
+        "targets": {"views": 2, "view_auroc": 0.9, "plain_auroc": 0.9},
         "distill": {
-            "parameters": 100, "student": quality(0.86), "control": quality(0.84),
-            "gain_over_control": GAIN, "gain_over_teacher": GAIN,
+            "backbone": "b", "parameters": 100, "macs": 1, "student": quality(0.86),
+            "control": quality(0.84), "gain_over_control": GAIN, "gain_over_teacher": GAIN,
+            "seeds": {"count": 1, "student": {"mean": 0.86}, "control": {"mean": 0.84}},
+            "validation": {"student": {"auroc": 0.8}, "control": {"auroc": 0.8}}, "retention": 1.0,
         },
         "augment": {
-            "class": "defective", "images": 9, "kept_share": 0.9, "kid": 1.0, "kid_real": 0.1,
+            "class": "defective", "images": 9, "kept_share": 0.9, "teacher_agrees": 0.9,
+            "kid": 1.0, "kid_real": 0.1,
         },
         "refine": {
-            "accepted": False, "val_auroc": {"distilled": 0.8, "real": 0.8, "synthetic": 0.7},
+            "accepted": False, "winner": "distilled",
+            "val_auroc": {"distilled": 0.8, "real": 0.8, "synthetic": 0.7},
             "distilled": quality(0.86), "real": quality(0.86), "synthetic": quality(0.8),
             "gain_over_real": GAIN,
         },
@@ -64,19 +73,21 @@ def reports(root: Path) -> dict[str, dict[str, Any]]:
             "calibrated": quality(0.86), "uncalibrated": quality(0.86),
         },
         "benchmark": {
-            "device": "cpu", "threads": 2, "bytes": {"teacher": 12_000_000},
-            "rows": {"student_ort_cpu_b1": row, "x": {**absent, "unavailable": "not here"}},
+            "device": "cpu", "threads": 2, "bytes": {"teacher": 12_000_000, "student": 250_000},
+            "rows": {
+                "student_ort_cpu_b1": {**latency, "provider": "cpu", **figures},
+                "student_ort_cuda_b1": {**latency, "provider": "cuda", "unavailable": "not here"},
+            },
             "speed_up": {
                 "student_ort_over_teacher_torch_b1": 9.0, "student_ort_over_teacher_ort_b1": 4.0,
             },
         },
     }  # fmt: skip
-    for name, metrics in found.items():
+    for name, content in metrics.items():
         (root / name).mkdir()
-        (root / name / "metrics.json").write_text(json.dumps(metrics))
+        (root / name / "metrics.json").write_text(json.dumps(content))
         for picture in PICTURES.get(name, ()):
             Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / name / f"{picture}.png")
-    return found
 
 
 @pytest.fixture
@@ -85,7 +96,7 @@ def paths(tmp_path: Path) -> check.Paths:
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "fp32.onnx").write_bytes(b"onnx")
     return check.Paths(
-        **{name: tmp_path / name for name in check.REPORTS},
+        **{name: tmp_path / name for name in STAGES},
         onnx=tmp_path / "onnx",
         release=tmp_path / "release",
         page=tmp_path / "index.html",
@@ -97,6 +108,17 @@ def run(paths: check.Paths) -> None:
     params = load_section(ROOT / "params.yaml", "check", check.Params)
     with stage.staged(paths) as partial:
         check.run(params, paths=partial, resources=RESOURCES)
+
+
+def change(file: Path, key: str, value: Any) -> None:
+    """Set a key of a metrics file; dots go down."""
+    metrics = json.loads(file.read_text())
+    inner = metrics
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    file.write_text(json.dumps(metrics))
 
 
 def test_a_good_model_is_released(paths: check.Paths) -> None:
@@ -129,18 +151,116 @@ def test_a_good_model_is_released(paths: check.Paths) -> None:
 def test_each_gate_catches_what_it_is_for(
     paths: check.Paths, stage_name: str, key: str, value: float, gate: str
 ) -> None:
-    file = getattr(paths, stage_name) / "metrics.json"
-    metrics = json.loads(file.read_text())
-    inner = metrics
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = inner[parent]
-    inner[last] = value
-    file.write_text(json.dumps(metrics))
+    change(getattr(paths, stage_name) / "metrics.json", key, value)
     with pytest.raises(GateFailed, match=rf"{gate} = .*limit .*margin -"):
         run(paths)
-    judged = json.loads(paths.metrics.read_text())
-    assert judged["passed"] is False
-    assert judged["gates"][gate]["passed"] is False
+    verdict = json.loads(paths.metrics.read_text())
+    assert verdict["passed"] is False
+    assert verdict["gates"][gate]["passed"] is False
     assert "not passed" in paths.page.read_text()
     assert not paths.release.exists()
+
+
+def test_a_failed_gate_leaves_the_last_good_release(paths: check.Paths) -> None:
+    run(paths)
+    before = {p.name: p.read_bytes() for p in paths.release.iterdir()}
+    (paths.onnx / "fp32.onnx").write_bytes(b"a worse model")
+    change(paths.export / "metrics.json", "auroc", 0.5)
+    with pytest.raises(GateFailed):
+        run(paths)
+    assert {p.name: p.read_bytes() for p in paths.release.iterdir()} == before
+    change(paths.export / "metrics.json", "auroc", 0.9)
+    run(paths)
+    assert (paths.release / "model.onnx").read_bytes() == b"a worse model"
+
+
+NASTY = '<script>alert("1")</script> | `x` [a](http://b)'
+
+
+def test_labels_are_shown_as_they_are(paths: check.Paths) -> None:
+    recall = {NASTY: 0.9, "defective": 0.7}
+    for stage_name, models in (
+        ("teacher", ("probe", "finetuned")), ("distill", ("student", "control")),
+        ("refine", ("distilled", "real", "synthetic")), ("export", ("calibrated", "uncalibrated")),
+    ):  # fmt: skip
+        for model in models:
+            change(getattr(paths, stage_name) / "metrics.json", f"{model}.recall", recall)
+    change(paths.augment / "metrics.json", "class", f'" onerror="{NASTY}')
+    change(paths.validate / "metrics.json", "layout", NASTY)
+    change(paths.validate / "metrics.json", "splits.train.classes", {NASTY: 1, "defective": 2})
+    run(paths)
+    tags = Tags()
+    tags.feed(paths.page.read_text())
+    assert "script" not in tags.names
+    assert tags.attributes <= {
+        "alt", "charset", "class", "colspan", "content", "lang", "name", "src",
+    }  # fmt: skip
+    assert NASTY in "".join(tags.text)
+    card = str(MarkdownIt("commonmark").enable("table").render(
+        (paths.release / "MODEL_CARD.md").read_text()
+    ))  # fmt: skip
+    shown = Tags()
+    shown.feed(card)
+    assert "script" not in shown.names
+    assert "href" not in shown.attributes
+    assert "".join(shown.text).count(NASTY) == 2
+    assert json.loads((paths.release / "labels.json").read_text()) == [NASTY, "defective"]
+
+
+class Tags(HTMLParser):
+    """The names of all elements of a page, their attributes, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.attributes, self.text = set[str](), set[str](), list[str]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "never_seen"),
+    [
+        ({}, "100 images of 3 groups that training never saw", True),
+        ({"splits.test.groups": 1, "splits.test.images": 1}, "1 image of 1 group that", True),
+        ({"split_tears_groups": True}, "100 images of 3 groups; the split is random", False),
+        ({"groups_given": False}, "100 images that training never saw; no groups are", False),
+        ({"groups_given": False, "split_method": "random"}, "no groups are given", False),
+    ],
+)
+def test_the_test_split_is_described_as_it_is(
+    paths: check.Paths, changes: dict[str, Any], text: str, never_seen: bool
+) -> None:
+    """Whether the model has never met the test split's groups is said only where it is so."""
+    for key, value in changes.items():
+        change(paths.validate / "metrics.json", key, value)
+    run(paths)
+    for document in (paths.page, paths.release / "MODEL_CARD.md"):
+        content = document.read_text()
+        assert text in content
+        assert ("that training never saw." in content) == never_seen
+    assert ("the model has never met" in paths.page.read_text()) == never_seen
+
+
+def test_a_gain_without_an_interval(paths: check.Paths) -> None:
+    """One group in the test split: the gain itself is held against the limit."""
+    lonely = {"gain": -0.01, "low": None, "high": None}
+    change(paths.distill / "metrics.json", "gain_over_control", lonely)
+    change(paths.teacher / "metrics.json", "finetuning_gain", lonely)
+    run(paths)
+    assert json.loads(paths.metrics.read_text())["gates"]["gain_over_control_low"]["value"] == -0.01
+    for document in (paths.page, paths.release / "MODEL_CARD.md"):
+        assert "-0.010 (no interval: too few groups)" in document.read_text()
+
+
+def test_metrics_of_other_code_are_refused_by_name(paths: check.Paths) -> None:
+    file = paths.teacher / "metrics.json"
+    metrics = json.loads(file.read_text())
+    del metrics["finetuned"]
+    file.write_text(json.dumps(metrics))
+    with pytest.raises(DataError, match=r"teacher/metrics\.json: finetuned: .*run its stage again"):
+        run(paths)

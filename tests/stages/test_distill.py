@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import load_net, load_teacher, save_teacher
 from stages.core.results import metrics, predictions
-from stages.core.results.report import read_metrics
 from stages.core.runner.errors import ParamsError
 from stages.core.training.targets import load_targets
 from tests.conftest import RECIPE, RowsFitted
@@ -105,7 +105,7 @@ def test_refinement_learns_from_what_the_student_did(
         }
     )  # fmt: skip
     refine.run(how, paths=paths, resources=RESOURCES)
-    assert np.isfinite(read_metrics(paths.metrics)["real"]["nll"])
+    assert np.isfinite(json.loads(paths.metrics.read_text())["real"]["nll"])
 
     fitted = rows_fitted()
     again = {name: root / f"refine again {name}" for name in refine.Paths.outputs()}

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from stages import targets
 from stages.core.dataset.views import Views
 from stages.core.nets.net import load_teacher
 from stages.core.results import metrics
-from stages.core.results.report import read_metrics
 from stages.core.training.targets import load_targets
 from tests.helpers.classroom import VIEWS, Classroom, close, enrolled, filled
 from tests.stages.test_teacher import RESOURCES
@@ -71,7 +71,7 @@ def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
         plain = teacher(found.views.plain(np.arange(len(data.labels))))
     assert close(found.plain, plain, 1e-3)
     train = data.rows("train")
-    said = read_metrics(classroom.targets.parent / "metrics")
+    said = json.loads((classroom.targets.parent / "metrics").read_text())
     for name, logits in (("view", found.logits(train, 0)), ("plain", found.plain[train])):
         auroc = metrics.auroc(np.asarray(logits), data.labels[train])
         assert said[f"{name}_auroc"] == pytest.approx(auroc, abs=1e-3)

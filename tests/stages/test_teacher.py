@@ -16,7 +16,6 @@ from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, count_macs, count_parameters, load_teacher
 from stages.core.results import metrics, predictions
-from stages.core.results.report import read_metrics
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import parse_section
 from stages.core.runner.runtime import Resources
@@ -93,7 +92,7 @@ class Taught:
         self.rows = {s: self.data.rows(s) for s in ("train", "val", "test", "unlabelled")}
         self.labels = self.data.labels[self.rows["test"]]
         self.members = load_teacher(self.paths.teacher).each()
-        self.metrics = read_metrics(self.paths.metrics)
+        self.metrics = json.loads(self.paths.metrics.read_text())
         self.curves = pd.read_csv(self.paths.curves)
         self.predictions = pd.read_csv(self.paths.predictions)
 

@@ -3,11 +3,12 @@
 import base64
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-Found = Mapping[str, Mapping[str, Any]]
+from stages.core.results.escape import markdown_cell
+from stages.core.results.report import Reports
+from stages.core.results.schema import CheckMetrics, Gain, ValidateMetrics
 
 
 def _picture(path: Path) -> str:
@@ -15,8 +16,28 @@ def _picture(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _interval(gain: Mapping[str, float]) -> str:
-    return f"{gain['gain']:+.3f} (95 % interval {gain['low']:+.3f} to {gain['high']:+.3f})"
+def _interval(gain: Gain) -> str:
+    if gain.low is None or gain.high is None:
+        return f"{gain.gain:+.3f} (no interval: too few groups)"
+    return f"{gain.gain:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
+
+
+def _test_split(validate: ValidateMetrics) -> str:
+    """What the test split asks about, as one sentence."""
+    test = validate.splits["test"]
+    images = f"{test.images:,} image" + "s" * (test.images != 1)
+    groups = f"{test.groups:,} group" + "s" * (test.groups != 1)
+    if validate.split_tears_groups:
+        return (
+            f"{images} of {groups}; the split is random, and training saw images of the same "
+            "groups: the figures are too good"
+        )
+    if not validate.groups_given:
+        return (
+            f"{images} that training never saw; no groups are given, so training may have seen "
+            "others of the same object"
+        )
+    return f"{images} of {groups} that training never saw"
 
 
 def _environment() -> Environment:
@@ -28,11 +49,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["interval"] = _interval
+    environment.filters |= {
+        "cell": markdown_cell,
+        "interval": _interval,
+        "test_split": _test_split,
+    }
     return environment
 
 
-def report_page(folders: Mapping[str, Path], found: Found, checked: Mapping[str, Any]) -> str:
+def report_page(folders: Mapping[str, Path], reports: Reports, check: CheckMetrics) -> str:
     """The whole report as one HTML page without outside references."""
     pictures = {
         f"{stage}_{path.stem}": _picture(path)
@@ -40,9 +65,10 @@ def report_page(folders: Mapping[str, Path], found: Found, checked: Mapping[str,
         for path in sorted(folder.glob("*.png"))
     }
     template = _environment().get_template("report.html.j2")
-    return template.render(**found, check=checked, pictures=pictures)
+    return template.render(vars(reports), check=check, pictures=pictures)
 
 
-def model_card(found: Found, checked: Mapping[str, Any]) -> str:
+def model_card(reports: Reports, check: CheckMetrics) -> str:
     """The model card of a release, as Markdown."""
-    return _environment().get_template("model_card.md.j2").render(**found, check=checked)
+    template = _environment().get_template("model_card.md.j2")
+    return template.render(vars(reports), check=check)

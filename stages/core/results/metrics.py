@@ -7,40 +7,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
+from scipy.stats import t
 from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from stages.core.results.schema import Gain, Quality
+from stages.core.runner.errors import DataError
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
-class _Ranking:
-    """Scores sorted once, so that many weightings of their rows are cheap.
-
-    scikit-learn's roc_auc_score gives the same, but sorts anew for each of a bootstrap's thousand
-    weightings: forty times slower on 2,624 rows, a minute and a half for a study's table.
-    """
-
-    def __init__(self, scores: NDArray[np.floating[Any]], positive: NDArray[np.bool_]) -> None:
-        self._order = np.argsort(scores, kind="stable")
-        ordered = scores[self._order]
-        self._ties = np.flatnonzero(np.r_[True, ordered[1:] > ordered[:-1]])
-        self._positive = positive[self._order]
-
-    def auroc(self, weights: NDArray[np.float64]) -> float:
-        """Share of (positive, negative) pairs in the right order, ties half, by weight (N,)."""
-        weights = weights[self._order]
-        positive = np.add.reduceat(weights * self._positive, self._ties)
-        negative = np.add.reduceat(weights * ~self._positive, self._ties)
-        below = np.cumsum(negative) - negative / 2
-        return float(positive @ below / (positive.sum() * negative.sum()))
-
-
-def _rankings(logits: Logits, labels: Labels) -> list[_Ranking]:
+def _scores(logits: Logits) -> list[tuple[int, NDArray[np.floating[Any]]]]:
+    """The positive class and the scores (N,) of each ranking: one for two classes, else K."""
     if logits.shape[1] == 2:
-        return [_Ranking(logits[:, 1] - logits[:, 0], labels == 1)]
+        return [(1, logits[:, 1] - logits[:, 0])]
     # A logit alone ranks nothing: only against the others does it say how probable its class is.
     scores = log_softmax(logits.astype(np.float64), axis=1)
-    return [_Ranking(scores[:, k], labels == k) for k in range(logits.shape[1])]
+    return [(k, scores[:, k]) for k in range(logits.shape[1])]
+
+
+def _lower(
+    counted: NDArray[np.bool_], scores: NDArray[np.floating[Any]], blocks: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """How many counted images of its own block score lower than each image; ties count half.
+
+    Args:
+        counted, scores, blocks: (N,).
+    """
+    order = np.lexsort((scores, blocks))
+    score, block = scores[order], blocks[order]
+    new_block = np.r_[True, block[1:] != block[:-1]]
+    new_score = new_block | np.r_[True, score[1:] != score[:-1]]
+    total = np.r_[0, np.cumsum(counted[order])]
+    starts = np.flatnonzero(new_score)
+    before, after = total[starts], total[np.r_[starts[1:], len(order)]]
+    block_starts = total[np.flatnonzero(new_block)][np.cumsum(new_block) - 1]
+    lower = np.empty(len(order))
+    lower[order] = ((before + after) / 2)[np.cumsum(new_score) - 1] - block_starts
+    return lower
 
 
 def auroc(logits: Logits, labels: Labels) -> float:
@@ -48,10 +52,46 @@ def auroc(logits: Logits, labels: Labels) -> float:
 
     Args:
         logits: (N, K); classes are ranked by their probabilities.
-        labels: (N,), each class present.
+        labels: (N,); the mean is over the classes that are present.
+
+    Raises: DataError where all labels are the same.
     """
-    once = np.ones(len(labels))
-    return float(np.mean([ranking.auroc(once) for ranking in _rankings(logits, labels)]))
+    return float(np.mean(_aurocs(logits, labels)))
+
+
+def _aurocs(logits: Logits, labels: Labels) -> NDArray[np.float64]:
+    """AUROC of each ranking that has positive and negative images."""
+    block = np.zeros(len(labels), dtype=np.int64)
+    values = []
+    for k, scores in _scores(logits):
+        positive = labels == k
+        pairs = positive.sum() * (~positive).sum()
+        if pairs:
+            values.append(_lower(~positive, scores, block)[positive].sum() / pairs)
+    if not values:
+        raise DataError("AUROC: found images of one class only, expected two classes at least")
+    return np.array(values)
+
+
+def auroc_within_groups(logits: Logits, labels: Labels, groups: NDArray[np.int64]) -> float | None:
+    """AUROC over the pairs of images of the same group: what the group is tells nothing here.
+
+    The share of right (positive, negative) pairs, summed over groups; for more than two classes,
+    the mean over those that have such pairs.
+
+    Args:
+        logits: (N, K).
+        labels, groups: (N,).
+
+    Returns: None where no group has two classes.
+    """
+    values = []
+    for k, scores in _scores(logits):
+        positive = labels == k
+        pairs = _lower(~positive, np.zeros(len(labels)), groups)[positive].sum() * 2
+        if pairs:
+            values.append(_lower(~positive, scores, groups)[positive].sum() / pairs)
+    return float(np.mean(values)) if values else None
 
 
 def expected_calibration_error(logits: Logits, labels: Labels, *, bins: int = 15) -> float:
@@ -61,9 +101,9 @@ def expected_calibration_error(logits: Logits, labels: Labels, *, bins: int = 15
     """
     probabilities = softmax(logits.astype(np.float64), axis=1)
     confidence = probabilities.max(1)
-    right = probabilities.argmax(1) == labels
+    correct = probabilities.argmax(1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(place, weights=right - confidence, minlength=bins)
+    gap = np.bincount(place, weights=correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))
 
 
@@ -73,18 +113,18 @@ def negative_log_likelihood(logits: Logits, labels: Labels) -> float:
     return float(-log_p[np.arange(len(labels)), labels].mean())
 
 
-def classification(logits: Logits, labels: Labels, classes: list[str]) -> dict[str, object]:
-    """All figures of one model on one split, by name."""
+def classification(logits: Logits, labels: Labels, classes: list[str]) -> Quality:
+    """All figures of one model on one split."""
     decided = logits.argmax(1)
     recall = recall_score(labels, decided, average=None, labels=range(len(classes)))
-    return {
-        "auroc": auroc(logits, labels),
-        "accuracy": float(accuracy_score(labels, decided)),
-        "macro_f1": float(f1_score(labels, decided, average="macro")),
-        "ece": expected_calibration_error(logits, labels),
-        "nll": negative_log_likelihood(logits, labels),
-        "recall": {c: float(r) for c, r in zip(classes, recall, strict=True)},
-    }
+    return Quality(
+        auroc=auroc(logits, labels),
+        accuracy=float(accuracy_score(labels, decided)),
+        macro_f1=float(f1_score(labels, decided, average="macro")),
+        ece=expected_calibration_error(logits, labels),
+        nll=negative_log_likelihood(logits, labels),
+        recall={name: float(r) for name, r in zip(classes, recall, strict=True)},
+    )
 
 
 @dataclass(frozen=True)
@@ -97,68 +137,90 @@ class Paired:
     groups: NDArray[np.int64]
 
 
-class _Duel:
-    """A pair made ready for many draws of its groups."""
+def _gain(pair: Paired) -> float:
+    """Difference in AUROC."""
+    return float(np.mean(_aurocs(pair.better, pair.labels) - _aurocs(pair.worse, pair.labels)))
 
-    def __init__(self, pair: Paired) -> None:
-        codes, self._members = np.unique(pair.groups, return_inverse=True)
-        self._present = np.stack(
-            [
-                np.bincount(self._members[pair.labels == k], minlength=len(codes)) > 0
-                for k in np.unique(pair.labels)
-            ]
+
+def _aurocs_without(
+    logits: Logits, labels: Labels, members: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """AUROC of each ranking with one group left out; NaN where that leaves it no pairs.
+
+    From sums over pairs, so that many groups cost no more than few.
+
+    Args:
+        members: (N,), each image's group as a number in 0 to G - 1.
+
+    Returns: (number of rankings, G).
+    """
+    block, ones = np.zeros(len(labels), dtype=np.int64), np.ones(len(labels))
+    count = int(members.max()) + 1
+
+    def per_group(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        sums = np.bincount(members[rows], values[rows], minlength=count)
+        return sums.astype(np.float64)
+
+    rankings = []
+    for k, scores in _scores(logits):
+        positive = labels == k
+        lower = _lower(~positive, scores, block)
+        higher = positive.sum() - _lower(positive, scores, block)
+        right = (
+            lower[positive].sum()
+            - per_group(lower, positive)
+            - per_group(higher, ~positive)
+            + per_group(_lower(~positive, scores, members), positive)
         )
-        self._better = _rankings(pair.better, pair.labels)
-        self._worse = _rankings(pair.worse, pair.labels)
-
-    def draw(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """How often each group is drawn; draws that lack a class are drawn again."""
-        groups = self._present.shape[1]
-        while True:
-            draws = generator.multinomial(groups, np.full(groups, 1 / groups))
-            if (self._present & (draws > 0)).any(1).all():
-                return draws
-
-    def gain(self, draws: NDArray[np.int64] | None = None) -> float:
-        """Difference in AUROC when each group counts as often as it was drawn, or once."""
-        count = np.ones(self._present.shape[1]) if draws is None else draws.astype(np.float64)
-        weights = count[self._members]
-        pairs = zip(self._better, self._worse, strict=True)
-        return float(np.mean([a.auroc(weights) - b.auroc(weights) for a, b in pairs]))
+        pairs = (positive.sum() - per_group(ones, positive)) * (
+            (~positive).sum() - per_group(ones, ~positive)
+        )
+        rankings.append(np.where(pairs > 0, right / np.maximum(pairs, 1), np.nan))
+    return np.array(rankings)
 
 
-def mean_paired_gain(
-    pairs: Sequence[Paired], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, float]:
+def _gains_without(pair: Paired) -> dict[int, float]:
+    """The gain with each group left out, by group; NaN where that leaves one class only."""
+    groups, members = np.unique(pair.groups, return_inverse=True)
+    each = _aurocs_without(pair.better, pair.labels, members) - _aurocs_without(
+        pair.worse, pair.labels, members
+    )
+    counts = np.isfinite(each).sum(0)
+    gains = np.where(counts > 0, np.nansum(each, axis=0) / np.maximum(counts, 1), np.nan)
+    return dict(zip(groups.tolist(), gains.tolist(), strict=True))
+
+
+def mean_paired_gain(pairs: Sequence[Paired]) -> Gain:
     """Mean difference in AUROC of two models over folds and seeds, with its 95 % interval.
 
-    Whole groups are drawn with replacement (cluster bootstrap, Davison & Hinkley 1997, 3.8), the
-    same ones for both models and for all pairs on the same groups (the seeds of a fold).
+    Each group is left out once, in all pairs in which it occurs: the cluster jackknife, with
+    Student's t of G - 1 degrees of freedom (Tukey 1958; Cameron & Miller 2015, section VI). It is
+    deterministic, and covers at least 94 % of the time with 11 groups as with 44, which a cluster
+    bootstrap's percentiles do not (see tests/core/results/test_coverage.py).
 
-    Returns: gain, low, high (percentile interval).
+    Without an interval (None) where there is a single group, or where all images of a class are in
+    one group: nothing says then how groups differ.
     """
-    generator = np.random.default_rng(seed)
-    duels = [(frozenset(pair.groups.tolist()), _Duel(pair)) for pair in pairs]
-    drawn = []
-    for _ in range(resamples):
-        draws: dict[frozenset[int], NDArray[np.int64]] = {}
-        for fold, duel in duels:
-            if fold not in draws:
-                draws[fold] = duel.draw(generator)
-        drawn.append(np.mean([duel.gain(draws[fold]) for fold, duel in duels]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {
-        "gain": float(np.mean([duel.gain() for _, duel in duels])),
-        "low": float(low),
-        "high": float(high),
-    }
+    gains = [_gain(pair) for pair in pairs]
+    without = [_gains_without(pair) for pair in pairs]
+    groups = sorted(set().union(*without))
+    left = np.array(
+        [
+            [each.get(group, gain) for group in groups]
+            for gain, each in zip(gains, without, strict=True)
+        ]
+    ).mean(0)
+    gain, count = float(np.mean(gains)), len(groups)
+    if count < 2 or not np.isfinite(left).all():
+        return Gain(gain=gain, low=None, high=None)
+    deviation = float(np.sqrt((count - 1) / count * np.square(left - gain).sum()))
+    reach = float(t.ppf(0.975, count - 1)) * deviation
+    return Gain(gain=gain, low=gain - reach, high=gain + reach)
 
 
-def paired_gain(
-    better: Logits, worse: Logits, labels: Labels, groups: NDArray[np.int64], **how: Any
-) -> dict[str, float]:
-    """Difference of two models on the same images; see `mean_paired_gain`."""
-    return mean_paired_gain([Paired(better, worse, labels, groups)], **how)
+def paired_gain(better: Logits, worse: Logits, labels: Labels, groups: NDArray[np.int64]) -> Gain:
+    """Difference in AUROC of two models on the same images; see `mean_paired_gain`."""
+    return mean_paired_gain([Paired(better, worse, labels, groups)])
 
 
 def kernel_distance(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:

@@ -1,14 +1,23 @@
-"""What stages leave for people: metrics as JSON, curves as CSV, figures as PNG."""
+"""The metrics of a stage as JSON."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-Metrics = Mapping[str, Any]
+from pydantic import ValidationError
+
+from stages.core.results import schema
+from stages.core.results.schema import SCHEMA, Metrics
+from stages.core.runner.errors import DataError
+
+M = TypeVar("M", bound=Metrics)
 
 
 def _rounded(value: Any) -> Any:
+    if isinstance(value, Metrics):
+        value = value.model_dump(by_alias=True, exclude_unset=True)
     if isinstance(value, Mapping):
         return {str(k): _rounded(v) for k, v in value.items()}
     if isinstance(value, float):
@@ -19,12 +28,52 @@ def _rounded(value: Any) -> Any:
     raise TypeError(f"metrics hold numbers, text and dicts, not {type(value).__name__}")
 
 
-def write_metrics(path: Path, metrics: Metrics) -> None:
-    """Write nested metrics; floats keep seven digits. DVC does not show lists: no lists."""
+def write_metrics(path: Path, metrics: Metrics | Mapping[str, Any]) -> None:
+    """Write a stage's metrics; floats keep seven digits. DVC does not show lists: no lists.
+
+    Args:
+        path: .../STAGE/metrics.json.
+        metrics: an instance of the stage's class in `schema`, or the values for one.
+
+    Raises: ValidationError for a missing, unknown or mistyped key; ValueError for NaN.
+    """
+    kind = SCHEMA.get(path.parent.name)
+    if kind and not isinstance(metrics, Metrics):
+        metrics = kind.model_validate(metrics)
     path.write_text(json.dumps(_rounded(metrics), indent=1, allow_nan=False) + "\n")
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """What `write_metrics` wrote."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def read_metrics(path: Path, kind: type[M]) -> M:
+    """The metrics that a stage wrote. Raises: DataError where they are other code's."""
+    try:
+        return kind.model_validate_json(path.read_text())
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]
+        )
+        raise DataError(f"{path}: {problems}; run its stage again") from None
+
+
+@dataclass(frozen=True)
+class Reports:
+    """The metrics of all stages that the check stage judges."""
+
+    validate: schema.ValidateMetrics
+    teacher: schema.TeacherMetrics
+    targets: schema.TargetsMetrics
+    distill: schema.DistillMetrics
+    augment: schema.AugmentMetrics
+    refine: schema.RefineMetrics
+    export: schema.ExportMetrics
+    benchmark: schema.BenchmarkMetrics
+
+
+STAGES = tuple(field.name for field in fields(Reports))
+
+
+def read_reports(folders: Mapping[str, Path]) -> Reports:
+    """The metrics in the folders of `STAGES`. Raises: DataError."""
+    each: dict[str, Any] = {
+        name: read_metrics(folders[name] / "metrics.json", SCHEMA[name]) for name in STAGES
+    }
+    return Reports(**each)

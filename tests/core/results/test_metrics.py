@@ -1,19 +1,34 @@
+import time
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from scipy.special import softmax
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
+from scipy.stats import t as student_t
 from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.image.kid import poly_mmd
 
 from stages.core.results import metrics
+from stages.core.results.metrics import Logits, Paired
+from stages.core.results.schema import Gain
+from stages.core.runner.errors import DataError
+
+Floats = NDArray[np.floating[Any]]
 
 
-def random_logits(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def random_logits(n: int, k: int, seed: int = 0) -> tuple[Logits, NDArray[np.int64]]:
     draws = np.random.default_rng(seed)
     labels = draws.integers(k, size=n)
     logits = draws.normal(size=(n, k)) + 1.2 * np.eye(k)[labels]
     return logits.astype(np.float32), labels.astype(np.int64)
+
+
+def quarters(logits: Floats) -> Logits:
+    """Rounded so that there are ties, and that differences are exact."""
+    return (np.round(4 * logits) / 4).astype(np.float32)
 
 
 def test_auroc_of_two_classes_is_of_the_last() -> None:
@@ -38,7 +53,8 @@ def test_auroc_is_of_probabilities_with_ties_as_scikit_learn_has_it(k: int) -> N
     draws = np.random.default_rng(1)
     logits, labels = random_logits(300, k)
     # What the logits of one image have in common says nothing about its class.
-    logits = (logits + draws.normal(size=(300, 1)))[draws.integers(100, size=300)]
+    common = draws.normal(size=(300, 1)).astype(np.float32)
+    logits = (logits + common)[draws.integers(100, size=300)]
     p = softmax(logits, axis=1)
     theirs = roc_auc_score(labels, p[:, 1] if k == 2 else p, multi_class="ovr")
     assert metrics.auroc(logits, labels) == pytest.approx(theirs)
@@ -70,48 +86,153 @@ def test_kernel_distance_tells_distributions_apart() -> None:
     assert metrics.kernel_distance(x, y + 1) > 1
 
 
+def test_auroc_is_over_the_classes_that_are_present() -> None:
+    logits, labels = random_logits(300, 4)
+    rows = labels != 2
+    p = softmax(logits[rows], axis=1)
+    naive = [roc_auc_score(labels[rows] == k, p[:, k]) for k in (0, 1, 3)]
+    assert metrics.auroc(logits[rows], labels[rows]) == pytest.approx(np.mean(naive))
+    with pytest.raises(DataError, match="found images of one class only"):
+        metrics.auroc(logits[:, :2], np.ones(300, np.int64))
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_auroc_within_groups_is_of_pairs_of_one_group(k: int) -> None:
+    draws = np.random.default_rng(9)
+    logits, labels = random_logits(200, k)
+    logits = quarters(logits)
+    groups = draws.integers(0, 12, 200)
+    scores = softmax(logits.astype(np.float64), axis=1)
+    naive = []
+    for c in range(1, 2) if k == 2 else range(k):
+        right, pairs = 0.0, 0
+        for i in np.flatnonzero(labels == c):
+            for j in np.flatnonzero((labels != c) & (groups == groups[i])):
+                right += (scores[i, c] > scores[j, c]) + 0.5 * (scores[i, c] == scores[j, c])
+                pairs += 1
+        naive.append(right / pairs)
+    assert metrics.auroc_within_groups(logits, labels, groups) == pytest.approx(np.mean(naive))
+
+
+def test_knowing_only_the_group_scores_one_half_within_groups() -> None:
+    groups = np.repeat(np.arange(10), 20)
+    labels = (np.random.default_rng(0).random(200) < groups / 10).astype(np.int64)
+    logits = np.stack([np.zeros(200), groups], 1).astype(np.float32)
+    assert metrics.auroc(logits, labels) > 0.75
+    assert metrics.auroc_within_groups(logits, labels, groups) == 0.5
+    assert metrics.auroc_within_groups(logits, labels, np.arange(200)) is None
+
+
 def test_paired_gain_of_a_model_over_itself_is_zero() -> None:
     logits, labels = random_logits(120, 2)
-    groups = np.repeat(np.arange(12), 10)
-    gain = metrics.paired_gain(logits, logits, labels, groups, resamples=50)
-    assert gain == {"gain": 0.0, "low": 0.0, "high": 0.0}
+    gain = metrics.paired_gain(logits, logits, labels, np.repeat(np.arange(12), 10))
+    assert gain == Gain(gain=0.0, low=0.0, high=0.0)
+
+
+def interval(gain: Gain) -> tuple[float, float]:
+    assert gain.low is not None
+    assert gain.high is not None
+    return gain.low, gain.high
 
 
 def test_paired_gain_is_wider_for_fewer_groups() -> None:
     good, labels = random_logits(240, 2, seed=3)
     bad = good + np.random.default_rng(4).normal(0, 3, good.shape).astype(np.float32)
-    few = metrics.paired_gain(good, bad, labels, np.repeat(np.arange(4), 60), resamples=200)
-    many = metrics.paired_gain(good, bad, labels, np.arange(240), resamples=200)
-    assert few["gain"] == many["gain"] > 0
-    assert few["low"] <= few["gain"] <= few["high"]
-    assert many["low"] > 0
+    few = metrics.paired_gain(good, bad, labels, np.repeat(np.arange(4), 60))
+    many = metrics.paired_gain(good, bad, labels, np.arange(240))
+    assert few.gain == many.gain > 0
+    (low, high), (narrow_low, narrow_high) = interval(few), interval(many)
+    assert low < few.gain < high
+    assert 0 < narrow_low < narrow_high
+    assert high - low > narrow_high - narrow_low
 
 
-def test_interval_is_the_one_that_scikit_learn_gives() -> None:
-    good, labels = random_logits(200, 3, seed=6)
-    bad = good + np.random.default_rng(7).normal(0, 1, good.shape).astype(np.float32)
-    groups = np.random.default_rng(8).integers(0, 9, 200)
-    generator, naive = np.random.default_rng(0), []
-    for _ in range(30):
-        weights = generator.multinomial(9, np.full(9, 1 / 9))[groups]
-        one, other = (
-            np.mean(
-                [
-                    roc_auc_score(labels == k, softmax(x, axis=1)[:, k], sample_weight=weights)
-                    for k in range(3)
-                ]
-            )
-            for x in (good, bad)
-        )
-        naive.append(one - other)
-    found = metrics.paired_gain(good, bad, labels, groups, resamples=30)
-    assert [found["low"], found["high"]] == pytest.approx(np.quantile(naive, [0.025, 0.975]))
+def naive_gain(pair: Paired, rows: NDArray[np.int64]) -> float:
+    """Difference in AUROC on some rows, over the classes that are among them."""
+    labels = pair.labels[rows]
+    k = pair.better.shape[1]
+    classes = [1] if k == 2 else [c for c in range(k) if (labels == c).any()]
+    each = [
+        roc_auc_score(labels == c, log_softmax(pair.better[rows].astype(np.float64), axis=1)[:, c])
+        - roc_auc_score(labels == c, log_softmax(pair.worse[rows].astype(np.float64), axis=1)[:, c])
+        for c in classes
+    ]
+    return float(np.mean(each))
 
 
-def test_paired_gain_draws_groups_that_hold_one_class_only() -> None:
+def random_pair(k: int, groups: NDArray[np.int64], seed: int) -> Paired:
+    good, labels = random_logits(len(groups), k, seed)
+    noise = np.random.default_rng(seed + 1).normal(0, 1, good.shape)
+    return Paired(quarters(good), quarters(good + noise), labels, groups)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_interval_is_the_jackknife_over_folds_and_seeds(k: int) -> None:
+    """Two seeds of a fold, and a fold that shares some of its groups."""
+    draws = np.random.default_rng(8)
+    fold, other = draws.integers(0, 9, 200), draws.integers(6, 14, 150)
+    pairs = [random_pair(k, groups, seed) for seed, groups in enumerate((fold, fold, other))]
+    every = sorted({*fold.tolist(), *other.tolist()})
+    gain = np.mean([naive_gain(pair, np.arange(len(pair.labels))) for pair in pairs])
+    without = [
+        np.mean([naive_gain(pair, np.flatnonzero(pair.groups != group)) for pair in pairs])
+        for group in every
+    ]
+    count = len(every)
+    deviation = np.sqrt((count - 1) / count * sum((value - gain) ** 2 for value in without))
+    result = metrics.mean_paired_gain(pairs)
+    assert result.gain == pytest.approx(gain)
+    reach = student_t.ppf(0.975, count - 1) * deviation
+    assert interval(result) == pytest.approx((gain - reach, gain + reach))
+
+
+def test_groups_that_hold_one_class_only_have_an_interval() -> None:
     logits, labels = random_logits(60, 2, seed=5)
     order = np.argsort(labels, kind="stable")
+    worse = random_logits(60, 2, seed=6)[0]
     gain = metrics.paired_gain(
-        logits[order], logits[order] * 0.5, labels[order], np.repeat(np.arange(6), 10), resamples=50
+        logits[order], worse[order], labels[order], np.repeat(np.arange(6), 10)
     )
-    assert np.isfinite(list(gain.values())).all()
+    assert np.isfinite(interval(gain)).all()
+
+
+def test_many_classes_of_few_groups_are_done_at_once() -> None:
+    """20 classes of 4 patients each: a bootstrap's draw that holds all of them never comes."""
+    labels = np.repeat(np.arange(20), 40)
+    patients = np.repeat(np.arange(80), 10)
+    draws = np.random.default_rng(0)
+    better, worse = (
+        (draws.normal(size=(800, 20)) + strength * np.eye(20)[labels]).astype(np.float32)
+        for strength in (2, 1)
+    )
+    start = time.perf_counter()
+    gain = metrics.paired_gain(better, worse, labels, patients)
+    assert time.perf_counter() - start < 1
+    assert 0 < interval(gain)[0] < gain.gain
+
+
+def test_as_many_groups_as_images_are_done_at_once() -> None:
+    pair = random_pair(5, np.arange(20_000), 0)
+    start = time.perf_counter()
+    interval(metrics.mean_paired_gain([pair]))
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("groups", [[0] * 60, [0] * 30 + [1] * 15 + [2] * 15])
+def test_no_interval_where_nothing_says_how_groups_differ(groups: list[int]) -> None:
+    """A single group, and all images of a class in one group."""
+    logits, _ = random_logits(60, 2)
+    labels = np.repeat([1, 0], 30)
+    gain = metrics.paired_gain(logits, -logits, labels, np.array(groups))
+    assert gain.low is gain.high is None
+    assert str(gain) == f"{gain.gain:+.3f} [no interval: too few groups]"
+
+
+def test_a_class_that_is_missing_from_test_is_left_out() -> None:
+    pair = random_pair(4, np.arange(200) % 8, 3)
+    rows = np.flatnonzero(pair.labels != 2)
+    gain = metrics.paired_gain(
+        pair.better[rows], pair.worse[rows], pair.labels[rows], pair.groups[rows]
+    )
+    assert gain.gain == pytest.approx(naive_gain(pair, rows))
+    assert np.isfinite(interval(gain)).all()

@@ -1,0 +1,350 @@
+"""The metrics of every stage: what stands in its metrics.json, each key spelled here and once.
+
+A stage writes an instance of its class with `report.write_metrics`; whoever wants the figures reads
+them back as one with `report.read_metrics`. An optional field that is left out is not written; one
+that is None is null.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Model = Literal["teacher", "student"]
+Engine = Literal["torch", "ort"]
+# Whole numbers stay whole, so that a count is written as one.
+Number = int | float
+
+
+class Metrics(BaseModel):
+    """Base of all classes here: a wrong or missing key is an error, and so is a wrong type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class Quality(Metrics):
+    """One model on one split.
+
+    Attributes:
+        auroc, accuracy, macro_f1, recall: 0 to 1; `recall` by class, in the order of the logits.
+        ece: expected calibration error, 0 to 1.
+        nll: mean cross-entropy in nats.
+    """
+
+    auroc: float
+    accuracy: float
+    macro_f1: float
+    ece: float
+    nll: float
+    recall: dict[str, float]
+
+
+class Gain(Metrics):
+    """Difference in AUROC of two models on the same images.
+
+    Attributes:
+        low, high: ends of the 95 % interval; None where there are too few groups for one.
+    """
+
+    gain: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.gain:+.3f} [no interval: too few groups]"
+        return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+class Auroc(Metrics):
+    """AUROC of one model on the validation split."""
+
+    auroc: float
+
+
+class IngestMetrics(Metrics):
+    """Counts of the built-in images: in all, by class and by domain."""
+
+    images: int
+    groups: int
+    classes: dict[str, int]
+    domains: dict[str, int]
+
+
+class Duplicates(Metrics):
+    """Pairs of images that are the same or nearly so.
+
+    Attributes:
+        across_groups, contradicting: pairs of two groups, and of two labels, among all of them.
+    """
+
+    identical: int
+    near: int
+    across_groups: int
+    contradicting: int
+
+
+class Leaks(Metrics):
+    """What was done about near duplicates that would stand in two splits.
+
+    Attributes:
+        groups_joined: groups that became part of another.
+        left_out: images.
+        leaking: images that leak all the same, where the split is the user's own.
+    """
+
+    groups_joined: int
+    left_out: int
+    leaking: int
+
+
+class SplitCounts(Metrics):
+    """Groups and images of a split; images by class, too."""
+
+    groups: int
+    images: int
+    classes: dict[str, int]
+
+
+class ValidateMetrics(Metrics):
+    """What the images are, and how they are split.
+
+    Attributes:
+        bit_depth: of the grey values in the image files.
+        groups: different groups; an image without one is a group of its own.
+        groups_given: whether the images came with groups.
+        expectations: how many the images fulfil.
+        bad_images: images that were left out.
+        other_files: files that are no images.
+        split_tears_groups: whether a group stands in two splits.
+        unlabelled: images of a target domain, without their labels.
+        drift: stability index of each column against the accepted data; empty where there is none.
+        splits: train, val and test.
+    """
+
+    images: int
+    layout: str
+    channels: int
+    image_px: int
+    bit_depth: int = 8
+    groups: int
+    groups_given: bool = False
+    expectations: int
+    bad_images: int
+    other_files: int
+    duplicates: Duplicates
+    leaks: Leaks
+    split_method: str
+    split_tears_groups: bool
+    unlabelled: int
+    drift: dict[str, float]
+    splits: dict[str, SplitCounts]
+
+
+class TeacherMetrics(Metrics):
+    """The teacher, before and after fine-tuning, on the test split.
+
+    Attributes:
+        backbone: names, joined where there are several members.
+        macs: multiply-accumulates per image.
+        source_only: fine-tuned, before it is adapted to a target domain.
+    """
+
+    backbone: str
+    members: int
+    parameters: int
+    macs: int
+    probe: Quality
+    finetuned: Quality
+    source_only: Quality | None = None
+    adaptation_gain: Gain | None = None
+    finetuning_gain: Gain
+    validation: Auroc
+
+
+class TargetsMetrics(Metrics):
+    """The teacher on labelled images that students learn from.
+
+    Attributes:
+        view_auroc, plain_auroc: on the first view, and on the images as they are.
+    """
+
+    views: int
+    view_auroc: float
+    plain_auroc: float
+
+
+class Spread(Metrics):
+    """Mean AUROC over the seeds, and its standard deviation where there are several."""
+
+    mean: float
+    deviation: float | None = None
+
+
+class Seeds(Metrics):
+    """Students and controls over all seeds."""
+
+    count: int
+    student: Spread
+    control: Spread
+
+
+class DistillMetrics(Metrics):
+    """The student and its control on the test split.
+
+    Attributes:
+        macs: multiply-accumulates per image.
+        student, control: of the first seed, the one that ships.
+        gain_over_control: mean over the seeds.
+        validation: by model and seed: `student`, `control`, `student 1` and so on.
+        retention: the student's AUROC over the teacher's.
+    """
+
+    backbone: str
+    parameters: int
+    macs: int
+    student: Quality
+    control: Quality
+    seeds: Seeds
+    gain_over_control: Gain
+    gain_over_teacher: Gain
+    validation: dict[str, Auroc]
+    retention: float
+
+
+class AugmentMetrics(Metrics):
+    """The synthetic images.
+
+    Attributes:
+        label: name of their class; `class` in the file.
+        kept_share: images that the teacher's filter kept, of those asked for.
+        teacher_agrees: share of all generated images that the teacher puts into the class.
+        kid, kid_real: kernel distance of the synthetic images, and of real training images, to
+            real images that the generator has not seen.
+    """
+
+    label: str = Field(alias="class")
+    images: int
+    kept_share: float
+    teacher_agrees: float
+    kid: float
+    kid_real: float
+
+
+class ValidationAuroc(Metrics):
+    """AUROC on validation: as distilled, refined on real images, and on synthetic ones too."""
+
+    distilled: float
+    real: float
+    synthetic: float
+
+
+class RefineMetrics(Metrics):
+    """What refinement gives, on the test split but for `val_auroc`.
+
+    Attributes:
+        accepted: whether the synthetic images helped on validation.
+        winner: what goes on.
+    """
+
+    accepted: bool
+    winner: Literal["synthetic", "distilled"]
+    val_auroc: ValidationAuroc
+    distilled: Quality
+    real: Quality
+    synthetic: Quality
+    gain_over_real: Gain
+
+
+class Parity(Metrics):
+    """The ONNX file against PyTorch: largest difference of a probability, decisions that differ."""
+
+    images: int
+    max_abs: float
+    decisions_changed: int
+
+
+class ExportMetrics(Metrics):
+    """The ONNX file on the test split.
+
+    Attributes:
+        bytes: the file's size.
+        uncalibrated, calibrated: PyTorch, before and after the temperature.
+        auroc: of the file itself.
+    """
+
+    temperature: float
+    bytes: int
+    parity: Parity
+    uncalibrated: Quality
+    calibrated: Quality
+    auroc: float
+
+
+class Latency(Metrics):
+    """One model, engine, provider and batch size.
+
+    Attributes:
+        calls: how many were timed.
+        p50_ms, p90_ms, p99_ms: percentiles of a call's time.
+        images_per_s: from the median.
+        unavailable: why nothing was timed; then the rest is left out.
+    """
+
+    model: Model
+    engine: Engine
+    provider: Literal["cpu", "cuda"]
+    precision: str
+    batch: int
+    calls: int | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    images_per_s: float | None = None
+    unavailable: str | None = None
+
+
+class BenchmarkMetrics(Metrics):
+    """How fast the models are.
+
+    Attributes:
+        device: the GPU's name where there is one, and the CPU's.
+        speed_up: ratios of medians, by `FAST_over_SLOW_bBATCH`.
+        bytes: size of each model's ONNX file.
+        rows: by `MODEL_ENGINE_PROVIDER_bBATCH`.
+    """
+
+    threads: int
+    device: str
+    speed_up: dict[str, float]
+    bytes: dict[str, int]
+    rows: dict[str, Latency]
+
+
+class Gate(Metrics):
+    """One condition for a release; `margin` is what there is to spare, negative where it failed."""
+
+    value: Number
+    limit: Number
+    margin: Number
+    passed: bool
+
+
+class CheckMetrics(Metrics):
+    """Every gate by name, and whether all of them passed."""
+
+    passed: bool
+    gates: dict[str, Gate]
+
+
+SCHEMA: dict[str, type[Metrics]] = {
+    "ingest": IngestMetrics,
+    "validate": ValidateMetrics,
+    "teacher": TeacherMetrics,
+    "targets": TargetsMetrics,
+    "distill": DistillMetrics,
+    "augment": AugmentMetrics,
+    "refine": RefineMetrics,
+    "export": ExportMetrics,
+    "benchmark": BenchmarkMetrics,
+    "check": CheckMetrics,
+}

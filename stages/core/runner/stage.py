@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -161,11 +162,31 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+# linux/fcntl.h and linux/fs.h
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap the names of two files or folders of a file system, at once where that can be had.
+
+    Where the file system or the C library cannot, `one` is missing for a moment.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = os.fsencode(one), os.fsencode(other)
+    if renameat2 and not renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
+        return
+    aside = other.with_name(f"{other.name}.aside")
+    one.replace(aside)
+    other.replace(one)
+    aside.replace(other)
+
+
 @contextlib.contextmanager
 def staged(paths: P) -> Iterator[P]:
     """Yield `paths` with every output under a temporary name beside its place.
 
-    They are moved into place on success, so an output that exists is complete.
+    They are moved into place on success, so an output that exists is complete; one that was there
+    before stands until then.
     """
     fields = {f.name: f for f in dataclasses.fields(paths)}
     final = {name: getattr(paths, name) for name in paths.outputs()}
@@ -176,8 +197,11 @@ def staged(paths: P) -> Iterator[P]:
 
     def place(names: list[str]) -> None:
         for name in names:
-            if partial[name].exists() and partial[name] != final[name]:
-                remove(final[name])
+            if not partial[name].exists() or partial[name] == final[name]:
+                continue
+            if os.path.lexists(final[name]):
+                exchange(final[name], partial[name])
+            else:
                 partial[name].replace(final[name])
 
     for path in partial.values():

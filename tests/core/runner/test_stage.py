@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,38 @@ def test_a_failure_leaves_only_the_report(workspace: Path) -> None:
 class Curved(stage.Paths):
     result: Path = stage.writes()
     curve: Path = stage.writes(live=True)
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_an_output_is_swapped_for_a_better_one(
+    workspace: Path, atomic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system has it, at once: a reader never finds the folder missing or in part."""
+    if not atomic:
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace())
+    looks, end = [0, 0], threading.Event()
+
+    def watch() -> None:
+        while not end.is_set():
+            looks[(workspace / "result" / "x").exists()] += 1
+
+    execute(workspace, write_both)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(100):
+        paths = Paths(data=workspace / "data", result=workspace / "result", page=workspace / "page")
+        with stage.staged(paths) as partial:
+            write_both(partial)
+            (partial.result / "number").write_text(str(number))
+    end.set()
+    watcher.join()
+    assert (workspace / "result" / "number").read_text() == "99"
+    assert sorted(p.name for p in workspace.iterdir()) == [
+        "data", "page", "params.yaml", "result",
+    ]  # fmt: skip
+    assert looks[1]
+    if atomic:
+        assert not looks[0]
 
 
 def test_what_is_live_is_seen_while_the_stage_runs(tmp_path: Path) -> None:

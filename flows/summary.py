@@ -1,82 +1,119 @@
 """The end of a run: a short table of results, and where everything lies."""
 
-import json
+import shlex
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows import ROOT
 from stages.core.intake.sources import EXTENSIONS
+from stages.core.results.report import read_metrics
+from stages.core.results.schema import (
+    BenchmarkMetrics,
+    CheckMetrics,
+    DistillMetrics,
+    ExportMetrics,
+    RefineMetrics,
+    TeacherMetrics,
+    ValidateMetrics,
+)
 from stages.core.runner.params import load_yaml
 
 
-def _gain(gain: dict[str, float]) -> str:
-    return f"{gain['gain']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
+    """Name, value and comparison of the results of some stages.
+
+    Args:
+        reports: the folder of all stages' reports.
+        stages: those that are up to date, with all that they need.
+
+    Raises: DataError where a stage's metrics are other code's.
+    """
+    lines = []
+    if "validate" in stages:
+        validate = read_metrics(reports / "validate" / "metrics.json", ValidateMetrics)
+        splits = (f"{name} {split.images:,}" for name, split in validate.splits.items())
+        lines.append(("images", f"{validate.images:,}", ", ".join(splits)))
+    if "teacher" in stages:
+        teacher = read_metrics(reports / "teacher" / "metrics.json", TeacherMetrics)
+        probe = f"linear probe {teacher.probe.auroc:.3f}"
+        lines.append(("teacher, fine-tuned: AUROC", f"{teacher.finetuned.auroc:.3f}", probe))
+    if "distill" in stages:
+        distill = read_metrics(reports / "distill" / "metrics.json", DistillMetrics)
+        control = f"without teacher {distill.control.auroc:.3f}, gain {distill.gain_over_control}"
+        lines += [
+            ("student: AUROC", f"{distill.student.auroc:.3f}", control),
+            ("student: parameters", f"{distill.parameters:,}", f"teacher {teacher.parameters:,}"),
+        ]
+    if "refine" in stages:
+        refine = read_metrics(reports / "refine" / "metrics.json", RefineMetrics)
+        validation = refine.val_auroc
+        lines.append(
+            (
+                "synthetic images",
+                "accepted" if refine.accepted else "left out",
+                f"validation {validation.synthetic:.3f}, real alone {validation.real:.3f}",
+            )
+        )
+    if "export" in stages:
+        export = read_metrics(reports / "export" / "metrics.json", ExportMetrics)
+        size = f"{export.auroc:.3f}, {export.bytes / 1e6:.2f} MB"
+        lines.append(("shipped model: AUROC, size", size, ""))
+    if "benchmark" in stages:
+        benchmark = read_metrics(reports / "benchmark" / "metrics.json", BenchmarkMetrics)
+        lines[-1] = (*lines[-1][:2], f"teacher {benchmark.bytes['teacher'] / 1e6:.1f} MB")
+        torch, ort, student = (
+            benchmark.rows[f"{model}_cpu_b1"].p50_ms
+            for model in ("teacher_torch", "teacher_ort", "student_ort")
+        )
+        lines.append(
+            (
+                "an image on CPU, median",
+                f"{student:.2f} ms",
+                f"teacher in PyTorch {torch:.1f} ms, in ONNX Runtime {ort:.1f} ms",
+            )
+        )
+    if "check" in stages:
+        check = read_metrics(reports / "check" / "metrics.json", CheckMetrics)
+        passed = sum(gate.passed for gate in check.gates.values())
+        lines.append(("gates", f"{passed} of {len(check.gates)} passed", ""))
+    return lines
 
 
-def rows(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """What, how much and compared with what; from every stage's metrics by its name."""
-    teacher, distill, export = metrics["teacher"], metrics["distill"], metrics["export"]
-    refine, benchmark, check = metrics["refine"], metrics["benchmark"], metrics["check"]
-    fast = benchmark["rows"]["student_ort_cpu_b1"]["p50_ms"]
-    passed = sum(gate["passed"] for gate in check["gates"].values())
-    return [
-        (
-            "teacher, fine-tuned: AUROC",
-            f"{teacher['finetuned']['auroc']:.3f}",
-            f"linear probe {teacher['probe']['auroc']:.3f}",
-        ),
-        (
-            "student: AUROC",
-            f"{distill['student']['auroc']:.3f}",
-            f"without teacher {distill['control']['auroc']:.3f}, "
-            f"gain {_gain(distill['gain_over_control'])}",
-        ),
-        (
-            "student: parameters",
-            f"{distill['parameters']:,}",
-            f"teacher {teacher['parameters']:,}",
-        ),
-        (
-            "synthetic images",
-            "accepted" if refine["accepted"] else "left out",
-            f"validation {refine['val_auroc']['synthetic']:.3f}, "
-            f"real alone {refine['val_auroc']['real']:.3f}",
-        ),
-        (
-            "shipped model: AUROC, size",
-            f"{export['auroc']:.3f}, {export['bytes'] / 1e6:.2f} MB",
-            f"teacher {benchmark['bytes']['teacher'] / 1e6:.1f} MB",
-        ),
-        (
-            "an image on CPU, median",
-            f"{fast:.2f} ms",
-            f"teacher in PyTorch {benchmark['rows']['teacher_torch_cpu_b1']['p50_ms']:.1f} ms, "
-            f"in ONNX Runtime {benchmark['rows']['teacher_ort_cpu_b1']['p50_ms']:.1f} ms",
-        ),
-        ("gates", f"{passed} of {len(check['gates'])} passed", ""),
-    ]
-
-
-def show(root: Path, message: str) -> None:
-    """Print the results of the workspace `root`."""
+def show(root: Path, stages: Collection[str], message: str) -> None:
+    """Print the results of a run in the workspace `root`: those of its stages, and no others."""
     console = Console(highlight=False)
-    console.print(message, style="green")
-    reports = root / "data" / "reports"
-    metrics = {p.parent.name: json.loads(p.read_text()) for p in reports.glob("*/metrics.json")}
-    if "check" not in metrics:
-        return
+    console.print(message, style="green", markup=False)
     table = Table("", "", "compared with", show_edge=False, box=None, pad_edge=False)
-    for row in rows(metrics):
-        table.add_row(*row)
-    console.print(table)
-    here = root.relative_to(ROOT) if root != ROOT else Path()
-    release = here / "data" / "release"
-    folder = root / load_yaml(root / "params.yaml")["data"]["dir"]
-    images = (p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-    example = next((p.relative_to(ROOT) for p in images), Path("IMAGE"))
-    console.print(f"report   {here / 'data' / 'reports' / 'index.html'}", soft_wrap=True)
-    console.print(f"model    {release / 'model.onnx'}", soft_wrap=True)
-    console.print(f"try it   .venv/bin/python {release / 'predict.py'} {example}", soft_wrap=True)
+    for row in rows(root / "data" / "reports", stages):
+        table.add_row(*map(Text, row))
+    if table.row_count:
+        console.print(table)
+    reports, release = root / "data" / "reports", root / "data" / "release"
+    if "check" in stages:
+        example = _example(root / load_yaml(root / "params.yaml")["data"]["dir"])
+        lines = [
+            f"report   {_shown(reports / 'index.html')}",
+            f"model    {_shown(release / 'model.onnx')}",
+            f"try it   .venv/bin/python {_shown(release / 'predict.py')} {example}",
+        ]
+    elif "validate" in stages:
+        lines = [f"pictures {_shown(reports / 'validate')}"]
+    else:
+        lines = []
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _shown(path: Path) -> str:
+    """A path as it is typed in the project's folder."""
+    return shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+
+
+def _example(folder: Path) -> str:
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    first = next(images, None)
+    return "IMAGE" if first is None else _shown(first)

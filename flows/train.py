@@ -81,7 +81,9 @@ def train(options: Options = DEFAULTS) -> State[Any]:
     if bad:
         return Failed(message="\n".join(f"{name}: {state.message}" for name, state in bad.items()))
     cached = sum(state.name == "Cached" for state in states.values())
-    return Completed(message=f"stages run: {len(states) - cached}, up to date: {cached}")
+    return Completed(
+        message=f"stages run: {len(states) - cached}, up to date: {cached}", data=list(states)
+    )
 
 
 def prepared(overlay: str | None) -> Path:
@@ -151,7 +153,8 @@ def main() -> None:
         sys.exit("ended; the next run goes on from the last checkpoint")
     if not state.is_completed():
         sys.exit(str(state.message))
-    summary.show(root, str(state.message))
+    stages: Any = state.result()
+    summary.show(root, stages, str(state.message))
 
 
 if __name__ == "__main__":

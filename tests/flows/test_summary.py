@@ -1,0 +1,72 @@
+"""The table at the end of a run: what this run made, and nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows import summary
+from stages.core.results.report import STAGES
+from tests.conftest import ROOT
+from tests.helpers.tiny import TRAIN, make
+from tests.stages.test_check import change
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A project with the committed figures of somebody else's run."""
+    for stage in (*STAGES, "check"):
+        folder = tmp_path / "data" / "reports" / stage
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "data" / "reports" / stage / "metrics.json", folder)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def test_only_the_stages_of_this_run_are_shown(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(clone / "data/reports/validate/metrics.json", "images", 321)
+    summary.show(clone, ["validate"], "stages run: 1, up to date: 0")
+    text = capsys.readouterr().out
+    assert "stages run: 1" in text
+    assert "321" in text
+    for word in ("AUROC", "gates", "report ", "model", "try it", "0.908"):
+        assert word not in text
+
+
+@pytest.mark.parametrize("count", range(len(STAGES) + 2))
+def test_each_target_has_a_table(clone: Path, count: int) -> None:
+    """Also where a stage in the middle is the target."""
+    order = ["validate", "teacher", "targets", "distill", "augment", "refine", "export"]
+    stages = [*order, "benchmark", "check"][:count]
+    rows = summary.rows(clone / "data" / "reports", stages)
+    assert len(rows) == sum((1, 1, 0, 2, 0, 1, 1, 1, 1)[:count])
+
+
+def test_a_gain_without_an_interval_says_so(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gain = {"gain": 0.1, "low": None, "high": None}
+    change(clone / "data/reports/distill/metrics.json", "gain_over_control", gain)
+    summary.show(clone, ["validate", "teacher", "distill"], "")
+    assert "gain +0.100 [no interval: too few groups]" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_example_can_be_typed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = clone / "data" / "elpv" / "my images (2)"
+    images.mkdir(parents=True)
+    shutil.copy(ROOT / "data/reports/teacher/curves.png", images / "1.png")
+    summary.show(clone, [*STAGES, "check"], "")
+    assert capsys.readouterr().out.rstrip().endswith("my images (2)/1.png'")
+
+
+@pytest.mark.slow
+def test_a_run_up_to_validate_ends_with_its_own_figures(tmp_path: Path) -> None:
+    for made in make(tmp_path):
+        reports = made.root / "data" / "reports"
+        shutil.copytree(ROOT / "data" / "reports", reports, dirs_exist_ok=True)
+        output = made.run([*TRAIN, "--target", "validate"])
+        assert f"images  {made.metrics('validate')['images']}" in output
+        assert "AUROC" not in output
+        assert "passed" not in output.splitlines()[-5:]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import networkx as nx
+from dvc.dependency import ParamsDependency
 from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -143,6 +144,24 @@ class Graph:
         self._repo._reset()
         with self._repo.lock:
             return not any(stage.changed() for stage in self._repo.stage.collect(name))
+
+    def sources(self) -> dict[str, str]:
+        """DVC's md5 of all that the stages read and none of them makes, by its path.
+
+        Tracked data is among them; a path is relative to the workspace.
+        """
+        names = {node.name for node in self.nodes}
+        stages = [stage for stage in self._repo.index.stages if stage.addressing in names]
+        outputs = {out.fs_path for stage in stages if stage.cmd for out in stage.outs}
+        read = [d for stage in stages for d in stage.deps if not isinstance(d, ParamsDependency)]
+        read += [out for stage in stages if not stage.cmd for out in stage.outs]
+        with self._repo.lock:
+            return {
+                Path(each.fs_path).relative_to(self.root).as_posix(): each.get_hash().value
+                for each in read
+                if not any(Path(each.fs_path).is_relative_to(out) for out in outputs)
+                and not any(Path(out).is_relative_to(each.fs_path) for out in outputs)
+            }
 
     def reproduce(
         self,

@@ -1,8 +1,8 @@
 """A study: many runs of the graph with other params, and the tables that come of them."""
 
 import itertools
-import json
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,20 @@ from pydantic import Field
 from flows.graph import Graph
 from flows.ui import flatten
 from stages.core.results import predictions
+from stages.core.results.escape import markdown_cell
 from stages.core.results.metrics import Paired, mean_paired_gain
+from stages.core.results.report import read_metrics
+from stages.core.results.schema import SCHEMA, Gain
 from stages.core.runner.params import Section, load_yaml, parse_section
 
 RESULTS = Path("data/reports/studies")
 # Columns of the table of rows that are no metrics.
 TRIAL, PARAMS, COMMIT, STATE, MESSAGE = "trial", "params", "commit", "state", "message"
+# Rows that were run before these were recorded have none.
+DATA, CODE, DEVICE = "data", "code", "device"
+TEXTS = (TRIAL, "name", PARAMS, DATA, CODE, COMMIT, DEVICE, STATE, MESSAGE)
+# More trials than these are counted, not named.
+MOST_NAMES = 6
 
 
 class Study(Section):
@@ -27,13 +35,14 @@ class Study(Section):
 
     Attributes:
         question: what the study is to answer.
+        answer: what came of it.
         target: the last stage of each trial.
         base: a params overlay for all trials.
         trials: a params overlay by name.
         grid: dotted key of params.yaml to its values; every trial is run with all combinations.
         show: heading to dotted metric (STAGE.KEY): the columns of the summary.
         models: name to the metrics of one model (STAGE.MODEL), in which the keys of `show` are then
-            looked up: the summary has a line for each. Without, a line a trial.
+            looked up: the summary has a line for each. Without, a line per trial.
         gains: heading to two models, the better one and what it is held against. A model is a name
             in the predictions of the stages, of the same trial, or of another one as TRIAL/NAME.
         front: headings of `show`, the higher the better: the summary says which trials are on the
@@ -41,6 +50,7 @@ class Study(Section):
     """
 
     question: str
+    answer: str = Field(default="")
     target: str = "distill"
     base: dict[str, Any] = Field(default={})
     trials: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -49,6 +59,15 @@ class Study(Section):
     models: dict[str, str] = Field(default={})
     gains: dict[str, list[str]] = Field(default={})
     front: list[str] = Field(default=[])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """md5 of all that a trial's row depends on: params, data, and code."""
+
+    params: str
+    data: str
+    code: str
 
 
 @dataclass(frozen=True)
@@ -68,19 +87,19 @@ class Trial:
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
     *parents, last = key.split(".")
-    made = {last: value}
+    nested = {last: value}
     for parent in reversed(parents):
-        made = {parent: made}
-    return made
+        nested = {parent: nested}
+    return nested
 
 
 def _merged(*overlays: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for overlay in overlays:
         for key, value in overlay.items():
-            both = isinstance(value, dict) and isinstance(made.get(key), dict)
-            made[key] = _merged(made[key], value) if both else value
-    return made
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def trials(study: Study) -> list[Trial]:
@@ -109,32 +128,40 @@ class Results:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """One row a trial: what was run, how it ended, its place on the grid, all metrics."""
+        """One row per trial: what was run, how it ended, its place on the grid, all metrics."""
         if not self._rows.exists():
-            return pd.DataFrame(columns=[TRIAL, "name", PARAMS, COMMIT, STATE, MESSAGE])
-        return pd.read_csv(self._rows, keep_default_na=False, na_values=[""])
+            return pd.DataFrame(columns=list(TEXTS))
+        kinds = dict.fromkeys(TEXTS, str)
+        rows = pd.read_csv(self._rows, keep_default_na=False, na_values=[""], dtype=kinds)
+        texts = rows.reindex(columns=list(TEXTS)).fillna("")
+        return pd.concat([texts, rows.drop(columns=list(TEXTS), errors="ignore")], axis=1)
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """One row a trial, model and test image: see `core/predictions.py`; logits as float16."""
+        """One row per trial and test image, as `predictions.write` has it; logits as float16."""
         return pd.read_parquet(self._predictions) if self._predictions.exists() else pd.DataFrame()
 
-    def is_done(self, trial: Trial, params: str) -> bool:
-        """Whether this trial has ended well with these params."""
+    def is_done(self, trial: Trial, inputs: Inputs) -> bool:
+        """Whether this trial has ended well with these params and data.
+
+        Other code does not make it undone: the summary names such rows, and deleting them has them
+        run again. Neither does a row that does not tell its data.
+        """
         rows = self.rows
-        same = (rows[TRIAL] == trial.label) & (rows[PARAMS] == params)
+        same = (rows[TRIAL] == trial.label) & (rows[PARAMS] == inputs.params)
+        same &= rows[DATA].isin([inputs.data, ""])
         return bool((rows.loc[same, STATE] == "done").any())
 
-    def add(self, trial: Trial, row: dict[str, Any], found: pd.DataFrame | None) -> None:
+    def add(self, trial: Trial, row: dict[str, Any], logits: pd.DataFrame | None) -> None:
         """Write a trial's row in place of an older one of the same trial."""
         self._rows.parent.mkdir(parents=True, exist_ok=True)
         # The predictions first: the row stands for both.
-        if found is not None:
+        if logits is not None:
             old = self.predictions
-            kept = old[old[TRIAL] != trial.label] if len(old) else old
-            new = found.assign(**{TRIAL: trial.label})
+            others = old[old[TRIAL] != trial.label] if len(old) else old
+            new = logits.assign(**{TRIAL: trial.label})
             floats = new.select_dtypes("float64").columns
-            everything = pd.concat([kept, new.astype(dict.fromkeys(floats, "float16"))])
+            everything = pd.concat([others, new.astype(dict.fromkeys(floats, "float16"))])
             _replace(self._predictions, lambda path: everything.to_parquet(path, index=False))
         rows = self.rows
         new = pd.DataFrame([{TRIAL: trial.label, "name": trial.name, **trial.place, **row}])
@@ -142,7 +169,7 @@ class Results:
         _replace(self._rows, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".partial.{path.name}")
     write(partial)
     partial.replace(path)
@@ -152,11 +179,15 @@ def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:
     """Metrics and predictions of all stages of a graph that has been run.
 
     Returns: metrics as STAGE.KEY, and one table with the models of all stages, or None.
+
+    Raises: DataError for metrics of other code.
     """
     metrics: dict[str, Any] = {}
     tables = []
     for file in (file for node in graph.nodes for file in node.metrics):
-        metrics |= flatten(json.loads(file.read_text()), f"{file.parent.name}.")
+        stage = file.parent.name
+        content = read_metrics(file, SCHEMA[stage])
+        metrics |= flatten(content.model_dump(by_alias=True, exclude_unset=True), f"{stage}.")
         if (beside := file.with_name("predictions.csv")).exists():
             tables.append(pd.read_csv(beside))
     if not tables:
@@ -168,52 +199,101 @@ def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:
     return metrics, merged
 
 
+class Figures:
+    """What the rows of a study say, trial by trial.
+
+    Attributes:
+        done, failed: rows of the study's trials, by how they ended.
+    """
+
+    def __init__(self, study: Study, results: Results) -> None:
+        self._study = study
+        rows = results.rows
+        rows = rows[rows[TRIAL].isin([trial.label for trial in trials(study)])]
+        self.failed = rows[rows[STATE] != "done"]
+        self.done = rows[rows[STATE] == "done"].copy()
+        places = [tuple(str(row.get(k)) for k in study.grid) for _, row in self.done.iterrows()]
+        self.done["_place"] = places
+        self._row_at = self.done.set_index(["name", "_place"], drop=False).sort_index()
+        self._predictions = results.predictions
+
+    def mean(self, trial: str, metric: str) -> str:
+        """Mean and deviation of a metric over the grid; a dash where it was not measured.
+
+        Args:
+            metric: STAGE.KEY.
+        """
+        rows = self.done[self.done["name"] == trial]
+        if metric not in rows or rows[metric].isna().all():
+            return "-"
+        numbers = rows[metric].astype(float)
+        if numbers.nunique() == 1:
+            return f"{numbers.iloc[0]:,.3f}" if numbers.iloc[0] % 1 else f"{numbers.iloc[0]:,.0f}"
+        return f"{numbers.mean():.3f} ± {numbers.std():.3f}"
+
+    def gain(self, trial: str, heading: str) -> Gain | None:
+        """Mean paired gain of one model over another, over seeds and the places on the grid.
+
+        Returns: None where a model stands against itself, where one of the two was not run, and
+            where they were tested on different images.
+        """
+        models, rows = self._models(trial, heading), self._rows_of_pairs(trial, heading)
+        if models[0] == models[1] or not rows:
+            return None
+        pairs = []
+        for both in rows:
+            tables = [
+                self._predictions[self._predictions[TRIAL] == row[TRIAL]].dropna(axis=1)
+                for row in both
+            ]
+            left, right = (
+                predictions.of_all_seeds(table, model.split("/")[1])
+                for table, model in zip(tables, models, strict=True)
+            )
+            if tables[0]["file_name"].tolist() != tables[1]["file_name"].tolist():
+                return None
+            labels, groups = (tables[0][c].to_numpy(np.int64) for c in ("label", "group"))
+            # A single teacher stands against students of all seeds.
+            count = max(len(left), len(right))
+            seeds = zip(*(x * (count // len(x)) for x in (left, right)), strict=True)
+            pairs += [Paired(one, other, labels, groups) for one, other in seeds]
+        return mean_paired_gain(pairs)
+
+    def differences(self, trial: str, heading: str) -> set[str]:
+        """In what the two rows of a gain's pairs differ beside the trial: code, device.
+
+        Where the code is not recorded, another commit counts as other code.
+        """
+        different = set()
+        for one, other in self._rows_of_pairs(trial, heading):
+            if one[DEVICE] != other[DEVICE]:
+                different.add(DEVICE)
+            codes = [row[CODE] or f"commit {row[COMMIT]}" for row in (one, other)]
+            if codes[0] != codes[1]:
+                different.add(CODE)
+        return different
+
+    def _models(self, trial: str, heading: str) -> list[str]:
+        return [m if "/" in m else f"{trial}/{m}" for m in self._study.gains[heading]]
+
+    def _rows_of_pairs(self, trial: str, heading: str) -> list[tuple[Any, Any]]:
+        """The two rows of each place on the grid; none where one of them is missing."""
+        names = [model.split("/")[0] for model in self._models(trial, heading)]
+        pairs = []
+        for place in self.done.loc[self.done["name"] == trial, "_place"]:
+            if any((name, place) not in self._row_at.index for name in names):
+                return []
+            one, other = (self._row_at.loc[[(name, place)]].iloc[0] for name in names)
+            pairs.append((one, other))
+        return pairs
+
+
 def _markdown(rows: list[dict[str, str]]) -> list[str]:
     if not rows:
         return []
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     head, *rest = ["| " + " | ".join(cells) + " |" for cells in lines]
     return [head, "|" + "---|" * len(rows[0]), *rest]
-
-
-def _shown(rows: pd.DataFrame, metric: str) -> str:
-    """Mean and deviation of a metric, a dash where it was not measured."""
-    if metric not in rows:
-        return "-"
-    numbers = rows[metric].astype(float)
-    if numbers.nunique() == 1:
-        return f"{numbers.iloc[0]:,.3f}" if numbers.iloc[0] % 1 else f"{numbers.iloc[0]:,.0f}"
-    return f"{numbers.mean():.3f} ± {numbers.std():.3f}"
-
-
-def _gain(results: pd.DataFrame, rows: pd.DataFrame, name: str, models: list[str]) -> str:
-    """Mean paired gain of one model over another, over seeds and the places where both ended."""
-    better, worse = (m if "/" in m else f"{name}/{m}" for m in models)
-    if better == worse:
-        return "-"
-    pairs = []
-    trial_at = rows.set_index(["name", "_place"])[TRIAL]
-    for place in rows.loc[rows["name"] == name, "_place"]:
-        tables = []
-        for model in (better, worse):
-            key = (model.split("/")[0], place)
-            if key not in trial_at.index:
-                return "-"
-            tables.append(results[results[TRIAL] == trial_at[key]].dropna(axis=1))
-        left, right = (
-            predictions.of_all_seeds(t, model.split("/")[1])
-            for t, model in zip(tables, (better, worse), strict=True)
-        )
-        if tables[0]["file_name"].tolist() != tables[1]["file_name"].tolist():
-            # Tested on other images: nothing to pair.
-            return "-"
-        labels, groups = (tables[0][c].to_numpy(np.int64) for c in ("label", "group"))
-        # A single teacher stands against students of all seeds.
-        count = max(len(left), len(right))
-        seeds = zip(*(x * (count // len(x)) for x in (left, right)), strict=True)
-        pairs += [Paired(one, other, labels, groups) for one, other in seeds]
-    found = mean_paired_gain(pairs)
-    return f"{found['gain']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
 def _front(study: Study, done: pd.DataFrame) -> set[str]:
@@ -232,46 +312,79 @@ def _front(study: Study, done: pd.DataFrame) -> set[str]:
     return set(means.index[~np.array(beaten, dtype=bool)])
 
 
-def summary(study: Study, results: Results, planned: dict[str, str]) -> str:
+def summary(study: Study, results: Results, planned: Mapping[str, Inputs] | None = None) -> str:
     """The study's table as Markdown: mean and deviation over the grid, paired gains, 95 %.
 
     Args:
-        planned: md5 of the params, by trial; rows that were run with others are told.
+        planned: what each trial depends on now, by its label; rows that were run with something
+            else are named. Without, nothing is said about that.
     """
-    rows = results.rows
-    rows = rows[rows[TRIAL].isin(list(planned))]
-    done = rows[rows[STATE] == "done"].copy()
-    done["_place"] = [tuple(str(row.get(k)) for k in study.grid) for _, row in done.iterrows()]
-    found = results.predictions
+    figures = Figures(study, results)
+    done = figures.done
     table, gains = [], []
     on_front = _front(study, done) if study.front else set()
     for name in study.trials:
-        mine = done[done["name"] == name]
-        if mine.empty:
+        runs = int((done["name"] == name).sum())
+        if not runs:
             continue
-        start = {"trial": name, "runs": str(len(mine))}
-        gain = {h: _gain(found, done, name, models) for h, models in study.gains.items()}
+        start = {"trial": name, "runs": str(runs)}
+        gain = {heading: str(figures.gain(name, heading) or "-") for heading in study.gains}
         for model, prefix in study.models.items():
-            shown = {h: _shown(mine, f"{prefix}.{key}") for h, key in study.show.items()}
-            table.append({**start, "model": model, **shown})
+            cells = {h: figures.mean(name, f"{prefix}.{key}") for h, key in study.show.items()}
+            table.append({**start, "model": model, **cells})
         if study.models:
             gains.append({"trial": name, **gain})
         else:
-            shown = {h: _shown(mine, key) for h, key in study.show.items()}
+            cells = {heading: figures.mean(name, key) for heading, key in study.show.items()}
             if study.front:
-                shown["on the front"] = "yes" if name in on_front else "no"
-            table.append({**start, **shown, **gain})
+                cells["on the front"] = "yes" if name in on_front else "no"
+            table.append({**start, **cells, **gain})
     lines = _markdown(table) + (["", *_markdown(gains)] if gains and study.gains else [])
-    failed = rows[rows[STATE] != "done"]
     over = ", ".join(study.grid)
-    commits = ", ".join(done[COMMIT].dropna().unique())
+    commits = ", ".join(dict.fromkeys(commit for commit in done[COMMIT] if commit))
     by = f" (commits {commits})" if commits else ""
-    lines += ["", f"{len(done)} of {len(planned)} trials{by}; mean ± deviation over {over}."]
-    stale = done[done[PARAMS] != done[TRIAL].map(planned)][TRIAL].tolist()
-    if stale:
-        lines.append(f"Run with params that have changed since: {', '.join(stale)}.")
-    lines += [f"{row[TRIAL]} failed: {row[MESSAGE]}" for _, row in failed.iterrows()]
+    count = len(trials(study))
+    lines += ["", f"{len(done)} of {count} trials{by}; mean ± deviation over {over}."]
+    lines += _warnings(figures, study, planned)
+    lines += [
+        f"{row[TRIAL]} failed: {markdown_cell(row[MESSAGE])}"
+        for _, row in figures.failed.iterrows()
+    ]
     return "\n".join(lines)
+
+
+def _warnings(
+    figures: Figures, study: Study, planned: Mapping[str, Inputs] | None
+) -> Iterable[str]:
+    """What a reader of the table has to know of its rows, a line each."""
+    done = figures.done
+    for kind, word in ((CODE, "code"), (DEVICE, "devices")):
+        unlike = [
+            f"{heading} ({name})"
+            for heading in study.gains
+            for name in study.trials
+            if kind in figures.differences(name, heading)
+        ]
+        if unlike:
+            yield f"Gains that pair rows of different {word}: {_names(unlike, 'gains')}."
+    unknown = done[(done[CODE] == "") | (done[DATA] == "")][TRIAL].tolist()
+    if unknown:
+        yield f"Code and data are not recorded of: {_names(unknown, 'trials')}."
+    if planned is None:
+        return
+    for kind in ("params", "data", "code"):
+        stale = [
+            row[TRIAL]
+            for _, row in done.iterrows()
+            if row[kind] not in ("", getattr(planned[row[TRIAL]], kind))
+        ]
+        if stale:
+            again = "; deleting their rows has them run again" if kind == "code" else ""
+            yield f"Run with {kind} that have changed since: {_names(stale, 'trials')}{again}."
+
+
+def _names(names: list[str], what: str) -> str:
+    return ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} {what}"
 
 
 def load(path: Path) -> Study:

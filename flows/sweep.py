@@ -2,7 +2,7 @@
 
 Every trial is the graph with other params, in a git worktree of its own on the shared DVC cache:
 what does not differ costs nothing. A row is written when its trial ends; what has a row with the
-same params is not run again, and what was interrupted goes on from its checkpoint.
+same params and data is not run again, and what was interrupted goes on from its checkpoint.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ from prefect.states import Completed, Failed
 from flows import ROOT, params, server, ui, workspace
 from flows.graph import Graph
 from flows.study import (
+    CODE,
     COMMIT,
+    DATA,
+    DEVICE,
     MESSAGE,
     PARAMS,
     RESULTS,
     STATE,
+    Inputs,
     Results,
     Study,
     Trial,
@@ -40,7 +45,7 @@ from flows.study import (
     trials,
 )
 from flows.terminal import Display
-from stages.core.runner import lock
+from stages.core.runner import digest, lock, runtime
 from stages.core.runner.errors import AtelierError
 from stages.core.runner.params import load_yaml
 
@@ -60,7 +65,7 @@ def _commit() -> str:
 def run_trial(
     study: Study,
     trial: Trial,
-    params_md5: str,
+    inputs: Inputs,
     at: Path,
     kept: Path,
     results: Results,
@@ -69,7 +74,15 @@ def run_trial(
     """Run the graph up to the study's target with the trial's params; write its row."""
     on_line = ui.follow(trial.label, display)
     display.start(trial.label)
-    row = {PARAMS: params_md5, COMMIT: _commit(), STATE: "done", MESSAGE: ""}
+    row = {
+        PARAMS: inputs.params,
+        DATA: inputs.data,
+        CODE: inputs.code,
+        COMMIT: _commit(),
+        DEVICE: runtime.device_name(),
+        STATE: "done",
+        MESSAGE: "",
+    }
     try:
         workspace.prepare(ROOT, trial.changes, at, source=trial.label, kept=kept)
         with contextlib.chdir(at), lock.held(at, "a sweep"):
@@ -80,29 +93,56 @@ def run_trial(
         results.add(trial, row | {STATE: "failed", MESSAGE: str(error).splitlines()[-1]}, None)
         display.end(trial.label, "Failed", str(error))
         return Failed(message=str(error))
-    metrics, found = collect(graph)
-    results.add(trial, row | metrics, found)
+    metrics, logits = collect(graph)
+    results.add(trial, row | metrics, logits)
     display.end(trial.label, "Completed")
     return Completed()
 
 
-def digest(trial: Trial, sections: set[str]) -> str:
-    """md5 of a trial's params in these sections. Raises: ParamsError for an unknown key."""
+# Read, but no part of a result: what was accepted before is only compared with.
+HISTORY = "data/accepted.json"
+
+
+def _md5(content: object) -> str:
+    return hashlib.md5(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Planner:
+    """What the trials of a study depend on, as the project is now. Raises: ParamsError."""
+
+    def __init__(self, study: Study) -> None:
+        self._trials = trials(study)
+        self._folder = load_yaml(ROOT / "params.yaml")["data"]["dir"]
+        self._graph = Graph(ROOT, study.target)
+        self._sections = {"data", *(node.name for node in self._graph.nodes)}
+
+    def inputs(self, trial: Trial) -> Inputs:
+        """What a trial depends on. Raises: ParamsError for an unknown key."""
+        return self._inputs([trial])[trial.label]
+
+    def all_inputs(self) -> dict[str, Inputs]:
+        """What each trial depends on, by its label. Raises: ParamsError for an unknown key."""
+        return self._inputs(self._trials)
+
+    def _inputs(self, chosen: list[Trial]) -> dict[str, Inputs]:
+        sources = self._graph.sources()
+        code = {path: md5 for path, md5 in sources.items() if path.startswith("stages/")}
+        data = {path: sources[path] for path in sources.keys() - code.keys() - {HISTORY}}
+        planned = {}
+        for trial in chosen:
+            values = params_of(trial, self._sections)
+            own = data
+            if (folder := values["data"]["dir"]) != self._folder and (ROOT / folder).exists():
+                own = data | {folder: digest.md5(ROOT / folder)}
+            planned[trial.label] = Inputs(_md5(values), _md5(own), _md5(code))
+        return planned
+
+
+def params_of(trial: Trial, sections: Collection[str]) -> dict[str, Any]:
+    """A trial's params in these sections. Raises: ParamsError for an unknown key."""
     values = load_yaml(ROOT / "params.yaml")
     workspace.merge(values, trial.changes, source=trial.name)
-    kept = {name: values[name] for name in sections if name in values}
-    return hashlib.md5(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def sections_of(study: Study) -> set[str]:
-    """Sections of params.yaml that a trial's result depends on, and names of data that it reads."""
-    return {"data", *(node.name for node in Graph(ROOT, study.target).nodes)}
-
-
-def digests(study: Study) -> dict[str, str]:
-    """What `digest` gives for each trial, by its label."""
-    sections = sections_of(study)
-    return {trial.label: digest(trial, sections) for trial in trials(study)}
+    return {name: values[name] for name in sections if name in values}
 
 
 @flow(name="sweep")
@@ -111,7 +151,8 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
     name = Path(study).stem
     plan = load(ROOT / study)
     results = Results(ROOT / RESULTS, name)
-    planned = digests(plan)
+    planner = Planner(plan)
+    planned = planner.all_inputs()
     todo = [t for t in trials(plan) if not results.is_done(t, planned[t.label])]
     end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     failed = 0
@@ -122,17 +163,18 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
                 break
             at = ROOT / ".worktrees" / f"{name}-{trial.label}"
             state = run_trial.with_options(name=name, task_run_name=trial.label)(
-                plan, trial, planned[trial.label], at, kept, results, display, return_state=True
+                plan, trial, planner.inputs(trial), at, kept, results, display, return_state=True
             )
             display.close(trial.label, str(state.name), str(state.message))
             failed += not state.is_completed()
             workspace.remove(ROOT, at)
         else:
             shutil.rmtree(kept, ignore_errors=True)
-    table = summary(plan, results, planned)
+    table = summary(plan, results, planner.all_inputs())
     create_markdown_artifact(f"{plan.question}\n\n{table}", key=ui.artifact_key("study", name))
     print(table, flush=True)
-    return Failed(message=f"{failed} trials failed") if failed else Completed()
+    trials_failed = f"{failed} trial" + "s" * (failed != 1)
+    return Failed(message=f"{trials_failed} failed") if failed else Completed()
 
 
 def main() -> None:
@@ -147,7 +189,7 @@ def main() -> None:
         plan = load(ROOT / arguments.study)
         if arguments.summary:
             results = Results(ROOT / RESULTS, Path(arguments.study).stem)
-            print(summary(plan, results, digests(plan)))
+            print(summary(plan, results, Planner(plan).all_inputs()))
             return
         with server.connected(lambda: params.check(ROOT / "params.yaml")):
             state = sweep(arguments.study, arguments.minutes, return_state=True)

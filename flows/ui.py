@@ -25,6 +25,7 @@ from prefect.states import Crashed
 
 from flows.graph import Node
 from flows.terminal import Display
+from stages.core.results.escape import markdown_cell
 from stages.core.runner import progress
 
 
@@ -88,7 +89,9 @@ def publish(node: Node) -> None:
     """Show a stage's metrics, tables and pictures as artifacts of the running task."""
     for path in node.metrics:
         rows = flatten(json.loads(path.read_text()))
-        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+        table = "\n".join(
+            f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in rows.items()
+        )
         create_markdown_artifact(
             f"| metric | value |\n|---|---|\n{table}", key=artifact_key(node.name, path.stem)
         )

@@ -1,6 +1,7 @@
 """Studies: which trials there are, what their rows hold, and going on after an end."""
 
-import copy
+import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -13,10 +14,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from dvc.repo import Repo
 from sklearn.metrics import roc_auc_score
 
 from flows import study as study_module
-from flows.study import COMMIT, MESSAGE, PARAMS, STATE, TRIAL, Results, Study, Trial, load, summary
+from flows.study import (
+    CODE,
+    COMMIT,
+    DATA,
+    DEVICE,
+    MESSAGE,
+    PARAMS,
+    STATE,
+    TRIAL,
+    Inputs,
+    Results,
+    Study,
+    Trial,
+    load,
+    summary,
+)
 from flows.study import trials as all_trials
 from stages.core.runner.errors import ParamsError
 from tests.conftest import ROOT
@@ -32,11 +49,11 @@ STUDY = Study(
 )
 
 
-def summed(study: Study, results: Results) -> str:
-    """The summary where no param has changed since."""
-    rows = results.rows
-    planned = {trial.label: "" for trial in all_trials(study)}
-    return summary(study, results, planned | dict(zip(rows[TRIAL], rows[PARAMS], strict=True)))
+NOW = Inputs("p", "d", "k")
+ROW = {
+    PARAMS: "p", DATA: "d", CODE: "k", COMMIT: "c", DEVICE: "cpu", STATE: "done", MESSAGE: "",
+    "distill.student.auroc": 0.5,
+}  # fmt: skip
 
 
 def test_trials_are_the_product() -> None:
@@ -50,30 +67,88 @@ def test_trials_are_the_product() -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "flows" / "studies").glob("*.yaml")))
 def test_studies_fit_the_params(file: Path) -> None:
-    from flows.sweep import digest, sections_of
+    from flows.sweep import Planner
 
     study = load(file)
-    found, sections = all_trials(study), sections_of(study)
-    assert len({digest(trial, sections) for trial in found}) == len(found) > 1
+    trials = all_trials(study)
+    assert len(set(Planner(study).all_inputs().values())) == len(trials) > 1
 
 
-def test_only_what_a_trial_depends_on_makes_it_another(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of two stages, as studies see it."""
     from flows import sweep
 
-    values = {"data": {"dir": "d"}, "teacher": {"seed": 1}, "distill": {"seed": 2}}
-    monkeypatch.setattr(sweep, "load_yaml", lambda _: copy.deepcopy(values))
-    sections = sweep.sections_of(STUDY.model_copy(update={"target": "teacher"}))
-    assert {"data", "ingest", "validate", "teacher"} <= sections
-    assert "distill" not in sections
+    stages = {
+        "validate": {
+            "cmd": "true", "params": ["validate"], "outs": ["data/validated"],
+            "deps": ["data/images", "data/accepted.json", "stages/validate.py"],
+        },
+        "teacher": {
+            "cmd": "true", "params": ["teacher"], "deps": ["data/validated", "stages/teacher.py"],
+        },
+    }  # fmt: skip
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    params = {"data": {"dir": "data/images"}, "validate": {"seed": 1}, "teacher": {"seed": 1}}
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    for name in ("data/images/1", "data/accepted.json", "stages/validate.py", "stages/teacher.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    Repo.init(str(tmp_path), no_scm=True).close()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    return tmp_path
 
-    def found() -> str:
-        return sweep.digest(Trial("t", {}, {}), sections)
 
-    before = found()
-    values["distill"]["seed"] = 3
-    assert found() == before
-    values["teacher"]["seed"] = 3
-    assert found() != before
+def test_a_row_depends_on_what_its_target_needs(small_project: Path) -> None:
+    """On params, data and code up to the target, each under its own name."""
+    from flows.sweep import Planner
+
+    study = STUDY.model_copy(update={"base": {}, "trials": {"one": {}}, "grid": {}})
+
+    def inputs(target: str) -> Inputs:
+        planner = Planner(study.model_copy(update={"target": target}))
+        (trial,) = all_trials(study)
+        assert planner.all_inputs() == {"one": planner.inputs(trial)}
+        return planner.inputs(trial)
+
+    def edit(name: str) -> None:
+        path = small_project / name
+        path.write_text(path.read_text().replace("1", "2") + " ")
+
+    validate, teacher = inputs("validate"), inputs("teacher")
+    edit("data/accepted.json")
+    assert inputs("validate") == validate
+    edit("stages/teacher.py")
+    assert inputs("validate") == validate
+    other_code = inputs("teacher")
+    assert other_code == dataclasses.replace(teacher, code=other_code.code) != teacher
+    edit("data/images/1")
+    other_data = inputs("teacher")
+    assert other_data == dataclasses.replace(other_code, data=other_data.data) != other_code
+    assert inputs("validate").data != validate.data
+    params = json.loads((small_project / "params.yaml").read_text())
+    params["teacher"]["seed"] = 3
+    (small_project / "params.yaml").write_text(json.dumps(params))
+    assert inputs("teacher") != other_data
+    assert inputs("validate") == dataclasses.replace(validate, data=other_data.data)
+
+
+def test_a_trial_with_images_of_its_own_depends_on_them(small_project: Path) -> None:
+    from flows.sweep import Planner
+
+    (small_project / "data/others").mkdir()
+    (small_project / "data/others/1").write_text("1")
+    trials = {"one": {}, "two": {"data": {"dir": "data/others"}}}
+    study = STUDY.model_copy(
+        update={"base": {}, "trials": trials, "grid": {}, "target": "validate"}
+    )
+    before = Planner(study).all_inputs()
+    (small_project / "data/others/1").write_text("2")
+    after = Planner(study).all_inputs()
+    assert after["one"] == before["one"]
+    assert after["two"] == dataclasses.replace(before["two"], data=after["two"].data)
+    assert after["two"].data != before["two"].data
 
 
 def test_a_typo_in_a_study_is_refused(tmp_path: Path) -> None:
@@ -96,27 +171,15 @@ def predicted(strength: float, seed: int) -> pd.DataFrame:
 def test_summary(tmp_path: Path) -> None:
     results = Results(tmp_path, "s")
     for i, trial in enumerate(all_trials(STUDY)):
-        row = {
-            PARAMS: f"p{i}",
-            COMMIT: "c",
-            STATE: "done",
-            MESSAGE: "",
-            "distill.student.auroc": 0.5,
-        }
         strength = {"one": 3.0, "two": 0.5}[trial.name]
-        results.add(trial, row, predicted(strength, seed=i))
+        results.add(trial, ROW, predicted(strength, seed=i))
     first = all_trials(STUDY)[0]
-    results.add(first, {PARAMS: "p", COMMIT: "c", STATE: "failed", MESSAGE: "bad"}, None)
+    results.add(first, ROW | {STATE: "failed", MESSAGE: "bad"}, None)
     assert len(results.rows) == 4
-    assert not results.is_done(first, "p")
-    results.add(
-        first,
-        {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.7},
-        predicted(3.0, seed=0),
-    )
-    assert results.is_done(first, "p")
-    assert not results.is_done(first, "other params")
-    head, _, one, two, _, end = summed(STUDY, results).splitlines()
+    assert not results.is_done(first, NOW)
+    results.add(first, ROW | {"distill.student.auroc": 0.7}, predicted(3.0, seed=0))
+    assert results.is_done(first, NOW)
+    head, _, one, two, _, end = summary(STUDY, results).splitlines()
     assert head == "| trial | runs | AUROC | over control | over one |"
     assert one.startswith("| one | 2 | 0.600 ± 0.141 | +0.3")
     assert one.endswith("] | - |")
@@ -125,15 +188,62 @@ def test_summary(tmp_path: Path) -> None:
     assert end.startswith("4 of 4 trials (commits c); mean")
 
 
+def test_a_row_is_done_with_its_params_and_data(tmp_path: Path) -> None:
+    """Whatever the code: the summary says so. A row may not tell its data."""
+    results, (first, second, *_) = Results(tmp_path, "s"), all_trials(STUDY)
+    results.add(first, ROW, None)
+    results.add(second, {k: v for k, v in ROW.items() if k not in (DATA, CODE, DEVICE)}, None)
+    for trial in (first, second):
+        assert results.is_done(trial, NOW)
+        assert results.is_done(trial, dataclasses.replace(NOW, code="other"))
+        assert not results.is_done(trial, dataclasses.replace(NOW, params="other"))
+    other_data = dataclasses.replace(NOW, data="other")
+    assert not results.is_done(first, other_data)
+    assert results.is_done(second, other_data)
+
+
+def test_a_commit_may_look_like_a_number(tmp_path: Path) -> None:
+    results = Results(tmp_path, "s")
+    for trial in all_trials(STUDY):
+        results.add(trial, ROW | {COMMIT: "0012345", PARAMS: "1e5"}, predicted(1.0, seed=0))
+    assert set(results.rows[COMMIT]) == {"0012345"}
+    assert results.is_done(all_trials(STUDY)[0], dataclasses.replace(NOW, params="1e5"))
+
+
+def test_gains_of_unlike_rows_are_named(tmp_path: Path) -> None:
+    """Of other code, of other commits where no code is recorded, and of another CPU."""
+    results = Results(tmp_path, "s")
+
+    def warnings(**changes: str) -> list[str]:
+        for trial in all_trials(STUDY):
+            row = ROW | (changes if trial.name == "two" else {})
+            results.add(trial, row, predicted(3.0, seed=0))
+        return summary(STUDY, results).splitlines()[6:]
+
+    assert warnings() == []
+    assert warnings(device="gpu") == ["Gains that pair rows of different devices: over one (two)."]
+    code = "Gains that pair rows of different code: over one (two)."
+    assert warnings(code="other") == [code]
+    not_recorded = "Code and data are not recorded of: two-seed0-fold5, two-seed1-fold5."
+    assert warnings(code="", data="") == [code, not_recorded]
+    for trial in all_trials(STUDY):
+        results.add(trial, ROW | {CODE: "", DATA: ""}, predicted(3.0, seed=0))
+    assert summary(STUDY, results).splitlines()[6:] == [
+        "Code and data are not recorded of: one-seed0-fold5, two-seed0-fold5, one-seed1-fold5, "
+        "two-seed1-fold5."
+    ]
+    results.add(all_trials(STUDY)[0], ROW | {CODE: "", COMMIT: "d"}, predicted(3.0, seed=0))
+    assert code in summary(STUDY, results)
+
+
 def test_gains_over_other_images_are_none(tmp_path: Path) -> None:
     results = Results(tmp_path, "s")
-    row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.5}
     for trial in all_trials(STUDY):
         table = predicted(3.0, seed=0)
         if trial.name == "two":
             table["file_name"] = table["file_name"].iloc[::-1].to_numpy()
-        results.add(trial, row, table)
-    two = summed(STUDY, results).splitlines()[3]
+        results.add(trial, ROW, table)
+    two = summary(STUDY, results).splitlines()[3]
     assert two.endswith("] | - |")
     assert "| two | 2 | 0.500 | +0." in two
 
@@ -146,16 +256,15 @@ def test_the_front(tmp_path: Path) -> None:
         show={"AUROC": "x.auroc", "speed": "x.speed"},
         front=["AUROC", "speed"],
     )
-    figures = {"good": (0.9, 1), "fast": (0.7, 9), "both": (0.8, 5), "beaten": (0.8, 4)}
+    figures = {"good": (0.9, 1.0), "fast": (0.7, 9.0), "both": (0.8, 5.0), "beaten": (0.8, 4.0)}
     figures["equal"] = figures["good"]
     results = Results(tmp_path, "s")
     for trial in all_trials(study):
         auroc, speed = figures[trial.name]
         sign = 1 if trial.place["a.seed"] else -1
-        row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: ""}
-        row |= {"x.auroc": auroc + 0.05 * sign, "x.speed": speed}
-        results.add(trial, row, None)
-    lines = summed(study, results).splitlines()[2:7]
+        row = {"x.auroc": auroc + 0.05 * sign, "x.speed": speed}
+        results.add(trial, ROW | row, None)
+    lines = summary(study, results).splitlines()[2:7]
     assert [line.split("|")[-2].strip() for line in lines] == ["yes", "yes", "yes", "no", "yes"]
 
 
@@ -173,8 +282,7 @@ def test_gains_are_means_over_seeds(tmp_path: Path) -> None:
     teacher = first.filter(like="control/").rename(
         columns=lambda n: n.replace("control", "teacher")
     )
-    row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: "", "x.y": 0.5}
-    results.add(trial, row, pd.concat([first, again, teacher], axis=1))
+    results.add(trial, ROW | {"x.y": 0.5}, pd.concat([first, again, teacher], axis=1))
 
     def gain(better: pd.DataFrame, worse: pd.DataFrame) -> float:
         tables = [(t.astype("float16"), m) for t, m in ((better, "student"), (worse, "control"))]
@@ -184,9 +292,9 @@ def test_gains_are_means_over_seeds(tmp_path: Path) -> None:
         )
         return float(left - right)
 
-    line = summed(study, results).splitlines()[2].split("|")
+    line = summary(study, results).splitlines()[2].split("|")
     turned = study.model_copy(update={"gains": {"over student": ["teacher", "student"]}})
-    against = summed(turned, results).splitlines()[2].split("|")
+    against = summary(turned, results).splitlines()[2].split("|")
     assert against[-2].startswith(f" {-(gain(first, first) + gain(again, first)) / 2:+.3f} [")
     assert line[-3].startswith(f" {(gain(first, first) + gain(again, again)) / 2:+.3f} [")
     assert line[-2].startswith(f" {(gain(first, first) + gain(again, first)) / 2:+.3f} [")
@@ -196,8 +304,7 @@ def test_a_row_never_stands_without_its_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, (trial, *_) = Results(tmp_path, "s"), all_trials(STUDY)
-    row = {PARAMS: "p", COMMIT: "c", STATE: "done", MESSAGE: ""}
-    real, written = study_module._replace, []
+    real, written = study_module._replace, list[Path]()
 
     def killed(path: Path, write: Any) -> None:
         if written:
@@ -207,28 +314,44 @@ def test_a_row_never_stands_without_its_predictions(
 
     monkeypatch.setattr(study_module, "_replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        results.add(trial, row, predicted(3.0, seed=0))
-    assert not results.is_done(trial, "p")
+        results.add(trial, ROW, predicted(3.0, seed=0))
+    assert not results.is_done(trial, NOW)
     monkeypatch.setattr(study_module, "_replace", real)
-    results.add(trial, row, predicted(3.0, seed=0))
-    assert results.is_done(trial, "p")
+    results.add(trial, ROW, predicted(3.0, seed=0))
+    assert results.is_done(trial, NOW)
     assert len(results.predictions) == 80
 
 
 def test_summary_before_the_first_row(tmp_path: Path) -> None:
-    assert "0 of 4 trials" in summed(STUDY, Results(tmp_path, "s"))
+    assert "0 of 4 trials" in summary(STUDY, Results(tmp_path, "s"))
 
 
-def test_summary_tells_rows_of_other_params(tmp_path: Path) -> None:
+def test_summary_tells_rows_of_other_inputs(tmp_path: Path) -> None:
     """And leaves out those of trials that the study no longer has."""
-    results, found = Results(tmp_path, "s"), all_trials(STUDY)
-    for trial in found[:3]:
-        row = {PARAMS: "old", COMMIT: "c", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.5}
-        results.add(trial, row, predicted(3.0, seed=0))
-    planned = {t.label: "new" for t in found[1:]} | {found[1].label: "old"}
-    lines = summary(STUDY, results, planned).splitlines()
-    assert lines[-2].startswith("2 of 3 trials")
-    assert lines[-1] == f"Run with params that have changed since: {found[2].label}."
+    results, trials = Results(tmp_path, "s"), all_trials(STUDY)
+    for trial in [*trials[:3], Trial("gone", {}, {})]:
+        results.add(trial, ROW, predicted(3.0, seed=0))
+    planned = {trial.label: NOW for trial in trials}
+    assert summary(STUDY, results, planned).splitlines()[-1].startswith("3 of 4 trials")
+    first, second, third, _ = (trial.label for trial in trials)
+    planned[first] = Inputs("other", "d", "k")
+    planned[second] = Inputs("p", "other", "other")
+    planned[third] = Inputs("p", "d", "other")
+    assert summary(STUDY, results, planned).splitlines()[-3:] == [
+        f"Run with params that have changed since: {first}.",
+        f"Run with data that have changed since: {second}.",
+        f"Run with code that have changed since: {second}, {third}; deleting their rows has them "
+        "run again.",
+    ]
+
+
+def test_a_failure_is_told_letter_by_letter(tmp_path: Path) -> None:
+    results = Results(tmp_path, "s")
+    row = ROW | {STATE: "failed", MESSAGE: "<b>.png | `x`: is no image"}
+    results.add(all_trials(STUDY)[0], row, None)
+    assert summary(STUDY, results).splitlines()[-1] == (
+        "one-seed0-fold5 failed: &#60;b&#62;.png &#124; \\`x\\`: is no image"
+    )
 
 
 def test_summary_by_model(tmp_path: Path) -> None:
@@ -237,9 +360,9 @@ def test_summary_by_model(tmp_path: Path) -> None:
     )
     results = Results(tmp_path, "s")
     for trial in all_trials(study)[:3]:
-        row = {PARAMS: "p", COMMIT: "", STATE: "done", MESSAGE: "", "distill.student.auroc": 0.25}
+        row = ROW | {"distill.student.auroc": 0.25}
         results.add(trial, row, predicted(3.0, seed=0))
-    lines = summed(study, results).splitlines()
+    lines = summary(study, results).splitlines()
     assert lines[0] == "| trial | runs | model | AUROC |"
     assert lines[2:6] == [
         "| one | 2 | small | 0.250 |", "| one | 2 | none | - |",

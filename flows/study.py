@@ -35,7 +35,7 @@ class Study(Section):
 
     Attributes:
         question: what the study is to answer.
-        answer: what came of it.
+        answer: what its rows say, in Markdown; a template, see flows/docs.py.
         target: the last stage of each trial.
         base: a params overlay for all trials.
         trials: a params overlay by name.
@@ -50,7 +50,7 @@ class Study(Section):
     """
 
     question: str
-    answer: str = Field(default="")
+    answer: str = ""
     target: str = "distill"
     base: dict[str, Any] = Field(default={})
     trials: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -317,7 +317,7 @@ def summary(study: Study, results: Results, planned: Mapping[str, Inputs] | None
 
     Args:
         planned: what each trial depends on now, by its label; rows that were run with something
-            else are named. Without, nothing is said about that.
+            else are named. Without it, no row is compared with the present.
     """
     figures = Figures(study, results)
     done = figures.done

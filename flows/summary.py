@@ -96,19 +96,19 @@ def show(root: Path, stages: Collection[str], message: str) -> None:
     if "check" in stages:
         example = _example(root / load_yaml(root / "params.yaml")["data"]["dir"])
         lines = [
-            f"report   {_shown(reports / 'index.html')}",
-            f"model    {_shown(release / 'model.onnx')}",
-            f"try it   .venv/bin/python {_shown(release / 'predict.py')} {example}",
+            f"report   {_typed(reports / 'index.html')}",
+            f"model    {_typed(release / 'model.onnx')}",
+            f"try it   .venv/bin/python {_typed(release / 'predict.py')} {example}",
         ]
     elif "validate" in stages:
-        lines = [f"pictures {_shown(reports / 'validate')}"]
+        lines = [f"pictures {_typed(reports / 'validate')}"]
     else:
         lines = []
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 
 
-def _shown(path: Path) -> str:
+def _typed(path: Path) -> str:
     """A path as it is typed in the project's folder."""
     return shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
 
@@ -116,4 +116,4 @@ def _shown(path: Path) -> str:
 def _example(folder: Path) -> str:
     images = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     first = next(images, None)
-    return "IMAGE" if first is None else _shown(first)
+    return "IMAGE" if first is None else _typed(first)

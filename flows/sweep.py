@@ -67,7 +67,7 @@ def run_trial(
     trial: Trial,
     inputs: Inputs,
     at: Path,
-    kept: Path,
+    shared: Path,
     results: Results,
     display: Display,
 ) -> State[Any]:
@@ -84,7 +84,7 @@ def run_trial(
         MESSAGE: "",
     }
     try:
-        workspace.prepare(ROOT, trial.changes, at, source=trial.label, kept=kept)
+        workspace.prepare(ROOT, trial.changes, at, source=trial.label, kept=shared)
         with contextlib.chdir(at), lock.held(at, "a sweep"):
             params.check(at / "params.yaml")
             graph = Graph(at, study.target)
@@ -156,20 +156,20 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
     todo = [t for t in trials(plan) if not results.is_done(t, planned[t.label])]
     end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     failed = 0
-    kept = ROOT / ".worktrees" / f"{name}-kept"
+    shared = ROOT / ".worktrees" / f"{name}-kept"
     with Display([trial.label for trial in todo]) as display:
         for trial in todo:
             if time.monotonic() > end:
                 break
             at = ROOT / ".worktrees" / f"{name}-{trial.label}"
             state = run_trial.with_options(name=name, task_run_name=trial.label)(
-                plan, trial, planner.inputs(trial), at, kept, results, display, return_state=True
+                plan, trial, planner.inputs(trial), at, shared, results, display, return_state=True
             )
             display.close(trial.label, str(state.name), str(state.message))
             failed += not state.is_completed()
             workspace.remove(ROOT, at)
         else:
-            shutil.rmtree(kept, ignore_errors=True)
+            shutil.rmtree(shared, ignore_errors=True)
     table = summary(plan, results, planner.all_inputs())
     create_markdown_artifact(f"{plan.question}\n\n{table}", key=ui.artifact_key("study", name))
     print(table, flush=True)

@@ -63,10 +63,10 @@ def test_the_example_can_be_typed(clone: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.slow
 def test_a_run_up_to_validate_ends_with_its_own_figures(tmp_path: Path) -> None:
-    for made in make(tmp_path):
-        reports = made.root / "data" / "reports"
+    for workspace in make(tmp_path):
+        reports = workspace.root / "data" / "reports"
         shutil.copytree(ROOT / "data" / "reports", reports, dirs_exist_ok=True)
-        output = made.run([*TRAIN, "--target", "validate"])
-        assert f"images  {made.metrics('validate')['images']}" in output
+        output = workspace.run([*TRAIN, "--target", "validate"])
+        assert f"images  {workspace.metrics('validate')['images']}" in output
         assert "AUROC" not in output
         assert "passed" not in output.splitlines()[-5:]

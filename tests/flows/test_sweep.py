@@ -57,12 +57,12 @@ ROW = {
 
 
 def test_trials_are_the_product() -> None:
-    found = {t.label: t.changes for t in all_trials(STUDY)}
-    assert list(found) == [
+    changes = {t.label: t.changes for t in all_trials(STUDY)}
+    assert list(changes) == [
         "one-seed0-fold5", "two-seed0-fold5", "one-seed1-fold5", "two-seed1-fold5",
     ]  # fmt: skip
-    assert found["one-seed0-fold5"] == {"a": {"x": 1, "y": 2, "seed": 0}, "b": {"fold": 5}}
-    assert found["two-seed1-fold5"] == {"a": {"x": 3, "seed": 1}, "b": {"fold": 5}}
+    assert changes["one-seed0-fold5"] == {"a": {"x": 1, "y": 2, "seed": 0}, "b": {"fold": 5}}
+    assert changes["two-seed1-fold5"] == {"a": {"x": 3, "seed": 1}, "b": {"fold": 5}}
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "flows" / "studies").glob("*.yaml")))
@@ -387,30 +387,30 @@ show: {images: validate.images}
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Iterator[Workspace]:
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
     yield from make(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> None:
-    (made.root / "flows" / "studies" / "small_one.yaml").write_text(SMALL)
+def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(workspace: Workspace) -> None:
+    (workspace.root / "flows" / "studies" / "small_one.yaml").write_text(SMALL)
     command = [sys.executable, "-m", "flows.sweep", "flows/studies/small_one.yaml"]
-    first_trial = made.root / ".worktrees" / "small_one-good-fold0"
+    first_trial = workspace.root / ".worktrees" / "small_one-good-fold0"
     lock, prepared = first_trial / "dvc.lock", first_trial / ".dvc" / "config.local"
     with subprocess.Popen(
-        command, cwd=made.root, env=made.environment, stdout=subprocess.DEVNULL,
+        command, cwd=workspace.root, env=workspace.environment, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as first:  # fmt: skip
         while not (prepared.exists() and lock.exists() and "ingest:" in lock.read_text()):
             assert first.poll() is None
             time.sleep(0.1)
         first.kill()
-    in_the_way = made.root / ".worktrees" / "small_one-bad-fold1" / "of somebody else"
+    in_the_way = workspace.root / ".worktrees" / "small_one-bad-fold1" / "of somebody else"
     in_the_way.mkdir(parents=True)
-    output = made.run(command, fails=True)
+    output = workspace.run(command, fails=True)
     assert re.search(r"good-fold0 +Stage 'ingest' didn't change", output), output
     assert "4 trials failed" in output, output
-    rows = pd.read_csv(made.root / "data/reports/studies/small_one.csv").set_index(TRIAL)
+    rows = pd.read_csv(workspace.root / "data/reports/studies/small_one.csv").set_index(TRIAL)
     assert rows[STATE].to_dict() == {
         "good-fold0": "done", "bad-fold0": "failed", "refused-fold0": "failed",
         "good-fold1": "done", "bad-fold1": "failed", "refused-fold1": "failed",
@@ -422,10 +422,10 @@ def test_a_sweep_goes_on_and_a_failed_trial_does_not_end_it(made: Workspace) -> 
     shutil.rmtree(in_the_way.parent)
     assert rows.loc["good-fold0", "validate.splits.test.images"] > 0
     assert "distill.parameters" not in rows
-    assert not list((made.root / ".worktrees").iterdir())
-    again = made.run(command, fails=True)
+    assert not list((workspace.root / ".worktrees").iterdir())
+    again = workspace.run(command, fails=True)
     assert "good-fold0" not in again.split("| trial")[0]
-    assert "| good | 2 |" in made.run([*command, "--summary"])
+    assert "| good | 2 |" in workspace.run([*command, "--summary"])
 
 
 def test_label_is_fit_for_a_file() -> None:

@@ -199,11 +199,11 @@ def test_labels_are_shown_as_they_are(paths: check.Paths) -> None:
     card = str(MarkdownIt("commonmark").enable("table").render(
         (paths.release / "MODEL_CARD.md").read_text()
     ))  # fmt: skip
-    shown = Tags()
-    shown.feed(card)
-    assert "script" not in shown.names
-    assert "href" not in shown.attributes
-    assert "".join(shown.text).count(NASTY) == 2
+    rendered = Tags()
+    rendered.feed(card)
+    assert "script" not in rendered.names
+    assert "href" not in rendered.attributes
+    assert "".join(rendered.text).count(NASTY) == 2
     assert json.loads((paths.release / "labels.json").read_text()) == [NASTY, "defective"]
 
 

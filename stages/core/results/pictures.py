@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, told apart by colour-blind readers too.
+# Okabe & Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 
 Images = NDArray[np.uint8]
@@ -27,33 +27,33 @@ def _save(figure: Figure, path: Path) -> None:
 
 def grid(path: Path, rows: Mapping[str, Sequence[Images]]) -> None:
     """Images (S, S, C) in rows, each row with its name; empty rows are left out."""
-    shown = {name: images for name, images in rows.items() if len(images)}
-    columns = max((len(images) for images in shown.values()), default=1)
-    figure, axis = plt.subplots(figsize=(1.1 * columns, 1.1 * max(len(shown), 1)))
+    filled = {name: images for name, images in rows.items() if len(images)}
+    columns = max((len(images) for images in filled.values()), default=1)
+    figure, axis = plt.subplots(figsize=(1.1 * columns, 1.1 * max(len(filled), 1)))
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0, labelsize=9)
     axis.set_xticks([])
-    axis.set_yticks(np.arange(len(shown)) + 0.48, list(shown))
-    for number, images in enumerate(shown.values()):
+    axis.set_yticks(np.arange(len(filled)) + 0.48, list(filled))
+    for number, images in enumerate(filled.values()):
         for column, image in enumerate(images):
             place = (column, column + 0.96, number + 0.96, number)
             axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, extent=place)
     axis.set_xlim(0, columns)
-    axis.set_ylim(max(len(shown), 1), 0)
-    if not shown:
+    axis.set_ylim(max(len(filled), 1), 0)
+    if not filled:
         axis.text(0.5, 0.5, "none", ha="center", va="center")
     _save(figure, path)
 
 
-def beside_nearest(path: Path, made: Images, real: Images, *, count: int = 10) -> None:
+def beside_nearest(path: Path, synthetic: Images, real: Images, *, count: int = 10) -> None:
     """Synthetic images over the real images that are nearest to them, pixel by pixel (L2)."""
-    shown = made[:count]
+    chosen = synthetic[:count]
     flat = real.reshape(len(real), -1).astype(np.float32)
     nearest = [
         int(np.square(flat - image.reshape(-1).astype(np.float32)).sum(1).argmin())
-        for image in shown
+        for image in chosen
     ]
-    grid(path, {"synthetic": list(shown), "nearest real": list(real[nearest])})
+    grid(path, {"synthetic": list(chosen), "nearest real": list(real[nearest])})
 
 
 def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> None:
@@ -73,7 +73,7 @@ def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> No
 
 
 def learning_curves(table: Path, picture: Path, histories: Sequence[pd.DataFrame]) -> None:
-    """Write and draw the histories of several trainings: columns epoch, net, val_auroc, more."""
+    """Write and draw the histories of several trainings: with epoch, net and val_auroc."""
     together = pd.concat(histories)
     together.to_csv(table, index=False)
     lines = {str(n): c.set_index("epoch")["val_auroc"] for n, c in together.groupby("net")}

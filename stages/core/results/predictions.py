@@ -1,5 +1,6 @@
-"""What models say of single images, as stages leave it for studies: paired figures need it."""
+"""The logits of models on single images, which the paired figures of studies need."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from stages.core.results.metrics import Logits
 
 
 def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -> None:
-    """Write the logits (len(rows), K) of each named model on some images, one line an image.
+    """Write the logits (len(rows), K) of each named model on some images, one line per image.
 
     Columns: file_name, group, label (both as numbers), and MODEL/CLASS for each model and class.
     """
     columns = {
-        f"{model}/{name}": found[:, k]
-        for model, found in logits.items()
+        f"{model}/{name}": values[:, k]
+        for model, values in logits.items()
         for k, name in enumerate(data.classes)
     }
     named = {"file_name": data.files[rows], "group": data.groups[rows], "label": data.labels[rows]}
@@ -26,11 +27,11 @@ def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -
 
 def logits(table: pd.DataFrame, model: str) -> Logits:
     """The logits (N, K) of one model in a table that `write` wrote."""
-    found: Logits = table.filter(regex=f"^{model}/").to_numpy("float32")
-    return found
+    values: Logits = table.filter(regex=f"^{re.escape(model)}/").to_numpy("float32")
+    return values
 
 
 def of_all_seeds(table: pd.DataFrame, model: str) -> list[Logits]:
-    """The logits of MODEL, `MODEL 1`, `MODEL 2` and so on, as far as there are such."""
+    """The logits of MODEL, `MODEL 1`, `MODEL 2` and so on, as many as there are."""
     names = (model, *(f"{model} {number}" for number in range(1, 100)))
-    return [found for name in names if (found := logits(table, name)).size]
+    return [values for name in names if (values := logits(table, name)).size]

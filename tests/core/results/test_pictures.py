@@ -19,4 +19,4 @@ def test_every_training_has_a_curve_of_its_own(
     looks = {(line.get_color(), line.get_linestyle()) for line in axis.lines}
     assert len(looks) == len(axis.lines) == count
     legend = axis.get_legend()
-    assert (legend and [text.get_text() for text in legend.texts]) == (list(series) or None)
+    assert [text.get_text() for text in (legend.texts if legend else [])] == list(series)

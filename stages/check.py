@@ -2,7 +2,7 @@
 
 Reads:  data/reports/STAGE/ of every stage before, data/models/onnx/
 Writes: data/release/ (model.onnx, labels.json, MODEL_CARD.md, predict.py), data/reports/index.html,
-        metrics; report and metrics are written also when a gate fails
+        metrics. When a gate fails, report and metrics say so, and data/release/ stays as it was
 Params: check
 Run:    dvc repro check
 """

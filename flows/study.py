@@ -214,7 +214,7 @@ class Figures:
         self.done = rows[rows[STATE] == "done"].copy()
         places = [tuple(str(row.get(k)) for k in study.grid) for _, row in self.done.iterrows()]
         self.done["_place"] = places
-        self._row_at = self.done.set_index(["name", "_place"], drop=False).sort_index()
+        self._row_at = {(row["name"], row["_place"]): row for _, row in self.done.iterrows()}
         self._predictions = results.predictions
 
     def mean(self, trial: str, metric: str) -> str:
@@ -276,14 +276,14 @@ class Figures:
     def _models(self, trial: str, heading: str) -> list[str]:
         return [m if "/" in m else f"{trial}/{m}" for m in self._study.gains[heading]]
 
-    def _rows_of_pairs(self, trial: str, heading: str) -> list[tuple[Any, Any]]:
+    def _rows_of_pairs(self, trial: str, heading: str) -> list[tuple[pd.Series, pd.Series]]:
         """The two rows of each place on the grid; none where one of them is missing."""
         names = [model.split("/")[0] for model in self._models(trial, heading)]
         pairs = []
         for place in self.done.loc[self.done["name"] == trial, "_place"]:
-            if any((name, place) not in self._row_at.index for name in names):
+            if any((name, place) not in self._row_at for name in names):
                 return []
-            one, other = (self._row_at.loc[[(name, place)]].iloc[0] for name in names)
+            one, other = (self._row_at[name, place] for name in names)
             pairs.append((one, other))
         return pairs
 

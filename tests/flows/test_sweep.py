@@ -212,27 +212,26 @@ def test_a_commit_may_look_like_a_number(tmp_path: Path) -> None:
 
 def test_gains_of_unlike_rows_are_named(tmp_path: Path) -> None:
     """Of other code, of other commits where no code is recorded, and of another CPU."""
-    results = Results(tmp_path, "s")
+    results, trials = Results(tmp_path, "s"), all_trials(STUDY)
+    for trial in trials:
+        results.add(trial, ROW, predicted(3.0, seed=0))
+    assert summary(STUDY, results).splitlines()[6:] == []
 
     def warnings(**changes: str) -> list[str]:
-        for trial in all_trials(STUDY):
-            row = ROW | (changes if trial.name == "two" else {})
-            results.add(trial, row, predicted(3.0, seed=0))
+        for trial in trials:
+            results.add(trial, ROW | (changes if trial.name == "two" else {}), None)
         return summary(STUDY, results).splitlines()[6:]
 
-    assert warnings() == []
-    assert warnings(device="gpu") == ["Gains that pair rows of different devices: over one (two)."]
     code = "Gains that pair rows of different code: over one (two)."
-    assert warnings(code="other") == [code]
-    not_recorded = "Code and data are not recorded of: two-seed0-fold5, two-seed1-fold5."
-    assert warnings(code="", data="") == [code, not_recorded]
-    for trial in all_trials(STUDY):
-        results.add(trial, ROW | {CODE: "", DATA: ""}, predicted(3.0, seed=0))
-    assert summary(STUDY, results).splitlines()[6:] == [
-        "Code and data are not recorded of: one-seed0-fold5, two-seed0-fold5, one-seed1-fold5, "
-        "two-seed1-fold5."
-    ]
-    results.add(all_trials(STUDY)[0], ROW | {CODE: "", COMMIT: "d"}, predicted(3.0, seed=0))
+    devices = "Gains that pair rows of different devices: over one (two)."
+    assert warnings(code="other", device="gpu") == [code, devices]
+    not_recorded = "Code and data are not recorded of: "
+    assert warnings(code="") == [code, f"{not_recorded}two-seed0-fold5, two-seed1-fold5."]
+    for trial in trials:
+        results.add(trial, ROW | {CODE: "", DATA: ""}, None)
+    every = ", ".join(trial.label for trial in trials)
+    assert summary(STUDY, results).splitlines()[6:] == [f"{not_recorded}{every}."]
+    results.add(trials[0], ROW | {CODE: "", COMMIT: "d"}, None)
     assert code in summary(STUDY, results)
 
 

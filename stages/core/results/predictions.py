@@ -27,11 +27,13 @@ def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -
 
 def logits(table: pd.DataFrame, model: str) -> Logits:
     """The logits (N, K) of one model in a table that `write` wrote."""
-    values: Logits = table.filter(regex=f"^{re.escape(model)}/").to_numpy("float32")
+    columns = [name for name in table.columns if name.startswith(f"{model}/")]
+    values: Logits = table[columns].to_numpy("float32")
     return values
 
 
 def of_all_seeds(table: pd.DataFrame, model: str) -> list[Logits]:
-    """The logits of MODEL, `MODEL 1`, `MODEL 2` and so on, as many as there are."""
-    names = (model, *(f"{model} {number}" for number in range(1, 100)))
-    return [values for name in names if (values := logits(table, name)).size]
+    """The logits of MODEL, `MODEL 1`, `MODEL 2` and so on, in the order of the table."""
+    models = dict.fromkeys(name.partition("/")[0] for name in table.columns if "/" in name)
+    pattern = re.compile(rf"{re.escape(model)}( \d+)?")
+    return [logits(table, name) for name in models if pattern.fullmatch(name)]

@@ -6,7 +6,7 @@ BIN := .venv/bin
 # The venv's own stamp: the hash of the lock file that it was made from.
 STAMP := .venv/lock.sha256
 
-.PHONY: help install run test test-all lint types deps bench ui serve clean
+.PHONY: help install run test test-all lint types deps docs bench ui serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ types: install ## mypy --strict
 
 deps: install ## write the code that each stage consists of into dvc.yaml
 	@$(BIN)/python -m flows.deps
+
+docs: install ## render the figures of all documents from data/reports
+	@$(BIN)/python -m flows.docs
 
 bench: install ## ratios of time, and memory (an hour); ONLY=NAME for one: decode, revalidate, ...
 	@$(BIN)/python -m tests.benchmarks $(ONLY)

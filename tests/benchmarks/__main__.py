@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from flows.docs import benchmark_table
 from tests.benchmarks import (
     bench_accelerator,
     bench_decode,
@@ -58,9 +59,9 @@ def main() -> None:
                 if arguments.scale == 1:
                     record.merge(OUT, [result])
         print(f"  took {time.monotonic() - started:.0f} s", flush=True)
-        print(record.table({r.name: r.entry() for r in results}), flush=True)
+        print(benchmark_table({r.name: r.entry() for r in results}), flush=True)
     if arguments.scale == 1:
-        print(record.table(record.merge(OUT, [])), flush=True)
+        print(benchmark_table(record.merge(OUT, [])), flush=True)
 
 
 if __name__ == "__main__":

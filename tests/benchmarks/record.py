@@ -1,4 +1,4 @@
-"""What a benchmark gives, how it is kept in data/reports/bench.json, and the README's table."""
+"""What a benchmark gives, and how it is kept in data/reports/bench.json."""
 
 import io
 import json
@@ -95,21 +95,3 @@ def merge(path: Path, results: list[Result]) -> dict[str, dict[str, Any]]:
     partial.write_text(json.dumps(found, indent=1) + "\n")
     partial.replace(path)
     return found
-
-
-def table(entries: dict[str, dict[str, Any]]) -> str:
-    """The README's Markdown table."""
-    lines = [
-        "| benchmark | goal | measured | lowest to highest | machine |",
-        "|---|---|---|---|---|",
-    ]
-    for name, entry in entries.items():
-        unit = f" {entry['unit']}" if entry["unit"] else " times"
-        bound = "at most" if entry["unit"] else "at least"
-        goal = "" if entry["goal"] is None else f"{bound} {entry['goal']:g}{unit}"
-        found = entry["value" if entry["unit"] else "ratio"]
-        low, high = entry["low"], entry["high"]
-        spread = f"{low:g} to {high:g}" if low != high else ""
-        row = (f"{name}: {entry['what']}", goal, f"**{found:g}{unit}**", spread, entry["machine"])
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The README's walk: version 1 of a user's folder, version 2, what differs, and back."""
+"""The walk of data/README.md: version 1 of a folder, version 2, what differs, and back."""
 
 import shutil
 import subprocess

@@ -1,0 +1,400 @@
+"""Renders every figure that a document gives: `make docs`.
+
+Documents are Markdown that people write. What was measured stands between two marks, the first of
+which says where it comes from, in Jinja's syntax:
+
+    AUROC <!--=metric("distill.student.auroc")-->0.908<!--/-->
+
+`make docs` puts the value of each expression there. Values come from data/reports alone: the
+metrics of the last run, bench.json, and the rows of the studies. The `answer` of a study is a
+template over the same names, and over those of its own rows (`StudyFigures`).
+"""
+
+import argparse
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, TemplateError
+from rich.console import Console
+from rich.table import Table
+
+from flows import ROOT, summary
+from flows.study import PARAMS, RESULTS, STATE, TRIAL, Results, load, trials
+from flows.study import summary as study_summary
+from flows.ui import flatten
+from stages.core.runner.errors import AtelierError, ParamsError, Unavailable
+
+REPORTS = Path("data/reports")
+STUDIES = Path("flows/studies")
+DOCUMENTS = (
+    "README.md",
+    "data/README.md",
+    "flows/studies/README.md",
+    "stages/README.md",
+    "tests/benchmarks/README.md",
+)
+MARK = re.compile(r"(<!--=([^\n]+?)-->)(.*?)(<!--/-->)", re.DOTALL)
+
+# What README.md shows of a run and `make docs` cannot compute: see `record`.
+PICTURE = REPORTS / "report.png"
+PREDICTION = REPORTS / "predict.txt"
+# A cell of the test split.
+EXAMPLE = "data/elpv/images/cell2320.png"
+# The sections of the report in the picture: those without cells, whose licence forbids them here.
+SECTIONS = ("The student", "Gates")
+PICTURE_PX = (920, 1560)
+
+# Rows of the front page's table: name, stage and key of the parameters, of the figures.
+MODELS = (
+    ("linear probe", "teacher.parameters", "teacher.probe"),
+    ("teacher, fine-tuned", "teacher.parameters", "teacher.finetuned"),
+    ("control: student without teacher", "distill.parameters", "distill.control"),
+    ("student, distilled", "distill.parameters", "distill.student"),
+    ("student refined with synthetic images", "distill.parameters", "refine.synthetic"),
+    ("**shipped**: calibrated, as ONNX", "distill.parameters", "export.calibrated"),
+)
+COLUMNS = {"AUROC": "auroc", "accuracy": "accuracy", "macro F1": "macro_f1", "ECE": "ece"}
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share (0 to 1) as percent."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def rounded(value: float, digits: int) -> str:
+    """A number with so many digits behind the point."""
+    return f"{value:,.{digits}f}"
+
+
+def _text(value: Any) -> Any:
+    """How documents print numbers: three digits behind the point, commas in large integers."""
+    if isinstance(value, float):
+        return rounded(value, 3) if value % 1 else rounded(value, 0)
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+_JINJA = Environment(undefined=StrictUndefined, finalize=_text, autoescape=False)
+
+
+def _get(values: Mapping[str, Any], key: str, kind: str) -> Any:
+    """A value by its key. Raises: ParamsError that names the nearest of the keys."""
+    if key not in values:
+        raise ParamsError(f"no {kind} {key!r}; there are {', '.join(map(str, values))}")
+    return values[key]
+
+
+def _table(rows: Iterable[Iterable[str]]) -> str:
+    head, *rest = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join([head, "|" + "---|" * (head.count(" | ") + 1), *rest])
+
+
+class StudyFigures:
+    """What a study's committed rows say, for its answer and for other documents.
+
+    Args:
+        root: the project.
+        name: of the file in flows/studies.
+        names: what else an answer may use.
+    """
+
+    def __init__(self, root: Path, name: str, names: Mapping[str, Any]) -> None:
+        path = root / STUDIES / f"{name}.yaml"
+        if not path.is_file():
+            others = sorted(other.stem for other in path.parent.glob("*.yaml"))
+            raise ParamsError(f"no study {name!r}; there are {', '.join(others)}")
+        self._file = path.name
+        self._study = load(path)
+        self._results = Results(root / RESULTS, name)
+        self._names = names
+
+    @cached_property
+    def table(self) -> str:
+        """The tables in Markdown, as `python -m flows.sweep STUDY --summary` prints them."""
+        rows = self._results.rows
+        params = dict(zip(rows[TRIAL], rows[PARAMS], strict=True))
+        planned = {trial.label: params.get(trial.label, "") for trial in trials(self._study)}
+        return study_summary(self._study, self._results, planned)
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str], str]:
+        """Cells of the tables by trial and heading: the last of a trial, where it has several."""
+        cells: dict[tuple[str, str], str] = {}
+        headings: list[str] = []
+        for line in self.table.splitlines():
+            values = line.strip("| ").split(" | ")
+            if not line.startswith("|"):
+                headings = []
+            elif not headings:
+                headings = values
+            else:
+                cells |= {(values[0], h): v for h, v in zip(headings, values, strict=False)}
+        return cells
+
+    def gain(self, trial: str, heading: str) -> str:
+        """A gain with its interval, as the table has it. Raises: ParamsError."""
+        _get(self._study.trials, trial, "trial")
+        _get(self._study.gains, heading, "gain")
+        return self._cells[trial, heading]
+
+    def value(self, label: str, heading: str, model: str = "") -> float:
+        """What one run has under a heading of the table.
+
+        Args:
+            label: the trial and its place on the grid, `grouped-fold0` for example.
+            model: of `models`, where the study has them.
+
+        Raises: ParamsError.
+        """
+        return self._mean(TRIAL, label, heading, model)
+
+    def mean(self, trial: str, heading: str, model: str = "") -> float:
+        """What `value` gives, averaged over the grid. Raises: ParamsError."""
+        return self._mean("name", trial, heading, model)
+
+    def _mean(self, column: str, name: str, heading: str, model: str) -> float:
+        key = str(_get(self._study.show, heading, "heading"))
+        if self._study.models:
+            key = f"{_get(self._study.models, model, 'model')}.{key}"
+        rows = self._results.rows
+        rows = rows[rows[STATE] == "done"]
+        _get(dict.fromkeys(rows[column]), name, "run of the name")
+        return float(rows.loc[rows[column] == name, key].astype(float).mean())
+
+    @property
+    def answer(self) -> str:
+        """The study's answer with its figures. Raises: ParamsError."""
+        own = {"mean": self.mean, "gain": self.gain, "value": self.value}
+        try:
+            return _JINJA.from_string(self._study.answer).render(**self._names, **own)
+        except TemplateError as error:
+            raise ParamsError(f"{self._file}: answer: {error}; expected a Jinja template") from None
+
+    @property
+    def section(self) -> str:
+        """Question, tables and answer, in Markdown."""
+        return "\n\n".join([f"**{self._study.question}**", self.table, self.answer])
+
+
+def benchmark_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The entries of bench.json as a table in Markdown."""
+    rows = [["benchmark", "goal", "measured", "lowest to highest", "machine"]]
+    for name, entry in entries.items():
+        unit = f" {entry['unit']}" if entry["unit"] else " times"
+        bound = "at most" if entry["unit"] else "at least"
+        goal = "" if entry["goal"] is None else f"{bound} {entry['goal']:g}{unit}"
+        low, high = entry["low"], entry["high"]
+        spread = f"{low:g} to {high:g}" if low != high else ""
+        measured = f"**{_measured(entry)}**"
+        rows.append([f"{name}: {entry['what']}", goal, measured, spread, entry["machine"]])
+    return _table(rows)
+
+
+def _measured(entry: Mapping[str, Any]) -> str:
+    value = entry["value" if entry["unit"] else "ratio"]
+    return f"{value:g} {entry['unit'] or 'times'}"
+
+
+class Figures:
+    """The committed results of a project, by the names that documents use."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._studies: dict[str, StudyFigures] = {}
+        self.names: dict[str, Callable[..., Any]] = {
+            "metric": self.metric,
+            "interval": self.interval,
+            "percent": percent,
+            "rounded": rounded,
+            "results": self.results,
+            "closing": self.closing,
+            "prediction": self.prediction,
+            "bench": self.bench,
+            "benchmarks": self.benchmarks,
+            "study": self.study,
+            "section": lambda name: self.study(name).section,
+        }
+
+    @cached_property
+    def _metrics(self) -> dict[str, dict[str, Any]]:
+        files = sorted((self._root / REPORTS).glob("*/metrics.json"))
+        return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+    @cached_property
+    def _flat(self) -> dict[str, Any]:
+        return flatten(self._metrics)
+
+    @cached_property
+    def _bench(self) -> dict[str, dict[str, Any]]:
+        entries: dict[str, dict[str, Any]]
+        entries = json.loads((self._root / REPORTS / "bench.json").read_text())
+        return entries
+
+    def metric(self, key: str) -> Any:
+        """A metric of the last run as STAGE.KEY. Raises: ParamsError."""
+        return _get(self._flat, key, "metric")
+
+    def interval(self, key: str) -> str:
+        """A gain of the last run with its 95 % interval. Raises: ParamsError."""
+        gain, low, high = (self.metric(f"{key}.{end}") for end in ("gain", "low", "high"))
+        return f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+    def results(self) -> str:
+        """The last run's models beside each other, as a table in Markdown."""
+        rows = [["", "parameters", *COLUMNS]]
+        for name, parameters, key in MODELS:
+            figures = [_text(self.metric(f"{key}.{column}")) for column in COLUMNS.values()]
+            rows.append([name, _text(self.metric(parameters)), *figures])
+        return _table(rows)
+
+    def closing(self) -> str:
+        """The table that a run prints at its end, as a block of code in Markdown."""
+        table = Table("", "", "compared with", show_edge=False, box=None, pad_edge=False)
+        for row in summary.rows(self._metrics):
+            table.add_row(*row)
+        page = io.StringIO()
+        Console(file=page, width=100, color_system=None).print(table)
+        lines = [line.rstrip() for line in page.getvalue().splitlines()]
+        return "\n".join(["```", *lines, "```"])
+
+    def prediction(self) -> str:
+        """A call of the release's script and what it printed, as a block of code in Markdown."""
+        text = (self._root / PREDICTION).read_text(encoding="utf-8")
+        return "\n".join(["```", text.rstrip(), "```"])
+
+    def bench(self, name: str) -> str:
+        """One result of the benchmarks, with its unit. Raises: ParamsError."""
+        return _measured(_get(self._bench, name, "benchmark"))
+
+    def benchmarks(self) -> str:
+        """All results of the benchmarks, as a table in Markdown."""
+        return benchmark_table(self._bench)
+
+    def study(self, name: str) -> StudyFigures:
+        """What a study gave. Raises: ParamsError."""
+        if name not in self._studies:
+            self._studies[name] = StudyFigures(self._root, name, self.names)
+        return self._studies[name]
+
+
+def _value(expression: str, figures: Figures) -> str:
+    value = _JINJA.compile_expression(expression, undefined_to_none=False)(**figures.names)
+    text = str(_text(value))
+    return f"\n{text}\n" if "\n" in text else text
+
+
+def render(text: str, figures: Figures, *, source: str) -> str:
+    """A document with the value of each expression between its marks.
+
+    Args:
+        source: the document's name, for messages.
+
+    Raises: ParamsError when an expression has no value, or a mark no end.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        start, expression, _, end = match.groups()
+        try:
+            return start + _value(expression, figures) + end
+        except (TemplateError, ParamsError, TypeError) as error:
+            raise ParamsError(f"{source}: {expression}: {error}") from None
+
+    rendered, count = MARK.subn(replaced, text)
+    starts = text.count("<!--=")
+    if starts != count:
+        raise ParamsError(
+            f"{source}: found {starts} marks <!--=EXPRESSION--> and {count} with an end; "
+            "expected <!--/--> behind each, and the expression on one line"
+        )
+    return rendered
+
+
+def write(root: Path) -> list[str]:
+    """Render all documents of a project; gives the names of those that changed."""
+    figures = Figures(root)
+    changed = []
+    for name in DOCUMENTS:
+        text = (root / name).read_text(encoding="utf-8")
+        rendered = render(text, figures, source=name)
+        if rendered != text:
+            (root / name).write_text(rendered, encoding="utf-8")
+            changed.append(name)
+    return changed
+
+
+def excerpt(page: str) -> str:
+    """The report's head and those of its sections that show no image of the data set."""
+
+    def is_wanted(section: str) -> bool:
+        heading = re.search(r"<h2>(.*?)</h2>", section, re.DOTALL)
+        return heading is not None and html.unescape(heading[1]).startswith(SECTIONS)
+
+    return re.sub(
+        r"<section>.*?</section>",
+        lambda match: match[0] if is_wanted(match[0]) else "",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def _photograph(page: str, picture: Path, browser: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
+        file = Path(folder) / "excerpt.html"
+        file.write_text(excerpt(page), encoding="utf-8")
+        command = [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            f"--user-data-dir={folder}/profile", f"--screenshot={picture}",
+            "--window-size={},{}".format(*PICTURE_PX), file.as_uri(),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def record(root: Path) -> None:
+    """Write what only a run of the default params has: the report's picture, and a prediction.
+
+    Raises: Unavailable without Chromium, or without such a run.
+    """
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        raise Unavailable("the picture of the report needs Chromium: install it")
+    page, script = root / REPORTS / "index.html", root / "data" / "release" / "predict.py"
+    for path in (page, script, root / EXAMPLE):
+        if not path.is_file():
+            raise Unavailable(f"{path}: no such file; expected the default run's: make run")
+    _photograph(page.read_text(encoding="utf-8"), root / PICTURE, browser)
+    arguments = [str(script.relative_to(root)), EXAMPLE]
+    run = [sys.executable, *arguments]
+    output = subprocess.run(run, cwd=root, check=True, capture_output=True, text=True).stdout
+    lines = [" ".join([".venv/bin/python", *arguments]), output.expandtabs(12).rstrip()]
+    (root / PREDICTION).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line of `make docs`."""
+    parser = argparse.ArgumentParser(prog="python -m flows.docs")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help=f"first write {PICTURE} and {PREDICTION} anew, from a default run (needs Chromium)",
+    )
+    arguments = parser.parse_args()
+    try:
+        if arguments.record:
+            record(ROOT)
+        changed = write(ROOT)
+    except AtelierError as error:
+        sys.exit(f"error: {error}")
+    print(f"rendered: {', '.join(changed) or 'nothing has changed'}")
+
+
+if __name__ == "__main__":
+    main()

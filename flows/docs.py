@@ -11,6 +11,7 @@ template over the same names, and over those of its own rows (`StudyFigures`).
 """
 
 import argparse
+import difflib
 import html
 import io
 import json
@@ -87,9 +88,10 @@ _JINJA = Environment(undefined=StrictUndefined, finalize=_text, autoescape=False
 
 
 def _get(values: Mapping[str, Any], key: str, kind: str) -> Any:
-    """A value by its key. Raises: ParamsError that names the nearest of the keys."""
+    """A value by its key. Raises: ParamsError that names similar keys."""
     if key not in values:
-        raise ParamsError(f"no {kind} {key!r}; there are {', '.join(map(str, values))}")
+        similar = difflib.get_close_matches(key, values, n=5, cutoff=0) if values else ["none"]
+        raise ParamsError(f"no {kind} {key!r}; similar: {', '.join(similar)}")
     return values[key]
 
 
@@ -109,9 +111,7 @@ class StudyFigures:
 
     def __init__(self, root: Path, name: str, names: Mapping[str, Any]) -> None:
         path = root / STUDIES / f"{name}.yaml"
-        if not path.is_file():
-            others = sorted(other.stem for other in path.parent.glob("*.yaml"))
-            raise ParamsError(f"no study {name!r}; there are {', '.join(others)}")
+        _get({other.stem: other for other in path.parent.glob("*.yaml")}, name, "study")
         self._file = path.name
         self._study = load(path)
         self._results = Results(root / RESULTS, name)
@@ -167,7 +167,7 @@ class StudyFigures:
             key = f"{_get(self._study.models, model, 'model')}.{key}"
         rows = self._results.rows
         rows = rows[rows[STATE] == "done"]
-        _get(dict.fromkeys(rows[column]), name, "run of the name")
+        _get(dict.fromkeys(rows[column]), name, "run")
         return float(rows.loc[rows[column] == name, key].astype(float).mean())
 
     @property

@@ -111,7 +111,7 @@ def test_the_table_of_stages_is_the_graph() -> None:
     assert stages[1:] == list(load_yaml(ROOT / "dvc.yaml")["stages"])
 
 
-def test_every_subject_of_the_changelog_has_its_version() -> None:
+def test_the_changelog_opens_with_the_version() -> None:
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     changelog = (ROOT / "CHANGELOG.md").read_text()
     newest = re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE)

@@ -157,9 +157,12 @@ def test_a_changed_figure_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('<!--=metric("distill.auroc")--><!--/-->', "no metric 'distill.auroc'; there are distill"),
-        ('<!--=study("other").answer--><!--/-->', "no study 'other'; there are pair"),
-        ('<!--=study("pair").mean("c","AUROC")--><!--/-->', "no run of the name 'c'"),
+        (
+            '<!--=metric("distill.auroc")--><!--/-->',
+            "no metric 'distill.auroc'; similar: distill.student.auroc",
+        ),
+        ('<!--=study("other").answer--><!--/-->', "no study 'other'; similar: pair"),
+        ('<!--=study("pair").mean("c","AUROC")--><!--/-->', "no run 'c'"),
         ('<!--=study("pair").gain("a","over b")--><!--/-->', "no gain 'over b'"),
         ("<!--=mertic(1)--><!--/-->", "'mertic' is undefined"),
         ("<!--=1 +--><!--/-->", "unexpected"),

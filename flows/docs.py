@@ -126,9 +126,9 @@ class StudyFigures:
         return study_summary(self._study, self._results, planned)
 
     @cached_property
-    def _cells(self) -> dict[tuple[str, str], str]:
-        """Cells of the tables by trial and heading: the last of a trial, where it has several."""
-        cells: dict[tuple[str, str], str] = {}
+    def _cells(self) -> dict[str, dict[str, str]]:
+        """The tables' cells by trial and heading: of its last row, where a trial has several."""
+        cells: dict[str, dict[str, str]] = {}
         headings: list[str] = []
         for line in self.table.splitlines():
             values = line.strip("| ").split(" | ")
@@ -136,15 +136,13 @@ class StudyFigures:
                 headings = []
             elif not headings:
                 headings = values
-            else:
-                cells |= {(values[0], h): v for h, v in zip(headings, values, strict=False)}
+            elif len(values) == len(headings):
+                cells.setdefault(values[0], {}).update(zip(headings, values, strict=True))
         return cells
 
     def gain(self, trial: str, heading: str) -> str:
         """A gain with its interval, as the table has it. Raises: ParamsError."""
-        _get(self._study.trials, trial, "trial")
-        _get(self._study.gains, heading, "gain")
-        return self._cells[trial, heading]
+        return str(_get(_get(self._cells, trial, "trial"), heading, "gain"))
 
     def value(self, label: str, heading: str, model: str = "") -> float:
         """What one run has under a heading of the table.

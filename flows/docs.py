@@ -47,7 +47,7 @@ DOCUMENTS = (
 )
 MARK = re.compile(r"(<!--=([^\n]+?)-->)(.*?)(<!--/-->)", re.DOTALL)
 
-# What README.md shows of a run and `make docs` cannot compute: see `record`.
+# Shown on the front page, but only a run has them: see `record`.
 PICTURE = REPORTS / "report.png"
 PREDICTION = REPORTS / "predict.txt"
 # A cell of the test split.

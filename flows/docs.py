@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import ROOT, summary
-from flows.study import PARAMS, RESULTS, STATE, TRIAL, Results, load, trials
+from flows.study import RESULTS, STATE, TRIAL, Results, load
 from flows.study import summary as study_summary
 from flows.ui import flatten
 from stages.core.runner.errors import AtelierError, ParamsError, Unavailable
@@ -121,10 +121,7 @@ class StudyFigures:
     @cached_property
     def table(self) -> str:
         """The tables in Markdown, as `python -m flows.sweep STUDY --summary` prints them."""
-        rows = self._results.rows
-        params = dict(zip(rows[TRIAL], rows[PARAMS], strict=True))
-        planned = {trial.label: params.get(trial.label, "") for trial in trials(self._study)}
-        return study_summary(self._study, self._results, planned)
+        return study_summary(self._study, self._results)
 
     @cached_property
     def _cells(self) -> dict[str, dict[str, str]]:

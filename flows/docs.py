@@ -30,10 +30,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from flows import ROOT, summary
-from flows.study import RESULTS, STATE, TRIAL, Results, load
-from flows.study import summary as study_summary
+from flows import ROOT, study, summary
 from flows.ui import flatten
+from stages.core.results.schema import Gain
 from stages.core.runner.errors import AtelierError, ParamsError, Unavailable
 
 REPORTS = Path("data/reports")
@@ -114,33 +113,24 @@ class StudyFigures:
         path = root / STUDIES / f"{name}.yaml"
         _get({other.stem: other for other in path.parent.glob("*.yaml")}, name, "study")
         self._file = path.name
-        self._study = load(path)
-        self._results = Results(root / RESULTS, name)
+        self._study = study.load(path)
+        self._results = study.Results(root / study.RESULTS, name)
         self._names = names
 
     @cached_property
     def table(self) -> str:
         """The tables in Markdown, as `python -m flows.sweep STUDY --summary` prints them."""
-        return study_summary(self._study, self._results)
+        return study.summary(self._study, self._results)
 
     @cached_property
-    def _cells(self) -> dict[str, dict[str, str]]:
-        """The tables' cells by trial and heading: of its last row, where a trial has several."""
-        cells: dict[str, dict[str, str]] = {}
-        headings: list[str] = []
-        for line in self.table.splitlines():
-            values = line.strip("| ").split(" | ")
-            if not line.startswith("|"):
-                headings = []
-            elif not headings:
-                headings = values
-            elif len(values) == len(headings):
-                cells.setdefault(values[0], {}).update(zip(headings, values, strict=True))
-        return cells
+    def _rows(self) -> study.Figures:
+        return study.Figures(self._study, self._results)
 
     def gain(self, trial: str, heading: str) -> str:
         """A gain with its interval, as the table has it. Raises: ParamsError."""
-        return str(_get(_get(self._cells, trial, "trial"), heading, "gain"))
+        _get(self._study.trials, trial, "trial")
+        _get(self._study.gains, heading, "gain")
+        return str(self._rows.gain(trial, heading) or "-")
 
     def value(self, label: str, heading: str, model: str = "") -> float:
         """What one run has under a heading of the table.
@@ -151,7 +141,7 @@ class StudyFigures:
 
         Raises: ParamsError.
         """
-        return self._mean(TRIAL, label, heading, model)
+        return self._mean(study.TRIAL, label, heading, model)
 
     def mean(self, trial: str, heading: str, model: str = "") -> float:
         """What `value` gives, averaged over the grid. Raises: ParamsError."""
@@ -161,8 +151,7 @@ class StudyFigures:
         key = str(_get(self._study.show, heading, "heading"))
         if self._study.models:
             key = f"{_get(self._study.models, model, 'model')}.{key}"
-        rows = self._results.rows
-        rows = rows[rows[STATE] == "done"]
+        rows = self._rows.done
         _get(dict.fromkeys(rows[column]), name, "run")
         return float(rows.loc[rows[column] == name, key].astype(float).mean())
 
@@ -241,8 +230,7 @@ class Figures:
 
     def interval(self, key: str) -> str:
         """A gain of the last run with its 95 % interval. Raises: ParamsError."""
-        gain, low, high = (self.metric(f"{key}.{end}") for end in ("gain", "low", "high"))
-        return f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return str(Gain(**{end: self.metric(f"{key}.{end}") for end in Gain.model_fields}))
 
     def results(self) -> str:
         """The last run's models beside each other, as a table in Markdown."""
@@ -255,7 +243,7 @@ class Figures:
     def closing(self) -> str:
         """The table that a run prints at its end, as a block of code in Markdown."""
         table = Table("", "", "compared with", show_edge=False, box=None, pad_edge=False)
-        for row in summary.rows(self._metrics):
+        for row in summary.rows(self._root / REPORTS, self._metrics):
             table.add_row(*row)
         page = io.StringIO()
         Console(file=page, width=100, color_system=None).print(table)

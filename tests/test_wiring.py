@@ -161,3 +161,10 @@ def test_catches_a_stage_that_import_linter_does_not_know(copy: Path) -> None:
     (copy / "pyproject.toml").write_text(text.replace('"stages.check",\n', "", 1))
     expected = {f"stages.{stage}" for stage in STAGES}
     assert any(set(names) != expected for names in contract_modules(copy, "modules"))
+
+
+def test_every_requirement_has_the_hash_of_its_files() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = [number for number, line in enumerate(lines) if "==" in line]
+    assert pinned
+    assert all(lines[number + 1].startswith("    --hash=sha256:") for number in pinned)

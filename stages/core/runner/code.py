@@ -21,6 +21,7 @@ HARMLESS = {
     "stages/core/runner/lock.py",
     "stages/core/runner/parent.py",
     "stages/core/runner/progress.py",
+    "stages/core/runner/text.py",
 }
 # Folders that a module reads beside its own text.
 READS = {"stages/core/release/page.py": "stages/core/release/templates"}

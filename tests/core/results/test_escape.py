@@ -5,7 +5,7 @@ import mistune
 import pytest
 from markdown_it import MarkdownIt
 
-from stages.core.results.escape import markdown_cell
+from stages.core.results.escape import html_text, markdown_cell, spreadsheet_cell
 
 TEXTS = [
     "<script>alert(1)</script>", "a|b", "`code`", "*a* _b_ __init__", "[a](javascript:alert(1))",
@@ -42,3 +42,17 @@ def test_plain_text_and_numbers_stay() -> None:
     for text in ("module_07", "mono defective", "cells/cell0001.png", "0.25", "Zürich, 5 %"):
         assert markdown_cell(text) == text
     assert markdown_cell(0.5) == "0.5"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_a_formula_becomes_text(start: str) -> None:
+    assert spreadsheet_cell(f"{start}1+1") == f"'{start}1+1"
+
+
+@pytest.mark.parametrize("text", ["", "a=b", "cat", "1-2", "'=1"])
+def test_other_cells_stay(text: str) -> None:
+    assert spreadsheet_cell(text) == text
+
+
+def test_no_markup_is_left() -> None:
+    assert html_text('<a href="x">&\'') == "&lt;a href=&quot;x&quot;&gt;&amp;&#x27;"

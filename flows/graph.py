@@ -131,9 +131,9 @@ class Graph:
             is_output = any(path.is_relative_to(out) or out.is_relative_to(path) for out in outs)
             if not path.exists() and not is_output:
                 raise ParamsError(
-                    f"{path.relative_to(self.root)}: no such file or folder, and no stage makes "
-                    "it; if it should be your images, put them there, or set data.dir to where "
-                    "they are"
+                    f"{os.path.relpath(path, self.root)}: no such file or folder, and no stage "
+                    "makes it; if it should be your images, put them there, or set data.dir to "
+                    "where they are"
                 )
 
     def is_unchanged(self, name: str) -> bool:

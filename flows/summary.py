@@ -1,5 +1,6 @@
 """The end of a run: a short table of results, and where everything lies."""
 
+import os
 import shlex
 from collections.abc import Collection
 from pathlib import Path
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows import ROOT
-from stages.core.intake.sources import EXTENSIONS
+from stages.core.intake.kinds import READABLE
 from stages.core.results.report import read_metrics
 from stages.core.results.schema import (
     BenchmarkMetrics,
@@ -110,10 +111,10 @@ def show(root: Path, stages: Collection[str], message: str) -> None:
 
 def _typed(path: Path) -> str:
     """A path as it is typed in the project's folder."""
-    return shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+    return shlex.quote(os.path.relpath(path, ROOT))
 
 
 def _example(folder: Path) -> str:
-    images = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in READABLE)
     first = next(images, None)
     return "IMAGE" if first is None else _typed(first)

@@ -24,7 +24,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows import ROOT, params, server, ui, workspace
+from flows import ROOT, look, params, server, ui, workspace
 from flows.graph import Graph
 from flows.study import (
     CODE,
@@ -84,6 +84,7 @@ def run_trial(
         MESSAGE: "",
     }
     try:
+        look.over_images(ROOT, trial.changes, source=trial.label)
         workspace.prepare(ROOT, trial.changes, at, source=trial.label, kept=shared)
         with contextlib.chdir(at), lock.held(at, "a sweep"):
             params.check(at / "params.yaml")

@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows import ROOT, params, server, summary, ui, workspace
+from flows import ROOT, look, params, server, summary, ui, workspace
 from flows.graph import Graph, Node, StageFailed
 from flows.terminal import Display, tolerate_any_text
 from stages.core.runner import lock
@@ -92,8 +92,10 @@ def prepared(overlay: str | None) -> Path:
     Raises: ParamsError; WorkspaceFailed; WorkspaceBusy.
     """
     if overlay is None:
+        look.over_images(ROOT)
         return ROOT
     changes = load_yaml(workspace.overlay_file(ROOT, overlay))
+    look.over_images(ROOT, changes, source=overlay)
     return workspace.prepare(ROOT, changes, workspace.path(ROOT, overlay), source=overlay)
 
 

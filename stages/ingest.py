@@ -50,7 +50,7 @@ class Paths(stage.Paths):
 
 
 def label_cells(cells: pd.DataFrame, first_cells: list[int], params: Params) -> pd.DataFrame:
-    """Metadata of the imagefolder, one row a cell.
+    """Metadata of the imagefolder, one row per cell.
 
     Args:
         cells: columns path, probability (of a defect, 0 to 1), type (mono or poly), in the
@@ -85,10 +85,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Copy the package's images and write their metadata. Raises: DataError."""
     source = Path(str(importlib.resources.files("elpv_dataset"))) / "data"
     for name, expected in (("images", IMAGES_MD5), ("labels.csv", LABELS_MD5)):
-        found = digest.md5(source / name)
-        if found != expected:
+        md5 = digest.md5(source / name)
+        if md5 != expected:
             raise DataError(
-                f"{source / name}: md5 {found}, expected {expected}; install the elpv-dataset "
+                f"{source / name}: md5 {md5}, expected {expected}; install the elpv-dataset "
                 "version of requirements.lock again"
             )
     cells = pd.read_csv(

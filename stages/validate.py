@@ -1,7 +1,7 @@
 """Checks the images against a data contract, splits them, decodes them once.
 
-Reads:  ${data.dir} (see core/sources.py for its layouts), data/expectations.yaml (the user's own
-        expectations), data/accepted.json (profile of the data that was last accepted)
+Reads:  ${data.dir} (see core/intake/sources.py for its layouts), data/expectations.yaml (the user's
+        own expectations), data/accepted.json (profile of the data that was last accepted)
 Writes: data/validated/ (pixels.npy, manifest.csv, classes.json, rules.json, profile.json), metrics,
         counts, every expectation's outcome, what was left out and why, pictures; Data Docs
 Params: validate
@@ -21,20 +21,23 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core.dataset.data import SPLITS, UNLABELLED, FileRules, save_dataset
+from stages.core.dataset.data import SPLITS, UNLABELLED, Data, FileRules, save_dataset
 from stages.core.intake import drift
 from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
 from stages.core.intake.duplicates import Pairs, join_groups, near_pairs
 from stages.core.intake.images import HASH_BYTES, Cache, examine, packed
+from stages.core.intake.layouts import listed
 from stages.core.intake.quarantine import Quarantine, refuse
 from stages.core.intake.sources import Source, open_source, same_names
-from stages.core.intake.splits import Method, assign, leaking, towards
+from stages.core.intake.splits import Method, assign, counted, leaking, towards
 from stages.core.intake.suites import class_suites, image_suite, split_suites
 from stages.core.results import pictures, report
+from stages.core.results.escape import spreadsheet_cell
 from stages.core.runner import stage
 from stages.core.runner.errors import DataError
-from stages.core.runner.params import Section
+from stages.core.runner.params import Section, parse_section
 from stages.core.runner.runtime import Resources
+from stages.core.runner.text import terminal
 
 
 class Params(Section):
@@ -50,6 +53,7 @@ class Params(Section):
     min_groups_per_class: int = Field(ge=1)
     on_bad_image: Literal["fail", "quarantine"]
     max_bad_fraction: float = Field(ge=0, le=1)
+    on_gaps: Literal["refuse", "allow"]
     near_duplicate_bits: int = Field(ge=0, le=64)
     on_leak: Literal["move", "refuse"]
     split: Method
@@ -66,7 +70,7 @@ class Params(Section):
     @classmethod
     def _each_once(cls, classes: list[str] | None) -> list[str] | None:
         if classes and len(set(classes)) < len(classes):
-            raise PydanticCustomError("twice", "each class should stand there once")
+            raise PydanticCustomError("twice", "should name each class once")
         return classes
 
     @field_validator("fold")
@@ -81,7 +85,7 @@ class Params(Section):
 class Paths(stage.Paths):
     """What dvc.yaml hands to the command line."""
 
-    images: Path = stage.reads()
+    dir: Path = stage.reads()
     expectations: Path = stage.reads()
     accepted: Path = stage.reads()
     cache: Path = stage.keeps()
@@ -95,11 +99,44 @@ class Paths(stage.Paths):
     complaints: Path = stage.writes(even_on_failure=True)
 
 
+def say(line: str) -> None:
+    """Print a line in which labels and names of files may stand."""
+    print(terminal(line), flush=True)
+
+
+def read_source(folder: Path, params: Params) -> Source:
+    """The user's folder, and what is remarkable about it in words. Raises: ParamsError, DataError.
+
+    `dvc repro` has checked no other section than this stage's.
+    """
+    parse_section({"data": {"dir": str(folder)}}, "data", Data, source="params.yaml")
+    source = open_source(folder)
+    say(f"{counted(len(source.table), 'image')}: {source.layout}")
+    for note in source.notes:
+        say(note)
+    if source.others:
+        say(f"{counted(len(source.others), 'other file')}, listed in quarantine.csv")
+    if "group" not in source.known:
+        say("no groups are given: every image counts as a group of its own")
+    if "split" in source.known and not source.split_folders and params.split != "column":
+        say(f"the metadata's split is not used (validate.split: {params.split}; column uses it)")
+    for column, meaning in (("group", "a group of its own"), ("domain", "of one more domain")):
+        gaps = source.table[source.table[column] == ""]
+        if column in source.known and len(gaps) and params.on_gaps == "refuse":
+            raise DataError(
+                f"{folder}: {len(gaps)} of {counted(len(source.table), 'row')} have no {column} "
+                f"({listed(gaps['file_name'].tolist(), 3)}), the others have one; expected one in "
+                f"each row, or in none: fill the column, or set validate.on_gaps to allow (each "
+                f"row without counts as {meaning})"
+            )
+    return source
+
+
 def keep_apart(source: Source, measured: list[str]) -> Source:
     """`source` with those of its columns renamed that are called as what is measured."""
     names = {name: f"given_{name}" for name in measured if name in source.table}
     for old, new in names.items():
-        print(f"the metadata's column {old} is kept as {new}: {old} is measured", flush=True)
+        say(f"the metadata's column {old} is kept as {new}: {old} is measured")
     return dataclasses.replace(source, table=source.table.rename(columns=names))
 
 
@@ -109,16 +146,15 @@ def find_classes(source: Source, params: Params) -> list[str]:
         return params.classes
     if source.classes:
         return source.classes
-    found = sorted(set(source.table["label"]) - {""})
-    if len(found) < 2:
+    labels = sorted(set(source.table["label"]) - {""})
+    if len(labels) < 2:
+        number = "1 class" if labels else "0 classes"
         raise DataError(
-            f"{source.folder}: found {len(found)} class ({', '.join(found) or 'no label'}); "
+            f"{source.folder}: found {number} ({', '.join(labels) or 'no label'}); "
             "expected at least two: add labelled images of another class"
         )
-    print(
-        f"classes, in alphabetical order: {', '.join(found)}; a classes.txt changes it", flush=True
-    )
-    return found
+    say(f"classes, in alphabetical order: {listed(labels, 20)}; a classes.txt changes it")
+    return labels
 
 
 def contradictions(table: pd.DataFrame) -> list[Violation]:
@@ -128,11 +164,11 @@ def contradictions(table: pd.DataFrame) -> list[Violation]:
     if rows.empty:
         return []
     others = rows.groupby("sha256")["file_name"].transform(", ".join)
-    said = [
+    names = [
         (name, f"{label} (same content: {other})")
         for name, label, other in zip(rows["file_name"], rows["label"], others, strict=True)
     ]
-    return [Violation("label", "one label for one content: correct one of them", said)]
+    return [Violation("label", "one label for one content: correct one of them", names)]
 
 
 def near_duplicates(table: pd.DataFrame, bits: int) -> tuple[Pairs, dict[str, int]]:
@@ -155,7 +191,7 @@ def split(
     """`table` with its splits, less what would leak; how much was moved or left out.
 
     Where groups may be formed, those that share a near duplicate become one. Where the place of an
-    image is given, its like in a split that measures more makes it go.
+    image is given, it goes if its group, or a near duplicate, is in a split that measures more.
 
     Raises: DataError.
     """
@@ -164,25 +200,26 @@ def split(
         table = table.assign(group=join_groups(groups.to_numpy(object), pairs))
     joined = int(groups.nunique() - table["group"].nunique())
     if joined:
-        print(f"groups joined with others that have near duplicates of them: {joined}", flush=True)
+        say(f"groups joined with others that have near duplicates of them: {joined}")
     where = {"folds": params.folds, "fold": params.fold, "val_folds": params.val_folds}
     table = table.assign(split=assign(table, method, **where, seed=params.seed))
     leaks = leaking(table, pairs)
+    reasons = "a near duplicate, or its group, is in the " + leaks + " split"
     refused = params.on_leak == "refuse"
     if method == "random":
         return table, {"groups_joined": 0, "left_out": 0, "leaking": len(leaks)}
     if refused and (len(leaks) or joined):
         left, right = (table["file_name"].iloc[pairs[:, side]].to_numpy() for side in (0, 1))
         across = groups.to_numpy()[pairs]
-        shown = [
+        between = [
             f"{a} and {b}" for a, b, g in zip(left, right, across, strict=True) if g[0] != g[1]
         ]
-        rows = [f"{table.loc[i, 'file_name']} (its like is in {s})" for i, s in leaks.items()]
+        rows = [f"{table.loc[i, 'file_name']} ({why})" for i, why in reasons.items()]
         raise DataError(
-            f"near duplicates or groups in two places: {'; '.join((rows or shown)[:5])}; expected "
-            "none: put them into one group, leave one out, or set validate.on_leak to move"
+            f"near duplicates or groups in two places: {'; '.join((rows or between)[:5])}; "
+            "expected none: put them into one group, leave one out, or set validate.on_leak to move"
         )
-    return quarantine.leave_out(table, "its like is in " + leaks, "leak"), {
+    return quarantine.leave_out(table, reasons, "leak"), {
         "groups_joined": joined,
         "left_out": len(leaks),
         "leaking": 0,
@@ -196,34 +233,32 @@ def check_drift(table: pd.DataFrame, accepted: dict[str, Any], params: Params) -
     """
     if "data" not in accepted:
         return {}
-    found = drift.compare(table, accepted["data"])
-    for column, index in found.items():
+    indices = drift.compare(table, accepted["data"])
+    for column, index in indices.items():
         if index > params.drift_warn:
             print(f"warning: {column} has drifted: stability index {index:.3f}", flush=True)
-    worst = max(found, key=found.__getitem__)
-    if found[worst] > params.drift_fail:
+    worst = max(indices, key=indices.__getitem__)
+    if indices[worst] > params.drift_fail:
         raise DataError(
-            f"{worst} has drifted from the accepted data: stability index {found[worst]:.3f}; "
+            f"{worst} has drifted from the accepted data: stability index {indices[worst]:.3f}; "
             f"expected at most {params.drift_fail:g}: look at the new images, then accept them or "
             "raise validate.drift_fail"
         )
-    return found
+    return indices
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Validate, split and pack. Raises: DataError that names the rows at fault."""
     paths.docs.mkdir()
-    source = open_source(paths.images)
-    print(f"{len(source.table)} images: {source.layout}", flush=True)
-    if source.others:
-        print(f"{len(source.others)} other files, listed in quarantine.csv", flush=True)
+    source = read_source(paths.dir, params)
+    classes = find_classes(source, params)
     max_pixels = round(params.max_megapixels * 1e6)
     contract = Contract(paths.docs)
     quarantine = Quarantine(
         source, refuse_bad=params.on_bad_image == "fail", max_fraction=params.max_bad_fraction
     )
     with closing(Cache(paths.cache, params.image_px, max_pixels)) as cache:
-        shown: dict[str, list[NDArray[np.uint8]]] = {}
+        pairs_to_show: dict[str, list[NDArray[np.uint8]]] = {}
         try:
             look = examine(
                 source,
@@ -233,50 +268,93 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
                 bit_depth=params.bit_depth,
             )
             source = keep_apart(source, list(look))
-            classes = find_classes(source, params)
             own = load_expectations(paths.expectations, [*source.table, *look])
-            table = accepted_images(source, look, classes, own, params, contract, quarantine)
-            pairs, duplicates = near_duplicates(table, params.near_duplicate_bits)
-            shown = beside_each_other(table, pairs, cache)
-            method: Method = "column" if source.split_folders else params.split
-            split_table, leaks = split(table, pairs, method, params, quarantine)
-            if params.target_domain is not None:
-                aimed, others = towards(split_table, params.target_domain)
-                split_table = quarantine.leave_out(aimed, others, "not used")
-            torn = method == "random" and splits_tear_groups(split_table)
-            share = (1 / params.folds, params.max_share_error) if method == "hash" else None
-            suites = split_suites(split_table, classes, torn=torn, test_share=share)
-            refuse(contract.verify(suites), source.folder)
-            moved = check_drift(split_table, drift.load_accepted(paths.accepted), params)
+            fit = accepted_images(source, look, classes, own, params, contract, quarantine)
+            pairs, duplicates = near_duplicates(fit, params.near_duplicate_bits)
+            pairs_to_show = beside_each_other(fit, pairs, cache)
+            table, figures = checked_splits(
+                fit, pairs, classes, source, params, contract, quarantine
+            )
+            drifts = check_drift(table, drift.load_accepted(paths.accepted), params)
         finally:
-            contract.document()
-            pd.DataFrame(contract.outcomes).to_csv(paths.outcomes, index=False, lineterminator="\n")
-            quarantine.write(paths.quarantine)
-            left_out = [as_pixels(row, cache) for row in quarantine.decodable(8)]
-            pictures.grid(paths.complaints, {"left out": left_out, **shown})
-        pixels = save(split_table, classes, paths, params, cache)
+            explain(paths, contract, quarantine, cache, pairs_to_show)
+        pixels = save(table, classes, paths, params, cache)
         cache.keep_only(set(look["sha256"]))
     if left := len(look) - len(pixels):
-        print(f"images left out: {left}; quarantine.csv has the reasons", flush=True)
-    print(f"{len(pixels)} images fulfil {len(contract.outcomes)} expectations", flush=True)
-    figures = {
-        "images": len(split_table),
+        say(f"images left out: {left}; quarantine.csv has the reasons")
+    say(f"{len(pixels)} images fulfil {len(contract.outcomes)} expectations")
+    figures |= {
         "layout": source.layout,
-        "channels": pixels.shape[3],
-        "image_px": params.image_px,
         "bit_depth": cache.bit_depth,
-        "groups": int(split_table["group"].nunique()),
+        "groups_given": "group" in source.known,
         "expectations": len(contract.outcomes),
         "bad_images": quarantine.bad,
         "other_files": len(source.others),
         "duplicates": duplicates,
-        "leaks": leaks,
-        "split_method": method,
-        "split_tears_groups": torn,
-        "unlabelled": int((split_table["split"] == UNLABELLED).sum()),
-        "drift": moved,
+        "drift": drifts,
     }
-    _report(paths, split_table, pixels, classes, figures)
+    _report(paths, table, pixels, classes, figures)
+
+
+def checked_splits(
+    fit: pd.DataFrame,
+    pairs: Pairs,
+    classes: list[str],
+    source: Source,
+    params: Params,
+    contract: Contract,
+    quarantine: Quarantine,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The manifest with its splits, held against what is expected of them; figures of how.
+
+    Raises: DataError.
+    """
+    method: Method = "column" if source.split_folders else params.split
+    try:
+        table, leaks = split(fit, pairs, method, params, quarantine)
+        if params.target_domain is not None:
+            aimed, others = towards(table, params.target_domain)
+            table = quarantine.leave_out(aimed, others, "not used")
+        torn = method == "random" and splits_tear_groups(table)
+        share = (1 / params.folds, params.max_share_error) if method == "hash" else None
+        suites = split_suites(table, classes, torn=torn, test_share=share)
+        refuse(contract.verify(suites), source.folder)
+    except DataError:
+        if method == "stratified_group":
+            refuse_fixed_camera(fit, pairs, params, source.folder)
+        raise
+    return table, {"split_method": method, "split_tears_groups": torn, "leaks": leaks}
+
+
+def refuse_fixed_camera(table: pd.DataFrame, pairs: Pairs, params: Params, folder: Path) -> None:
+    """Where the splits fail since many images look alike, say that. Raises: DataError."""
+    groups = join_groups(table["group"].to_numpy(object), pairs)
+    sizes = pd.Series(groups[groups != table["group"].to_numpy(object)]).value_counts()
+    if params.near_duplicate_bits and len(sizes) and sizes.iloc[0] > len(table) / params.folds:
+        raise DataError(
+            f"{folder}: {sizes.iloc[0]} of {len(table)} images are near duplicates of each other "
+            "and count as one group, so that there is too little to split; if they show different "
+            "things before one background (a fixed camera), set validate.near_duplicate_bits to 0 "
+            f"(now {params.near_duplicate_bits}); if they show the same, add images of other things"
+        )
+
+
+def explain(
+    paths: Paths,
+    contract: Contract,
+    quarantine: Quarantine,
+    cache: Cache,
+    pairs_to_show: dict[str, list[NDArray[np.uint8]]],
+) -> None:
+    """Write what tells people about the images, also when they are refused."""
+    contract.document()
+    outcomes = pd.DataFrame(contract.outcomes)
+    for column in outcomes.select_dtypes("str"):
+        outcomes[column] = outcomes[column].map(spreadsheet_cell)
+    outcomes.to_csv(paths.outcomes, index=False, lineterminator="\n")
+    quarantine.write(paths.quarantine)
+    left_out = [as_pixels(row, cache) for row in quarantine.decodable(8)]
+    pictures.grid(paths.complaints, {"left out": left_out, **pairs_to_show})
 
 
 def accepted_images(
@@ -295,8 +373,6 @@ def accepted_images(
     unlabelled = (table["problem"] == "") & (table["label"] == "")
     table.loc[unlabelled, "problem"] = "it has no label; give it one, or take its row out"
     table["problem"] = table["problem"].where(table["problem"] != "", None)
-    if "group" not in source.known:
-        print("no groups are given: every image counts as a group of its own", flush=True)
     alone = table["group"] == ""
     table.loc[alone, "group"] = table.loc[alone, "file_name"]
 
@@ -331,9 +407,9 @@ def splits_tear_groups(table: pd.DataFrame) -> bool:
 
 def as_pixels(row: Any, cache: Cache) -> NDArray[np.uint8]:
     """A manifest row's packed image (P, P, C)."""
-    found = np.frombuffer(cache.pixels(row.sha256), np.uint8)
-    side = round((len(found) / row.channels) ** 0.5)
-    return found.reshape(side, side, row.channels)
+    pixels = np.frombuffer(cache.pixels(row.sha256), np.uint8)
+    side = round((len(pixels) / row.channels) ** 0.5)
+    return pixels.reshape(side, side, row.channels)
 
 
 def beside_each_other(
@@ -366,7 +442,7 @@ def save(
     pixels: NDArray[np.uint8] = np.load(paths.validated / "pixels.npy", mmap_mode="r")
     manifest = table.drop(columns=["problem", "channels"])
     manifest["label"] = manifest["label"].where(manifest["split"] != UNLABELLED, "")
-    manifest["phash"] = [found.hex() for found in manifest["phash"]]
+    manifest["phash"] = [phash.hex() for phash in manifest["phash"]]
     rules = FileRules(cache.bit_depth, round(params.max_megapixels * 1e6))
     save_dataset(paths.validated, manifest, classes, rules)
     profile = json.dumps(drift.profile(table), indent=1) + "\n"
@@ -388,10 +464,18 @@ def _report(
         | {"classes": {c: int(by_split.loc[split, c]) for c in classes}}
         for split in SPLITS
     }
-    report.write_metrics(paths.metrics, figures | {"splits": splits})
-    by_split.reset_index().melt("split", var_name="label", value_name="images").to_csv(
-        paths.plot, index=False
-    )
+    counts = {
+        "images": len(table),
+        "channels": pixels.shape[3],
+        "image_px": pixels.shape[1],
+        "groups": int(table["group"].nunique()),
+        "unlabelled": int((table["split"] == UNLABELLED).sum()),
+        "splits": splits,
+    }
+    report.write_metrics(paths.metrics, figures | counts)
+    plotted = by_split.reset_index().melt("split", var_name="label", value_name="images")
+    plotted["label"] = plotted["label"].map(spreadsheet_cell)
+    plotted.to_csv(paths.plot, index=False)
     examples = {}
     for name in classes[:12]:
         rows = np.flatnonzero((table["label"] == name) & (table["split"] == "train"))

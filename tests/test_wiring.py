@@ -32,7 +32,9 @@ def paths_of(outs: list[Any]) -> set[str]:
 
 
 def command_line(stage: str) -> dict[str, str]:
-    words = shlex.split(load_yaml(ROOT / "dvc.yaml")["stages"][stage]["cmd"])
+    command = load_yaml(ROOT / "dvc.yaml")["stages"][stage]["cmd"]
+    # What DVC makes of the whole section, with quotation marks.
+    words = shlex.split(command.replace("${data}", "--dir ${data.dir}"))
     assert words[:3] == ["python", "-m", f"stages.{stage}"]
     return {
         k.removeprefix("--").replace("-", "_"): v

@@ -41,7 +41,7 @@ def paths(root: Path, images: Path) -> validate.Paths:
         if path.is_dir():
             shutil.rmtree(path)
     return validate.Paths(
-        images=images,
+        dir=images,
         expectations=expectations,
         accepted=accepted,
         cache=root / "cache",

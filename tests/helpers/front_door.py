@@ -28,7 +28,8 @@ from tests.conftest import ROOT
 PARAMS: dict[str, Any] = {
     "classes": None, "image_px": 32, "min_source_px": 16, "max_megapixels": 0.5,
     "bit_depth": None, "min_contrast": 1.0, "min_per_class": 10, "min_groups_per_class": 3,
-    "on_bad_image": "fail", "max_bad_fraction": 0.2, "near_duplicate_bits": 10, "on_leak": "move",
+    "on_bad_image": "fail", "max_bad_fraction": 0.2, "on_gaps": "refuse",
+    "near_duplicate_bits": 10, "on_leak": "move",
     "split": "stratified_group", "folds": 4, "fold": 0, "val_folds": 3, "seed": 0,
     "max_share_error": 0.5, "target_domain": None, "drift_warn": 0.1, "drift_fail": 0.25,
 }  # fmt: skip
@@ -43,7 +44,7 @@ Breakage = Callable[[Path], None]
 
 
 def paths(root: Path) -> validate.Paths:
-    inputs = {"images": "images", "expectations": "expectations.yaml", "accepted": "accepted.json"}
+    inputs = {"dir": "images", "expectations": "expectations.yaml", "accepted": "accepted.json"}
     for name, nothing in (("expectations", "[]"), ("accepted", "{}")):
         if not (root / inputs[name]).exists():
             (root / inputs[name]).write_text(nothing)
@@ -63,8 +64,8 @@ def run(root: Path, **changes: Any) -> Path:
 
 
 def metrics(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "metrics").read_text())
-    return found
+    actual: dict[str, Any] = json.loads((out / "metrics").read_text())
+    return actual
 
 
 def manifest(out: Path) -> pd.DataFrame:
@@ -306,8 +307,8 @@ def near_copy(root: Path) -> None:
     """An image of group g2 that is, but for a little noise, one of g1."""
     source = np.asarray(Image.open(root / "images" / "g1_1.png")).astype(int)
     faint = np.random.default_rng(5).integers(-1, 2, source.shape)
-    made = (source + faint).clip(0, 255).astype(np.uint8)
-    Image.fromarray(made).save(root / "images" / "g2_1.png")
+    built = (source + faint).clip(0, 255).astype(np.uint8)
+    Image.fromarray(built).save(root / "images" / "g2_1.png")
 
 
 def split_by_group(table: pd.DataFrame) -> "pd.Series[str]":

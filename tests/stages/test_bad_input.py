@@ -157,7 +157,9 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     "link to a folder elsewhere": (
         link_to_folder, ["near/g1_1.png: a link that leaves the folder"], {},
     ),
-    "link to itself": (link_to("g1_1.png"), ["g1_1.png: no such file"], {}),
+    "link to itself": (
+        link_to("g1_1.png"), ["g1_1.png: a link that leads to itself: delete it"], {},
+    ),
     "missing file": (
         removed, ["g1_1.png: no such file; put it there, or take its row out", WHOLE], {},
     ),
@@ -174,7 +176,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "a name that is not UTF-8": (
         another_encoding,
-        ["a/caf\\udce9.png: no such file; its name is not UTF-8: rename it"], {},
+        ["a/caf\\xe9.png: its name is not UTF-8, which DVC cannot store: rename it"], {},
     ),
     # Labels.
     "unknown label, by classes.txt": (
@@ -188,7 +190,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     "missing label": (edit("label", ""), ["g1_1.png: it has no label; give it one"], {}),
     "no labels at all": (
         column("label", lambda t: [""] * len(t)),
-        ["found 0 class (no label)", "at least two", "add labelled images"], {},
+        ["found 0 classes (no label)", "at least two", "add labelled images"], {},
     ),
     "one class": (
         column("label", lambda t: ["functional"] * len(t)),
@@ -200,7 +202,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "too few images of a class": (
         lambda root: None,
-        ["images = 24", "at least 25 images of each class: add some, or lower validate.min_per"],
+        ["images = 24", "at least 25 images of each class: add some, leave the class out,"],
         {"min_per_class": 25},
     ),
     "too few groups of a class": (
@@ -217,7 +219,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     "nothing": (emptied, ["images: found nothing; expected one of: a metadata.csv"], {}),
     "images alone": (
         lambda root: (root / "images" / "metadata.csv").unlink(),
-        ["found g0_0.png, g0_1.png", "a folder a class; or *.tar shards"], {},
+        ["found g0_0.png, g0_1.png", "a folder per class; or *.tar shards"], {},
     ),
     "a file instead of a folder": (a_file, ["images: found no folder", "set data.dir"], {}),
     "empty metadata": (
@@ -241,7 +243,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "semicolons": (
         metadata("metadata.csv", "file_name;label\ng1_1.png;a\n"),
-        ["no column 'file_name'; found file_name;label: add the column"], {},
+        ["metadata.csv: its cells are separated by semicolons; expected commas"], {},
     ),
     "cells beyond the header": (
         metadata("metadata.csv", HEADER + "g1_1.png,a,mono\ng1_2.png,b,mono\n"),
@@ -261,7 +263,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "bad JSON line": (
         metadata("metadata.jsonl", '{"file_name": "g1_1.png", "label": "a"}\n{"file_name": \n'),
-        ["metadata.jsonl: line 2: not JSON (Expecting value", "expected one object a line"], {},
+        ["metadata.jsonl: line 2: not JSON (Expecting value", "expected one object per line"], {},
     ),
     "JSON line that is no object": (
         metadata("metadata.jsonl", '["g1_1.png", "a"]\n'),
@@ -305,10 +307,11 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         both(emptied, beside("images/train-0.tar.gz", SHARD)),
         ["found train-0.tar.gz; expected one of", "*.tar shards"], {},
     ),
-    "empty shard": (shards(shard({})), ["no images; expected one row or file a labelled"], {}),
+    "empty shard": (shards(shard({})), ["no images; expected one row or file per labelled"], {}),
     "shard without labels": (
         shards(shard({"1.png": saved(noise(1), "PNG")})),
-        ["train-0.tar/1.png: it has no label"], {"classes": ["0", "1"]},
+        ["no label in train-0.tar; expected KEY.cls or KEY.json beside every image"],
+        {"classes": ["0", "1"]},
     ),
     "bad JSON in a shard": (
         shards(shard(SAMPLES | {"2.json": b"{"})), ["train-0.tar/2.json: line 1: not JSON"], {},
@@ -336,20 +339,20 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     "empty classes.txt": (beside("images/classes.txt"), ["classes.txt: found []"], {}),
     "binary classes.txt": (
         beside("images/classes.txt", b"\xff\xfe\x00"),
-        ["classes.txt: not UTF-8 text; expected one class a line"], {},
+        ["classes.txt: not UTF-8 text; expected one class per line"], {},
     ),
     "unknown split": (
-        column("split", lambda t: ["train"] * 47 + ["holdout"]),
-        ["split = 'holdout'; expected train, val or test: correct the column"], USERS,
+        column("split", lambda t: ["train"] * 47 + ["later"]),
+        ["split = 'later'; expected train, val or test: correct the column"], USERS,
     ),
     "empty split": (
         both(column("split", split_by_group), edit("split", "")),
-        ["1 images have no split (g1_1.png); expected train, val or test", "fill the column"],
+        ["1 image has no split (g1_1.png); expected train, val or test", "fill the column"],
         USERS,
     ),
     "no test split": (
         column("split", lambda t: ["train"] * len(t)),
-        ["no image has the split test; expected some that measure the model: mark them"], USERS,
+        ["no image has the split test; expected some that measure the model: rename the"], USERS,
     ),
     "split folders beside another": (
         both(emptied, beside("images/train/a/1.png"), beside("images/test/a/1.png"),
@@ -359,7 +362,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "no test folder": (
         into_train,
-        ["no image has the split test", "without split folders"], {},
+        ["no image has the split test", "set data.dir to the one with all images"], {},
     ),
     "a class in one split only": (
         both(
@@ -377,7 +380,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "one group": (
         column("group", lambda t: ["g"] * len(t)),
-        ["1 groups cannot be split into 4 folds"], {"min_groups_per_class": 1},
+        ["1 group cannot be split into 4 folds"], {"min_groups_per_class": 1},
     ),
     "too few images for the folds": (
         lambda root: None, ["cannot be split into 20 folds", "add images, or lower validate.folds"],
@@ -471,12 +474,13 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "near duplicates in two given splits": (
         both(near_copy, column("split", split_by_group), edit("split", "train")),
-        ["near duplicates or groups in two places: g1_1.png (its like is in test)"],
+        ["near duplicates or groups in two places: g1_1.png (a near duplicate, or its group, is",
+         "is in the test split)"],
         USERS | {"on_leak": "refuse"},
     ),
     "a group in two given splits": (
         both(column("split", split_by_group), edit("split", "train")),
-        ["g1_1.png (its like is in test); expected none: put them into one group"],
+        ["g1_1.png (a near duplicate, or its group, is in the test split); expected none: put"],
         USERS | {"on_leak": "refuse"},
     ),
     # Quarantine has a limit.
@@ -527,9 +531,9 @@ def test_the_user_sees_one_line(tmp_path: Path, image_folder: MakeFolder, kind: 
     assert len(lines) == 1, errors
     assert lines[0].startswith("error: validate: ")
     assert [word for word in words if word not in lines[0]] == []
-    shown = {p.name for p in (tmp_path / "out").iterdir()}
+    visible = {p.name for p in (tmp_path / "out").iterdir()}
     if kind == "truncated PNG":
-        assert shown == SHOWN
+        assert visible == SHOWN
         assert [row["file_name"] for row in quarantined(tmp_path / "out")] == ["g1_1.png"]
     else:
-        assert shown <= SHOWN
+        assert visible <= SHOWN

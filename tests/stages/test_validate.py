@@ -55,14 +55,14 @@ def test_a_good_folder_comes_out_whole(
     assert sum(map(len, by_split.values())) == 8
     assert (data.pixels.mean((1, 2, 3)) > 125).tolist() == (data.labels == 1).tolist()
     assert quarantined(out) == []
-    found = metrics(out)
-    assert (found["images"], found["groups"], found["bad_images"]) == (48, 8, 0)
-    assert {s: c["images"] for s, c in found["splits"].items()} == {
+    actual = metrics(out)
+    assert (actual["images"], actual["groups"], actual["bad_images"]) == (48, 8, 0)
+    assert {s: c["images"] for s, c in actual["splits"].items()} == {
         s: len(data.rows(s)) for s in ("train", "val", "test")
     }
     outcomes = pd.read_csv(out / "outcomes")
     assert outcomes["passed"].all()
-    assert len(outcomes) == found["expectations"]
+    assert len(outcomes) == actual["expectations"]
     rows = manifest(out)
     assert {"bytes", "width", "height", "mode", "sha256", "phash", "sharpness"} <= set(rows)
     assert (rows["domain"] == "mono").all()
@@ -93,13 +93,13 @@ def test_the_order_of_the_classes(
     if classes == "file":
         (folder / "classes.txt").write_text("\ufefffunctional\r\n\ndefective\r\n")
     out = run(tmp_path, classes=wanted if classes == "params" else None)
-    found = load_dataset(out / "validated").classes
+    actual = load_dataset(out / "validated").classes
     alphabetical = "classes, in alphabetical order: defective, functional"
     if classes == "neither":
-        assert found == sorted(wanted)
+        assert actual == sorted(wanted)
         assert alphabetical in capsys.readouterr().out
     else:
-        assert found == wanted
+        assert actual == wanted
         assert alphabetical not in capsys.readouterr().out
 
 
@@ -107,7 +107,7 @@ def test_the_order_of_the_classes(
     ("changes", "words"),
     [
         ({"fold": 4}, "validate.fold = 4: should be less than folds"),
-        ({"classes": ["a", "b", "a"]}, "each class should stand there once"),
+        ({"classes": ["a", "b", "a"]}, "should name each class once"),
         ({"classes": ["a"]}, "validate.classes"),
         ({"image_px": 48}, "validate.image_px = 48"),
         ({"split": "by_date"}, "validate.split = 'by_date'"),
@@ -138,7 +138,7 @@ def test_quarantine_lists_all_that_it_leaves_out(tmp_path: Path, image_folder: M
         "g1_1.png": "truncated", "g3_1.png": "an empty file", "g5_3.png": "width = 8",
         "g0_1.png": "contrast = 0.0", "g4_1.png": "it has no label", "gone.png": "no such file",
         "../out.png": "not a path inside", "unlisted.png": "not in metadata.csv",
-        "notes.txt": "no image by its name",
+        "notes.txt": "no image by name or content",
     }  # fmt: skip
     assert {name: word in lines[name][1] for name, word in expected.items()} == dict.fromkeys(
         expected, True
@@ -147,12 +147,12 @@ def test_quarantine_lists_all_that_it_leaves_out(tmp_path: Path, image_folder: M
     others = {"unlisted.png", "notes.txt"}
     assert {name for name, (kind, _) in lines.items() if kind == "not used"} == others
     assert {kind for name, (kind, _) in lines.items() if name not in others} == {"bad image"}
-    kept = set(manifest(out)["file_name"])
+    remaining = set(manifest(out)["file_name"])
     there = {p.name for p in folder.iterdir()} - {"metadata.csv"}
-    assert kept | set(lines) == there | {"gone.png", "../out.png"}
-    assert not kept & set(lines)
+    assert remaining | set(lines) == there | {"gone.png", "../out.png"}
+    assert not remaining & set(lines)
     assert metrics(out)["bad_images"] == 7
-    assert metrics(out)["images"] == len(kept) == 43
+    assert metrics(out)["images"] == len(remaining) == 43
 
 
 def test_a_row_that_stands_twice_loses_its_second_only(
@@ -247,7 +247,10 @@ def test_what_leaks_out_of_a_given_split_is_left_out(
     column("split", lambda t: split_by_group(t.replace({"group": {"g2": "g5"}})))(tmp_path)
     out = run(tmp_path, split="column")
     lines = {row["file_name"]: (row["kind"], row["reason"]) for row in quarantined(out)}
-    assert lines == {f"g2_{i}.png": ("leak", "its like is in test") for i in range(6)}
+    assert lines == {
+        f"g2_{i}.png": ("leak", "a near duplicate, or its group, is in the test split")
+        for i in range(6)
+    }
     assert metrics(out)["leaks"] == {"groups_joined": 0, "left_out": 6, "leaking": 0}
     assert len(manifest(out)) == 42
 
@@ -276,10 +279,10 @@ def test_a_target_domains_labels_are_not_kept(tmp_path: Path, image_folder: Make
     assert (data.labels[data.rows("test")] >= 0).all()
     assert set(data.domains[data.rows("test")]) == {"poly"}
     assert set(data.domains[data.rows("train")]) == {"mono"}
-    found = metrics(out)
-    assert found["unlabelled"] == unlabelled.sum() > 0
-    assert found["images"] == len(rows)
-    assert sum(s["images"] for s in found["splits"].values()) == (~unlabelled).sum()
+    actual = metrics(out)
+    assert actual["unlabelled"] == unlabelled.sum() > 0
+    assert actual["images"] == len(rows)
+    assert sum(s["images"] for s in actual["splits"].values()) == (~unlabelled).sum()
     left_out = {row["file_name"]: (row["kind"], row["reason"]) for row in quarantined(out)}
     everything = {p.name for p in (tmp_path / "images").glob("*.png")}
     assert set(left_out) == everything - set(rows["file_name"]) != set()
@@ -324,9 +327,9 @@ def test_drift_is_measured_against_the_accepted_data(
     for name in listed(tmp_path)["file_name"]:
         path = tmp_path / "images" / name
         Image.open(path).resize((60, 60)).save(path)
-    found = metrics(run(tmp_path, drift_fail=100.0))["drift"]
-    assert found["width"] > 1
-    assert found["label"] == 0
+    actual = metrics(run(tmp_path, drift_fail=100.0))["drift"]
+    assert actual["width"] > 1
+    assert actual["label"] == 0
     assert "warning: width has drifted: stability index" in capsys.readouterr().out
 
 

@@ -48,40 +48,40 @@ def test_layouts_give_the_same_pixels(tmp_path: Path, image_folder: MakeFolder) 
         "csv": "metadata.csv", "jsonl": "metadata.jsonl", "parquet": "metadata.parquet",
         "classes": "", "shards": "",
     }  # fmt: skip
-    found = {}
+    actual = {}
     for layout, name in names.items():
-        made = tmp_path / layout
+        built = tmp_path / layout
         if layout == "classes":
-            class_folders(tmp_path, made)
+            class_folders(tmp_path, built)
         elif layout == "shards":
-            made.mkdir()
+            built.mkdir()
             for s in range(3):
                 members = {}
                 for file, label in table[["file_name", "label"]].to_numpy()[s::3]:
                     members[file] = (folder / file).read_bytes()
                     members[file.replace(".png", ".cls")] = label.encode()
-                (made / f"train-{s}.tar").write_bytes(shard(members))
+                (built / f"train-{s}.tar").write_bytes(shard(members))
         else:
-            shutil.copytree(folder, made)
-            (made / "metadata.csv").unlink()
+            shutil.copytree(folder, built)
+            (built / "metadata.csv").unlink()
             if layout == "csv":
-                table.to_csv(made / name, index=False)
+                table.to_csv(built / name, index=False)
             elif layout == "jsonl":
-                table.to_json(made / name, orient="records", lines=True)
+                table.to_json(built / name, orient="records", lines=True)
             else:
-                table.to_parquet(made / name)
+                table.to_parquet(built / name)
         root = tmp_path / f"run {layout}"
         root.mkdir()
-        made.rename(root / "images")
+        built.rename(root / "images")
         out = run(root, split="random")
         data = load_dataset(out / "validated")
         order = np.argsort([Path(file).name for file in data.files])
         assert sorted(Path(file).name for file in data.files) == sorted(table["file_name"])
-        found[layout] = (data.pixels[order], data.labels[order])
+        actual[layout] = (data.pixels[order], data.labels[order])
         assert layout in metrics(out)["layout"] or layout == "classes"
-    for pixels, labels in found.values():
-        assert np.array_equal(pixels, found["csv"][0])
-        assert np.array_equal(labels, found["csv"][1])
+    for pixels, labels in actual.values():
+        assert np.array_equal(pixels, actual["csv"][0])
+        assert np.array_equal(labels, actual["csv"][1])
 
 
 @pytest.mark.parametrize("metadata_in", ["none", "each", "top"])
@@ -93,20 +93,20 @@ def test_split_folders_are_respected(
               for g in range(8)}  # fmt: skip
     table = listed(tmp_path)
     split = table["group"].map(places)
-    made = tmp_path / "made"
+    built = tmp_path / "made"
     if metadata_in == "none":
-        class_folders(tmp_path, made, places)
+        class_folders(tmp_path, built, places)
     else:
         for place, rows in table.groupby(split):
-            (made / place).mkdir(parents=True)
+            (built / place).mkdir(parents=True)
             for name in rows["file_name"]:
-                shutil.copy(tmp_path / "images" / name, made / place / name)
+                shutil.copy(tmp_path / "images" / name, built / place / name)
             if metadata_in == "each":
-                rows.to_csv(made / place / "metadata.csv", index=False)
+                rows.to_csv(built / place / "metadata.csv", index=False)
         if metadata_in == "top":
             names = split + "/" + table["file_name"]
-            table.assign(file_name=names).to_csv(made / "metadata.csv", index=False)
-    as_images(tmp_path, made)
+            table.assign(file_name=names).to_csv(built / "metadata.csv", index=False)
+    as_images(tmp_path, built)
     out = run(tmp_path)
     rows = manifest(out)
     assert len(rows) == 48
@@ -153,7 +153,7 @@ def test_odd_text_comes_through(tmp_path: Path, image_folder: MakeFolder, docs: 
     odd = {"functional": "<b>&\"'{{ x }} %s", "defective": "$x$ \\frac{ two\nlines"}
     both(
         column("label", lambda t: t["label"].map(odd)),
-        column("group", lambda t: t["group"] + "</td>,;\t\u2028"),
+        column("group", lambda t: "</td>,;\t\u2028" + t["group"]),
         column("<b>", lambda t: "\u00e9\u597d"),
         column("problem", lambda t: "none"),
     )(tmp_path)
@@ -198,7 +198,7 @@ def test_columns_called_as_what_is_measured_are_kept(
     image_folder()
     table = listed(tmp_path)
     list_again(tmp_path, table.assign(width=7, sharpness="much"))
-    found = manifest(run(tmp_path))
-    assert (found["width"] == "40").all()
-    assert (found["given_width"] == "7").all()
-    assert (found["given_sharpness"] == "much").all()
+    actual = manifest(run(tmp_path))
+    assert (actual["width"] == "40").all()
+    assert (actual["given_width"] == "7").all()
+    assert (actual["given_sharpness"] == "much").all()

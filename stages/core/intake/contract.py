@@ -11,6 +11,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stages.core.results.escape import html_text
 from stages.core.runner.errors import DataError
 
 # No telemetry, under `dvc repro` too, where no flow has said so.
@@ -41,14 +42,14 @@ class Violation:
 
     Attributes:
         column: of the table, or "".
-        found: the observed value of the whole table, where there are no rows.
+        observed: the value of the whole table, where there are no rows.
         expected: completes "expected ...", with what to do about it.
     """
 
     column: str
     expected: str
     rows: list[tuple[str, str]]
-    found: str = ""
+    observed: str = ""
 
     def reason(self, value: str) -> str:
         """Why a row is at fault, in words."""
@@ -57,14 +58,16 @@ class Violation:
 
     def __str__(self) -> str:
         if not self.rows:
-            found = f"{self.column} = {self.found}" if self.column else f"found {self.found}"
-            return f"{found} (expected {self.expected})"
-        shown = "; ".join(
+            observed = f"found {self.observed}"
+            if self.column:
+                observed = f"{self.column} = {self.observed}"
+            return f"{observed} (expected {self.expected})"
+        rows = "; ".join(
             f"{name}: {value if self.column in ('', 'problem') else f'{self.column} = {value}'}"
             for name, value in self.rows[:5]
         )
         more = f"; and {len(self.rows) - 5} more" if len(self.rows) > 5 else ""
-        return f"{shown}{more} (expected {self.expected})"
+        return f"{rows}{more} (expected {self.expected})"
 
 
 def load_expectations(path: Path, columns: list[str]) -> list[Expectation]:
@@ -85,7 +88,7 @@ def load_expectations(path: Path, columns: list[str]) -> list[Expectation]:
         raise DataError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise DataError(f"{path}: expected a list of expectations, each with its type")
-    made = []
+    expectations = []
     for number, entry in enumerate(entries, 1):
         arguments = dict(entry)
         kind = str(arguments.pop("type", None))
@@ -98,19 +101,19 @@ def load_expectations(path: Path, columns: list[str]) -> list[Expectation]:
             raise DataError(f"{where}: no column {column!r}; there are {', '.join(columns)}")
         try:
             implementation = get_expectation_impl(kind)
-            made.append(implementation(**arguments, meta={"expected": str(words)}))
+            expectations.append(implementation(**arguments, meta={"expected": str(words)}))
         except ExpectationNotFoundError:
             raise DataError(f"{where}: Great Expectations has no such expectation") from None
         except (ValidationError, TypeError, ValueError) as error:
             raise DataError(f"{where}: {' '.join(str(error).split())}") from None
-    return made
+    return expectations
 
 
 class Contract:
     """Collects what has been verified, and documents all of it in one place.
 
     Attributes:
-        outcomes: one row an expectation: suite, expectation, column, expected, violations, passed.
+        outcomes: one row per expectation: suite, expectation, column, expected, violations, passed.
     """
 
     def __init__(self, docs: Path) -> None:
@@ -158,16 +161,16 @@ class Contract:
                 },
             )
             for result in outcome.results:
-                found = _violation(result, suite.named_by)
+                violation = _violation(result, suite.named_by)
                 if not result.success:
-                    violations.append(found)
+                    violations.append(violation)
                 self.outcomes.append(
                     {
                         "suite": name,
                         "expectation": result.expectation_config.type,
-                        "column": found.column,
-                        "expected": found.expected,
-                        "violations": 0 if result.success else max(1, len(found.rows)),
+                        "column": violation.column,
+                        "expected": violation.expected,
+                        "violations": 0 if result.success else max(1, len(violation.rows)),
                         "passed": bool(result.success),
                     }
                 )
@@ -175,16 +178,49 @@ class Contract:
 
     def document(self) -> None:
         """Write Data Docs of all that has been verified, readable without a network."""
+        results = self._context.validation_results_store
+        for key in results.list_keys():
+            outcome = results.get(key)
+            for result in outcome.results:
+                result.result = _marked(result.result)
+                _mark(result.expectation_config.kwargs, result.expectation_config.meta)
+            results.update(key, outcome)
+        suites = self._context.expectations_store
+        for key in suites.list_keys():
+            for expectation in suites.get(key)["expectations"]:
+                _mark(expectation["kwargs"], expectation["meta"])
         self._context.build_data_docs()
         for page in self._docs.rglob("*.html"):
-            page.write_text(_offline(page.read_text(encoding="utf-8")), encoding="utf-8")
+            page.write_text(_finished(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+# Great Expectations escapes some of what stands in its pages and some not. So what has a meaning in
+# HTML is replaced, before it makes them, by characters that mean nothing to it (and that Unicode
+# promises never to use), and afterwards by what they stand for, escaped.
+_MARKS = {ord(character): chr(0xFDD0 + i) for i, character in enumerate("&<>\"'")}
+
+
+def _marked(value: Any) -> Any:
+    """`value`, which JSON could hold, with `_MARKS` in all texts."""
+    if isinstance(value, str):
+        return value.translate(_MARKS)
+    if isinstance(value, dict):
+        return {_marked(k): _marked(v) for k, v in value.items()}
+    return [_marked(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _mark(*contents: dict[str, Any]) -> None:
+    for content in contents:
+        content.update(_marked(content))
 
 
 # What the pages would load from elsewhere, and the little that they need in its place.
 _ELSEWHERE = re.compile(
     r'<(?:link|script|img)\b[^>]*(?:href|src)="https?://[^>]*>(?:\s*</script>)?', re.IGNORECASE
 )
-_STYLE = """<style>
+# Of the pages, nothing runs: what would, needs files from elsewhere.
+_STYLE = """<meta http-equiv="Content-Security-Policy" content="script-src 'none'">
+<style>
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; margin: 1.5rem auto; max-width: 70rem; }
 table { border-collapse: collapse; } th, td { border: 1px solid #ccd; padding: .3rem .6rem; }
 .hide-succeeded-validations, .navbar, #go-back-button, .modal { display: none; }
@@ -193,22 +229,27 @@ table { border-collapse: collapse; } th, td { border: 1px solid #ccd; padding: .
 </style>"""
 
 
-def _offline(page: str) -> str:
-    return _ELSEWHERE.sub("", page).replace("</head>", f"{_STYLE}</head>", 1)
+def _finished(page: str) -> str:
+    """A page without what would be loaded from elsewhere, with `_MARKS` as what they stand for."""
+    for character, mark in _MARKS.items():
+        page = page.replace(mark, html_text(chr(character)))
+    return _ELSEWHERE.sub("", page).replace("<head>", f"<head>{_STYLE}", 1)
 
 
 def _violation(result: Any, named_by: str) -> Violation:
     config = result.expectation_config
     column = str(config.kwargs.get("column") or "")
     expected = config.meta["expected"] + (f": {config.meta['do']}" if "do" in config.meta else "")
-    # One flat dict when all went well, else one dict a metric that could not be computed.
+    # One flat dict when all went well, else one dict per metric that could not be computed.
     problems = [result.exception_info, *result.exception_info.values()]
     for problem in problems:
         if isinstance(problem, dict) and problem.get("exception_message"):
             reason = " ".join(str(problem["exception_message"]).split())
             raise DataError(f"{config.type} could not be evaluated: {reason}")
     if "unexpected_index_list" not in result.result:
-        return Violation(column, expected, [], found=str(result.result.get("observed_value", "")))
+        return Violation(
+            column, expected, [], observed=str(result.result.get("observed_value", ""))
+        )
     rows = []
     for row in result.result["unexpected_index_list"] or []:
         # An expectation of several columns has no `column`.

@@ -28,15 +28,15 @@ def profile(manifest: pd.DataFrame) -> Profile:
         manifest: columns label and `NUMBERS`.
     """
     shares = manifest["label"].value_counts(normalize=True).sort_index()
-    found: Profile = {"images": len(manifest), "label": {k: float(v) for k, v in shares.items()}}
+    summary: Profile = {"images": len(manifest), "label": {k: float(v) for k, v in shares.items()}}
     for column in NUMBERS:
         values = manifest[column].to_numpy(float)
         cuts = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
         cuts, times = np.unique(cuts, return_counts=True)
         # A value that many images share has a bin to itself, or else larger ones would join it.
         edges = np.union1d(cuts, np.nextafter(cuts[times > 1], np.inf))
-        found[column] = {"edges": edges.tolist(), "shares": _shares(values, edges).tolist()}
-    return found
+        summary[column] = {"edges": edges.tolist(), "shares": _shares(values, edges).tolist()}
+    return summary
 
 
 def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -44,13 +44,13 @@ def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return counts / len(values)
 
 
-def stability_index(expected: np.ndarray, found: np.ndarray) -> float:
-    """Population stability index of two rows of shares: sum of (f - e) ln(f / e); 0 if equal.
+def stability_index(expected: np.ndarray, observed: np.ndarray) -> float:
+    """Population stability index of two rows of shares: sum of (o - e) ln(o / e); 0 if equal.
 
     Source: Siddiqi 2006, Credit Risk Scorecards: below 0.1 little, above 0.25 much has changed.
     """
-    e, f = (np.maximum(shares, SMALLEST) for shares in (expected, found))
-    return float(((f - e) * np.log(f / e)).sum())
+    e, o = (np.maximum(shares, SMALLEST) for shares in (expected, observed))
+    return float(((o - e) * np.log(o / e)).sum())
 
 
 def load_accepted(path: Path) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def load_accepted(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.get("data")
-        whole = found is None or {"label", *NUMBERS} <= set(found)
+        data = content.get("data")
+        whole = data is None or {"label", *NUMBERS} <= set(data)
     except (ValueError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -76,7 +76,7 @@ def compare(manifest: pd.DataFrame, accepted: Profile) -> dict[str, float]:
     """Stability index of the classes and of every number, by column."""
     shares = manifest["label"].value_counts(normalize=True)
     classes = sorted({*accepted["label"], *shares.index})
-    found = {
+    indices = {
         "label": stability_index(
             np.array([accepted["label"].get(c, 0.0) for c in classes]),
             np.array([shares.get(c, 0.0) for c in classes]),
@@ -85,5 +85,5 @@ def compare(manifest: pd.DataFrame, accepted: Profile) -> dict[str, float]:
     for column in NUMBERS:
         then = accepted[column]
         now = _shares(manifest[column].to_numpy(float), np.array(then["edges"]))
-        found[column] = stability_index(np.array(then["shares"]), now)
-    return found
+        indices[column] = stability_index(np.array(then["shares"]), now)
+    return indices

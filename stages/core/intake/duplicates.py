@@ -9,7 +9,7 @@ from stages.core.runner.errors import DataError
 
 Pairs = NDArray[np.int64]
 
-# Comparisons that are worth waiting for: about a minute a core.
+# Comparisons that are worth waiting for: about a minute on one core.
 MOST_CANDIDATES = 10**9
 
 
@@ -50,9 +50,9 @@ def near_pairs(hashes: NDArray[np.uint8], distance: int) -> Pairs:
         for start, end in zip(ends - sizes, ends, strict=True):
             if end - start > 1:
                 pairs.append(_close(unique, members[start:end], distance))
-    found = np.concatenate(pairs[1:]) if len(pairs) > 1 else np.empty((0, 2), np.int64)
-    found = np.concatenate([pairs[0], first[found]])
-    return np.unique(np.sort(found, axis=1), axis=0).astype(np.int64)
+    near = np.concatenate(pairs[1:]) if len(pairs) > 1 else np.empty((0, 2), np.int64)
+    both = np.concatenate([pairs[0], first[near]])
+    return np.unique(np.sort(both, axis=1), axis=0).astype(np.int64)
 
 
 def _close(hashes: NDArray[np.uint8], members: Pairs, distance: int) -> Pairs:
@@ -70,8 +70,8 @@ def tied(count: int, pairs: Pairs) -> NDArray[np.int64]:
     """Component (count,) of each item, by the given pairs."""
     edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, component = connected_components(edges, directed=False)
-    found: NDArray[np.int64] = component.astype(np.int64)
-    return found
+    numbers: NDArray[np.int64] = component.astype(np.int64)
+    return numbers
 
 
 def join_groups(groups: "NDArray[np.object_]", pairs: Pairs) -> "NDArray[np.object_]":

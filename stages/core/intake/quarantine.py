@@ -7,6 +7,7 @@ import pandas as pd
 
 from stages.core.intake.contract import Violation
 from stages.core.intake.sources import Source
+from stages.core.results.escape import spreadsheet_cell
 from stages.core.runner.errors import DataError
 
 
@@ -14,9 +15,9 @@ def refuse(violations: list[Violation], folder: Path, why: str = "", advice: str
     """Raises: DataError that lists the violations, if there are any."""
     if violations:
         # That an unreadable image has no width says nothing new.
-        shown = [v for v in violations if v.column == "problem"] or violations
-        more = "" if max(len(v.rows) for v in shown) <= 5 else " | all of them in quarantine.csv"
-        text = f"{folder}: {why}{' | '.join(map(str, shown))}{more}{advice}"
+        first = [v for v in violations if v.column == "problem"] or violations
+        more = "" if max(len(v.rows) for v in first) <= 5 else " | all of them in quarantine.csv"
+        text = f"{folder}: {why}{' | '.join(map(str, first))}{more}{advice}"
         raise DataError(text.replace("\n", "\\n"))  # of a file's name, or a label
 
 
@@ -24,7 +25,7 @@ class Quarantine:
     """Collects what is left out; refuses it, if the params say so.
 
     Attributes:
-        bad: how many images were found unfit.
+        bad: how many images are unfit.
     """
 
     def __init__(self, source: Source, *, refuse_bad: bool, max_fraction: float) -> None:
@@ -47,8 +48,8 @@ class Quarantine:
         problems: dict[int, str] = {}
         for violation in violations:
             if violation.column == "problem":
-                found = table["problem"].dropna()
-                problems = {row: violation.reason(text) for row, text in found.items()}
+                texts = table["problem"].dropna()
+                problems = {row: violation.reason(text) for row, text in texts.items()}
                 continue
             for name, value in violation.rows:
                 reasons.setdefault(name, []).append(violation.reason(value))
@@ -81,15 +82,15 @@ class Quarantine:
         return table.drop(index=reasons.index).reset_index(drop=True)
 
     def decodable(self, count: int) -> list[Any]:
-        """Rows of some images that were found unfit but have pixels to show."""
+        """Rows of some unfit images that have pixels to show."""
         if not self._unfit:
             return []
         unfit = pd.concat(self._unfit)
         return list(unfit[unfit["channels"] > 0].head(count).itertuples())
 
     def write(self, path: Path) -> None:
-        """Write one line an image: file_name, kind (bad image, leak, not used), reason."""
+        """Write one line per image: file_name, kind (bad image, leak, not used), reason."""
         # pandas does not quote a lone carriage return.
-        rows = [[cell.replace("\r", "\\r") for cell in row] for row in self._rows]
+        rows = [[spreadsheet_cell(c).replace("\r", "\\r") for c in row] for row in self._rows]
         table = pd.DataFrame(rows, columns=["file_name", "kind", "reason"])
         table.to_csv(path, index=False, lineterminator="\n")

@@ -21,6 +21,11 @@ RANK = {"train": 0, "val": 1, "test": 2}
 FEW = 0.05
 
 
+def counted(number: int, thing: str) -> str:
+    """A number and its thing: `1 group`, `2 groups`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _fold(
     manifest: pd.DataFrame, rows: pd.Index, folds: int, index: int, seed: int, grouped: bool
 ) -> pd.Index:
@@ -29,8 +34,9 @@ def _fold(
     groups = manifest.loc[rows, "group"]
     if grouped and groups.nunique() < folds:
         raise DataError(
-            f"{groups.nunique()} groups cannot be split into {folds} folds without tearing one "
-            "apart; expected as many groups as folds: lower validate.folds or validate.val_folds"
+            f"{counted(groups.nunique(), 'group')} cannot be split into {folds} folds without "
+            "tearing one apart; expected as many groups as folds: lower validate.folds or "
+            "validate.val_folds"
         )
     first = ~groups.duplicated()
     weighed = grouped and (~first).sum() >= FEW * len(rows)
@@ -47,14 +53,14 @@ def _fold(
                 f"{len(rows)} images cannot be split into {folds} folds ({error}); "
                 "add images, or lower validate.folds or validate.val_folds"
             ) from None
-    found = placed[pieces[index][1]]
-    return rows[groups.isin(groups[found])] if grouped else found
+    chosen = placed[pieces[index][1]]
+    return rows[groups.isin(groups[chosen])] if grouped else chosen
 
 
 def _hashed(group: str, seed: int, salt: str) -> float:
     """A number in 0 to 1 that depends on the group and the seed alone."""
-    found = hashlib.md5(f"{salt} {seed} {group}".encode()).digest()
-    return int.from_bytes(found[:8], "big") / 2**64
+    digest = hashlib.md5(f"{salt} {seed} {group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _by_hash(manifest: pd.DataFrame, folds: int, fold: int, val_folds: int, seed: int) -> pd.Series:
@@ -89,14 +95,17 @@ def assign(
         split = manifest["split"].copy()
         if (missing := split == "").any():
             names = ", ".join(manifest.loc[missing, "file_name"].head(5))
+            have = "has" if missing.sum() == 1 else "have"
             raise DataError(
-                f"{missing.sum()} images have no split ({names}); expected train, val or test for "
-                "each: fill the column split, or set validate.split to stratified_group"
+                f"{counted(int(missing.sum()), 'image')} {have} no split ({names}); expected "
+                "train, val or test for each: fill the column split, or set validate.split "
+                "to stratified_group"
             )
         if not (split == "test").any():
             raise DataError(
-                "no image has the split test; expected some that measure the model: mark them, or "
-                "let validate.split make the splits (stratified_group, without split folders)"
+                "no image has the split test; expected some that measure the model: rename the "
+                "folder or the value that is meant, or let validate.split make the splits "
+                "(stratified_group; with split folders, set data.dir to the one with all images)"
             )
     else:
         split = pd.Series("train", index=manifest.index)
@@ -123,9 +132,9 @@ def towards(manifest: pd.DataFrame, target: str) -> "tuple[pd.DataFrame, pd.Seri
     """
     inside = manifest["domain"] == target
     if inside.all() or not inside.any():
-        found = ", ".join(repr(name) for name in sorted(manifest["domain"].unique()))
+        domains = ", ".join(repr(name) for name in sorted(manifest["domain"].unique()))
         raise DataError(
-            f"validate.target_domain = {target!r}: found the domains {found}; expected images of "
+            f"validate.target_domain = {target!r}: found the domains {domains}; expected images of "
             "it and of another one: correct its name, or the metadata's column domain"
         )
     measures = manifest["split"] == "test"
@@ -135,13 +144,13 @@ def towards(manifest: pd.DataFrame, target: str) -> "tuple[pd.DataFrame, pd.Seri
 
 
 def leaking(manifest: pd.DataFrame, pairs: Pairs) -> pd.Series:
-    """Images whose like, by group or near duplicate, stands in a split that measures more.
+    """Images whose group, or a near duplicate, stands in a split that measures more.
 
     Args:
         manifest: columns group and split.
         pairs: near duplicates, by position.
 
-    Returns: for each such image, by its index, the split that its like is in.
+    Returns: for each such image, by its index, that split.
     """
     codes, _ = pd.factorize(manifest["group"])
     _, first = np.unique(codes, return_index=True)

@@ -61,7 +61,7 @@ def class_suites(
             min_value=least,
             meta={
                 "expected": f"at least {least} {what} of each class",
-                "do": f"add some, or lower validate.{name}",
+                "do": f"add some, leave the class out, or lower validate.{name}",
             },
         )
         suites[f"class_{what}"] = Suite(frame.reset_index(), "class", [enough])

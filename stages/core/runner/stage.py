@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from stages.core.runner import digest, disk, lock, parent, processes
 from stages.core.runner.errors import AtelierError, InputsChanged, ParamsError
 from stages.core.runner.params import Section, load_section
 from stages.core.runner.runtime import Resources
+from stages.core.runner.text import terminal
 
 SCRATCH = Path("data/scratch")
 
@@ -283,6 +285,9 @@ def main(
     stage = Stage(name, params, paths, run, trains_together)
     root = Path.cwd()
     started = time.monotonic()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 is no reason to end
+            stream.reconfigure(errors="backslashreplace")
     try:
         parent.die_with_parent()
         with lock.held(root, f"stage {name}"):
@@ -290,7 +295,7 @@ def main(
             _launch_workers(stage, root)
             (_run_as_worker if processes.rank() else execute)(stage, given, root)
     except AtelierError as error:
-        sys.exit(f"error: {name}: {' '.join(str(error).split())}")
+        sys.exit(terminal(f"error: {name}: {' '.join(str(error).split())}"))
     except OSError as error:
         if error.errno not in disk.FULL:
             raise

@@ -44,10 +44,10 @@ def test_what_holds_violates_nothing(tmp_path: Path) -> None:
 
 def test_rows_are_named(tmp_path: Path) -> None:
     entry = {"type": "expect_column_values_to_be_between", "column": "width", "max_value": 60}
-    (found,) = verified(tmp_path, entry | {"expected": "60 px at most"})
-    assert found.rows == [("6.png", "70"), ("7.png", "80")]
-    assert str(found) == "6.png: width = 70; 7.png: width = 80 (expected 60 px at most)"
-    assert found.reason("70") == "width = 70 (expected 60 px at most)"
+    (actual,) = verified(tmp_path, entry | {"expected": "60 px at most"})
+    assert actual.rows == [("6.png", "70"), ("7.png", "80")]
+    assert str(actual) == "6.png: width = 70; 7.png: width = 80 (expected 60 px at most)"
+    assert actual.reason("70") == "width = 70 (expected 60 px at most)"
 
 
 def test_the_column_that_names_rows_can_violate_too(tmp_path: Path) -> None:
@@ -56,9 +56,9 @@ def test_the_column_that_names_rows_can_violate_too(tmp_path: Path) -> None:
         "column": "file_name",
         "regex": "^[0-5]",
     }
-    (found,) = verified(tmp_path, entry)
-    assert found.rows == [("6.png", "6.png"), ("7.png", "7.png")]
-    assert "expected column values to match regex, regex ^[0-5]" in str(found)
+    (actual,) = verified(tmp_path, entry)
+    assert actual.rows == [("6.png", "6.png"), ("7.png", "7.png")]
+    assert "expected column values to match regex, regex ^[0-5]" in str(actual)
 
 
 def test_expectations_of_several_columns(tmp_path: Path) -> None:
@@ -77,28 +77,28 @@ def test_expectations_of_several_columns(tmp_path: Path) -> None:
 
 
 def test_a_missing_value_is_named(tmp_path: Path) -> None:
-    (found,) = verified(
+    (actual,) = verified(
         tmp_path, {"type": "expect_column_values_to_not_be_null", "column": "group"}
     )
-    assert [name for name, _ in found.rows] == ["7.png"]
+    assert [name for name, _ in actual.rows] == ["7.png"]
 
 
 def test_the_table_as_a_whole(tmp_path: Path) -> None:
-    found = verified(
+    actual = verified(
         tmp_path,
         {"type": "expect_column_mean_to_be_between", "column": "width", "max_value": 40},
         {"type": "expect_table_row_count_to_equal", "value": 9, "expected": "nine images"},
     )
-    assert [v.rows for v in found] == [[], []]
-    assert str(found[0]) == "width = 45.0 (expected column mean to be between, max_value 40)"
-    assert str(found[1]) == "found 8 (expected nine images)"
+    assert [v.rows for v in actual] == [[], []]
+    assert str(actual[0]) == "width = 45.0 (expected column mean to be between, max_value 40)"
+    assert str(actual[1]) == "found 8 (expected nine images)"
 
 
 def test_mostly_is_respected(tmp_path: Path) -> None:
     entry = {"type": "expect_column_values_to_be_between", "column": "width", "max_value": 60}
     assert verified(tmp_path, entry | {"mostly": 0.75}) == []
-    (found,) = verified(tmp_path, entry | {"mostly": 0.76})
-    assert len(found.rows) == 2
+    (actual,) = verified(tmp_path, entry | {"mostly": 0.76})
+    assert len(actual.rows) == 2
 
 
 def test_long_lists_are_cut() -> None:
@@ -110,9 +110,9 @@ def test_long_lists_are_cut() -> None:
 
 
 def test_a_problem_speaks_for_itself() -> None:
-    found = Violation("problem", "a whole image", [("1.png", "an empty file")])
-    assert str(found) == "1.png: an empty file (expected a whole image)"
-    assert found.reason("an empty file") == "an empty file (expected a whole image)"
+    actual = Violation("problem", "a whole image", [("1.png", "an empty file")])
+    assert str(actual) == "1.png: an empty file (expected a whole image)"
+    assert actual.reason("an empty file") == "an empty file (expected a whole image)"
 
 
 def test_what_cannot_be_evaluated_is_an_error(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_expectations_that_are_refused(tmp_path: Path, content: str, words: str)
 def test_random_yaml_is_refused_or_empty(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "expectations.yaml"
     path.write_bytes(content)
-    found: list[Any] = []
+    actual: list[Any] = []
     with contextlib.suppress(DataError):
-        found = load_expectations(path, COLUMNS)
-    assert found == []
+        actual = load_expectations(path, COLUMNS)
+    assert actual == []

@@ -69,13 +69,13 @@ def test_damaged_files_are_refused_or_read(
     tmp_path: Path, name: str, edits: list[tuple[int, str, bytes]]
 ) -> None:
     (tmp_path / name).write_bytes(changed(VALID[name], edits))
-    found = opened(tmp_path)
-    if isinstance(found, str):
-        assert str(tmp_path) in found
+    actual = opened(tmp_path)
+    if isinstance(actual, str):
+        assert str(tmp_path) in actual
         return
-    cells = "".join(cell for row in found.table.to_numpy() for cell in row)
+    cells = "".join(cell for row in actual.table.to_numpy() for cell in row)
     assert cells.encode()
-    assert "\r" not in "".join(found.table.drop(columns="file_name").to_numpy().ravel())
+    assert "\r" not in "".join(actual.table.drop(columns="file_name").to_numpy().ravel())
 
 
 @pytest.mark.parametrize("name", list(VALID))
@@ -83,9 +83,9 @@ def test_damaged_files_are_refused_or_read(
 @given(content=st.binary(max_size=300))
 def test_random_bytes_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    found = opened(tmp_path)
-    assert isinstance(found, str)
-    assert str(tmp_path) in found
+    actual = opened(tmp_path)
+    assert isinstance(actual, str)
+    assert str(tmp_path) in actual
 
 
 @HYPOTHESIS
@@ -102,8 +102,8 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, parts: list[str]) -> No
         (folder / "up").symlink_to("..")
         (folder / "link.png").symlink_to("../out.png")
     try:
-        found = locate(folder, "/".join(parts), {})
+        actual = locate(folder, "/".join(parts), {})
     except Unreadable:
         return
-    assert found.is_file()
-    assert found.resolve().is_relative_to(folder.resolve())
+    assert actual.is_file()
+    assert actual.resolve().is_relative_to(folder.resolve())

@@ -34,16 +34,16 @@ def manifest(count: int = 2000, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def naive(expected: list[float], found: list[float]) -> float:
+def naive(expected: list[float], actual: list[float]) -> float:
     total = 0.0
-    for e, f in zip(expected, found, strict=True):
+    for e, f in zip(expected, actual, strict=True):
         e, f = max(e, SMALLEST), max(f, SMALLEST)
         total += (f - e) * math.log(f / e)
     return total
 
 
 @pytest.mark.parametrize(
-    ("expected", "found"),
+    ("expected", "actual"),
     [
         ([0.1] * 10, [0.1] * 10),
         ([0.1] * 10, [0.05, 0.15] * 5),
@@ -51,17 +51,17 @@ def naive(expected: list[float], found: list[float]) -> float:
         ([1.0, 0.0], [0.0, 1.0]),
     ],
 )
-def test_stability_index_is_the_formula(expected: list[float], found: list[float]) -> None:
-    index = stability_index(np.array(expected), np.array(found))
-    assert index == pytest.approx(naive(expected, found))
-    assert index == pytest.approx(stability_index(np.array(found), np.array(expected)))
-    assert (index == 0) == (expected == found)
+def test_stability_index_is_the_formula(expected: list[float], actual: list[float]) -> None:
+    index = stability_index(np.array(expected), np.array(actual))
+    assert index == pytest.approx(naive(expected, actual))
+    assert index == pytest.approx(stability_index(np.array(actual), np.array(expected)))
+    assert (index == 0) == (expected == actual)
 
 
 def test_the_same_data_has_not_drifted() -> None:
-    found = compare(manifest(), profile(manifest()))
-    assert set(found) == {"label", *NUMBERS}
-    assert set(found.values()) == {0.0}
+    actual = compare(manifest(), profile(manifest()))
+    assert set(actual) == {"label", *NUMBERS}
+    assert set(actual.values()) == {0.0}
 
 
 def test_more_of_the_same_has_hardly_drifted() -> None:
@@ -69,15 +69,15 @@ def test_more_of_the_same_has_hardly_drifted() -> None:
 
 
 def test_a_profile_survives_json() -> None:
-    kept = json.loads(json.dumps(profile(manifest())))
-    assert kept == profile(manifest())
-    assert compare(manifest(), kept)["mean"] == 0
-    assert kept["images"] == 2000
-    assert kept["label"]["a"] == pytest.approx(0.5, abs=0.05)
+    remaining = json.loads(json.dumps(profile(manifest())))
+    assert remaining == profile(manifest())
+    assert compare(manifest(), remaining)["mean"] == 0
+    assert remaining["images"] == 2000
+    assert remaining["label"]["a"] == pytest.approx(0.5, abs=0.05)
     for column in NUMBERS:
-        assert len(kept[column]["shares"]) == len(kept[column]["edges"]) + 1
-        assert sum(kept[column]["shares"]) == pytest.approx(1)
-    assert kept["mean"]["shares"] == pytest.approx([0.1] * 10)
+        assert len(remaining[column]["shares"]) == len(remaining[column]["edges"]) + 1
+        assert sum(remaining[column]["shares"]) == pytest.approx(1)
+    assert remaining["mean"]["shares"] == pytest.approx([0.1] * 10)
 
 
 @pytest.mark.parametrize("column", ["mean", "contrast", "sharpness"])
@@ -85,9 +85,9 @@ def test_a_profile_survives_json() -> None:
 def test_shifted_numbers_have_drifted(column: str, factor: float) -> None:
     shifted = manifest(seed=1)
     shifted[column] *= factor
-    found = compare(shifted, profile(manifest()))
-    assert found.pop(column) > 0.25
-    assert max(found.values()) < 0.05
+    actual = compare(shifted, profile(manifest()))
+    assert actual.pop(column) > 0.25
+    assert max(actual.values()) < 0.05
 
 
 def test_the_index_of_a_number_is_that_of_its_bins() -> None:
@@ -104,8 +104,8 @@ def test_the_index_of_a_number_is_that_of_its_bins() -> None:
 
 @pytest.mark.parametrize("height", [299, 301, 600, 10])
 def test_a_number_that_was_always_the_same_has_drifted(height: int) -> None:
-    found = compare(manifest().assign(height=height), profile(manifest()))
-    assert found["height"] > 1
+    actual = compare(manifest().assign(height=height), profile(manifest()))
+    assert actual["height"] > 1
 
 
 @pytest.mark.parametrize("width", [200, 400, 1000])

@@ -28,8 +28,8 @@ def planted(seed: int, count: int = 60, size: int = 32) -> Hashes:
     draws = np.random.default_rng(seed)
     base = draws.integers(0, 256, (count, size), dtype=np.uint8)
     near = [flipped(base[:20], bits, draws) for bits in (0, 1, 2, 5, 9, 10, 11, 30)]
-    found: Hashes = draws.permutation(np.concatenate([base, base[:5], base[:3], *near]))
-    return found
+    actual: Hashes = draws.permutation(np.concatenate([base, base[:5], base[:3], *near]))
+    return actual
 
 
 def distance(a: Hashes, b: Hashes) -> int:
@@ -54,9 +54,9 @@ def each_with_each(hashes: Hashes, most: int) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_as_each_with_each(seed: int, most: int) -> None:
     hashes = planted(seed)
-    found = near_pairs(hashes, most)
-    assert found.dtype == np.int64
-    pairs = list(map(tuple, found.tolist()))
+    actual = near_pairs(hashes, most)
+    assert actual.dtype == np.int64
+    pairs = list(map(tuple, actual.tolist()))
     assert pairs == sorted(each_with_each(hashes, most))
 
 
@@ -87,10 +87,10 @@ def test_too_much_alike_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ties_are_passed_on() -> None:
-    found = tied(7, np.array([[0, 3], [3, 5], [1, 2]]))
-    assert found[0] == found[3] == found[5]
-    assert found[1] == found[2]
-    assert len(set(found.tolist())) == 4
+    actual = tied(7, np.array([[0, 3], [3, 5], [1, 2]]))
+    assert actual[0] == actual[3] == actual[5]
+    assert actual[1] == actual[2]
+    assert len(set(actual.tolist())) == 4
     assert tied(3, np.empty((0, 2), np.int64)).tolist() == [0, 1, 2]
 
 
@@ -123,6 +123,6 @@ def test_joining_is_the_closure_of_same_group_and_pair(
     for a, b in pairs:
         old, new = component[groups[b]], component[groups[a]]
         component = {k: new if v == old else v for k, v in component.items()}
-    found = join_groups(np.array(groups, object), np.array(pairs, np.int64).reshape(-1, 2))
+    actual = join_groups(np.array(groups, object), np.array(pairs, np.int64).reshape(-1, 2))
     for i, j in itertools.combinations(range(len(groups)), 2):
-        assert (found[i] == found[j]) == (component[groups[i]] == component[groups[j]])
+        assert (actual[i] == actual[j]) == (component[groups[i]] == component[groups[j]])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.intake.sources import open_source
+from stages.core.intake.sources import Unreadable, open_source
 from stages.core.runner.errors import DataError
 from tests.helpers.layouts import as_tar, by_name, picture
 
@@ -32,18 +32,20 @@ def test_shards(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert source.layout == "webdataset shards"
     assert by_name(tmp_path) == {
-        "a-0.tar/1.png": "cat", "a-0.tar/sub/1.left.png": "3", "a-1.tar/1.png": "dog",
+        "a-0.tar/1.png": "cat", "a-0.tar/sub/1.left.png": "3", "a-0.tar/1.jpg": "",
+        "a-1.tar/1.png": "dog",
     }  # fmt: skip
-    assert source.table["group"].tolist() == ["", "g", ""]
-    assert source.table["place"].tolist() == ["", "[1, 2]", ""]
+    assert source.table["group"].tolist() == ["", "g", "", ""]
+    assert source.table["place"].tolist() == ["", "[1, 2]", "", ""]
     assert source.classes == ["dog", "cat", "3"]
     assert source.others == {
         "README.md": "no shard",
         "a-0.tar/1.txt": "neither image nor .cls nor .json",
-        "a-0.tar/1.jpg": "a second image of key 1",
         "a-0.tar/lonely": "a label without an image",
         "a-0.tar/empty": "a label without an image",
     }
+    with pytest.raises(Unreadable, match="a second image of key 1; give each a key of its own"):
+        source.read("a-0.tar/1.jpg")
     assert source.read("a-0.tar/1.png") == picture(1)
     assert source.read("a-0.tar/sub/1.left.png") == picture(2)
     assert source.read("a-1.tar/1.png") == picture(4)
@@ -53,11 +55,14 @@ def test_links_in_a_shard_are_mentioned(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         (tmp_path / "1.png").write_bytes(picture())
         tar.add(tmp_path / "1.png", "1.png")
+        (tmp_path / "1.cls").write_text("a")
+        tar.add(tmp_path / "1.cls", "1.cls")
         for kind, name in ((tarfile.LNKTYPE, "2.png"), (tarfile.SYMTYPE, "3.png")):
             about = tarfile.TarInfo(name)
             about.type, about.linkname = kind, "1.png"
             tar.addfile(about)
     (tmp_path / "1.png").unlink()
+    (tmp_path / "1.cls").unlink()
     source = open_source(tmp_path)
     assert source.table["file_name"].tolist() == ["a.tar/1.png"]
     reason = "a link, or no plain file; put the file itself there"

@@ -37,7 +37,7 @@ def test_imagefolder(tmp_path: Path, name: str) -> None:
     assert not source.split_folders
     assert source.others == {
         "extra.png": f"not in {name}",
-        "README.md": "no image by its name",
+        "README.md": "no image by name or content",
     }
     assert source.read("3.png") == picture(3)
 
@@ -91,13 +91,14 @@ def test_class_folders(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     source = open_source(tmp_path)
     assert source.layout == "class folders"
-    assert by_name(tmp_path) == {"cat/1.png": "cat", "cat/deep/2.JPG": "cat", "dog/1.png": "dog"}
+    assert by_name(tmp_path) == {
+        "cat/1.png": "cat", "cat/deep/2.JPG": "cat", "dog/1.png": "dog", "stray.webp": "",
+    }  # fmt: skip
     assert source.classes == ["dog", "cat"]
     assert source.known == frozenset()
-    assert source.others == {
-        "stray.webp": "an image outside the class folders",
-        "dog/notes.txt": "no image by its name",
-    }
+    assert source.others == {"dog/notes.txt": "no image by name or content"}
+    with pytest.raises(Unreadable, match="it lies in no class folder; move it into one"):
+        source.read("stray.webp")
 
 
 @pytest.mark.parametrize(
@@ -112,9 +113,10 @@ def test_class_folders_in_split_folders(tmp_path: Path, names: tuple[str, ...]) 
     assert source.known == {"split"}
     split = by_name(tmp_path, "split")
     plain = dict.fromkeys(names, "train") | {names[1]: "val", names[-1]: "test"}
-    assert split == {f"{n}/{c}/1.png": plain[n] for n in names for c in ("cat", "dog")}
+    files = ("cat/1.png", "dog/1.png", "stray.png")
+    assert split == {f"{n}/{file}": plain[n] for n in names for file in files}
     assert by_name(tmp_path)[f"{names[0]}/dog/1.png"] == "dog"
-    assert set(source.others) == {f"{name}/stray.png" for name in names}
+    assert set(source.problems) == {f"{name}/stray.png" for name in names}
 
 
 def test_split_folders_beside_others_are_ambiguous(tmp_path: Path) -> None:
@@ -203,15 +205,14 @@ def test_a_file_without_access_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         source.read("cat/1.png")
 
 
-def test_names_in_another_encoding_have_a_line(tmp_path: Path) -> None:
+def test_names_in_another_encoding_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.png", "dog/1.png")
     (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / os.fsdecode(b"caf\xe9.png"))
     (tmp_path / "dog" / os.fsdecode(b"\xff.txt")).write_text("")
-    source = open_source(tmp_path)
-    assert source.table["file_name"].tolist() == ["cat/caf\\udce9.png", "dog/1.png"]
-    assert list(source.others) == ["dog/\\udcff.txt"]
-    with pytest.raises(Unreadable, match="not UTF-8: rename it"):
-        source.read("cat/caf\\udce9.png")
+    with pytest.raises(DataError) as caught:
+        open_source(tmp_path)
+    for name in (r"cat/caf\xe9.png", r"dog/\xff.txt"):
+        assert f"{name}: its name is not UTF-8, which DVC cannot store: rename" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -254,8 +255,8 @@ def test_names_that_are_the_same() -> None:
         "stra\u00dfe",
         "STRASSE",
     ]
-    found = same_names(pd.Series(names, index=range(10, 18)))
-    assert found == {
+    actual = same_names(pd.Series(names, index=range(10, 18)))
+    assert actual == {
         12: "the same name as a.png but for case or Unicode form; rename it",
         13: "listed twice; keep one row",
         15: "the same name as cafe\u0301 but for case or Unicode form; rename it",
@@ -297,11 +298,11 @@ def test_hugging_face_loads_the_same_folder(
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     theirs = [json.loads(line) for line in ended.stdout.splitlines()]
-    for folder, found in zip((flat, nested), theirs, strict=True):
+    for folder, actual in zip((flat, nested), theirs, strict=True):
         ours = open_source(folder).table
         splits = ours["split"].where(ours["split"] != "", "train")
         for split, part in ours.groupby(splits):
-            pairs = sorted((label, group) for _, label, group in found[split])
+            pairs = sorted((label, group) for _, label, group in actual[split])
             assert pairs == sorted(zip(part["label"], part["group"], strict=True))
-            assert {tuple(size) for size, _, _ in found[split]} == {(40, 40)}
-        assert sum(map(len, found.values())) == len(ours) == 12
+            assert {tuple(size) for size, _, _ in actual[split]} == {(40, 40)}
+        assert sum(map(len, actual.values())) == len(ours) == 12

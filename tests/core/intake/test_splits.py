@@ -14,7 +14,7 @@ from stages.core.runner.errors import DataError
 NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
 
 
-def made(groups: int = 60, most: int = 12, seed: int = 0) -> pd.DataFrame:
+def built(groups: int = 60, most: int = 12, seed: int = 0) -> pd.DataFrame:
     """Groups of different sizes, two labels, two domains."""
     draws = np.random.default_rng(seed)
     rows = [
@@ -32,7 +32,7 @@ def split(manifest: pd.DataFrame, method: Method, **changes: Any) -> "pd.Series[
 
 @pytest.mark.parametrize("method", ["stratified_group", "hash", "random"])
 def test_shares_are_about_right(method: Method) -> None:
-    manifest = made(groups=400)
+    manifest = built(groups=400)
     shares = split(manifest, method, folds=5, val_folds=4).value_counts(normalize=True)
     assert shares["test"] == pytest.approx(0.2, abs=0.05)
     assert shares["val"] == pytest.approx(0.8 / 4, abs=0.05)
@@ -42,10 +42,10 @@ def test_shares_are_about_right(method: Method) -> None:
 @pytest.mark.parametrize("method", ["stratified_group", "hash"])
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_stay_whole(method: Method, seed: int) -> None:
-    manifest = made(seed=seed)
-    found = split(manifest, method, seed=seed)
-    assert set(found) == {"train", "val", "test"}
-    assert found.groupby(manifest["group"]).nunique().eq(1).all()
+    manifest = built(seed=seed)
+    actual = split(manifest, method, seed=seed)
+    assert set(actual) == {"train", "val", "test"}
+    assert actual.groupby(manifest["group"]).nunique().eq(1).all()
 
 
 def no_weighing(*_: Any, **__: Any) -> None:
@@ -54,42 +54,42 @@ def no_weighing(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("pairs", [0, 20])
 def test_where_hardly_any_image_has_company(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = made(groups=1000, most=1)
+    manifest = built(groups=1000, most=1)
     manifest.loc[manifest.index[-pairs:] if pairs else [], "group"] = manifest["group"][
         :pairs
     ].tolist()
     monkeypatch.setattr(splits, "StratifiedGroupKFold", no_weighing)
     places = [split(manifest, "stratified_group", fold=fold) for fold in range(4)]
     assert ((np.stack(places) == "test").sum(0) == 1).all()
-    for found in places:
-        assert found.groupby(manifest["group"]).nunique().eq(1).all()
-        for _, stratum in found.groupby(manifest["label"] + manifest["domain"]):
+    for actual in places:
+        assert actual.groupby(manifest["group"]).nunique().eq(1).all()
+        for _, stratum in actual.groupby(manifest["label"] + manifest["domain"]):
             assert abs((stratum == "test").sum() - len(stratum) / 4) <= 1 + pairs
 
 
 def test_many_in_company_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits, "StratifiedGroupKFold", no_weighing)
     with pytest.raises(AssertionError, match="weighed"):
-        split(made(), "stratified_group")
+        split(built(), "stratified_group")
 
 
 def test_random_tears_groups_and_keeps_the_strata() -> None:
-    manifest = made()
-    found = split(manifest, "random")
-    assert found.groupby(manifest["group"]).nunique().gt(1).any()
-    for _, stratum in found.groupby(manifest["label"] + manifest["domain"]):
+    manifest = built()
+    actual = split(manifest, "random")
+    assert actual.groupby(manifest["group"]).nunique().gt(1).any()
+    for _, stratum in actual.groupby(manifest["label"] + manifest["domain"]):
         assert abs((stratum == "test").sum() - len(stratum) / 4) <= 1
 
 
 def test_strata_are_kept_by_group_about_as_well_as_groups_allow() -> None:
-    manifest = made(groups=300)
+    manifest = built(groups=300)
     shares = (split(manifest, "stratified_group") == "test").groupby(manifest["label"]).mean()
     assert shares.between(0.2, 0.3).all()
 
 
 @pytest.mark.parametrize("method", ["stratified_group", "hash", "random"])
 def test_the_seed_and_nothing_else_decides(method: Method) -> None:
-    manifest = made()
+    manifest = built()
     first = split(manifest, method, seed=1)
     assert split(manifest, method, seed=1).equals(first)
     assert not split(manifest, method, seed=2).equals(first)
@@ -97,47 +97,47 @@ def test_the_seed_and_nothing_else_decides(method: Method) -> None:
 
 @pytest.mark.parametrize("method", ["stratified_group", "hash", "random"])
 def test_every_image_is_tested_in_one_fold(method: Method) -> None:
-    manifest = made()
+    manifest = built()
     tested = sum((split(manifest, method, fold=f) == "test").astype(int) for f in range(4))
     assert (tested == 1).all()
 
 
 def test_hash_never_moves_an_old_image() -> None:
-    manifest = made(groups=200)
+    manifest = built(groups=200)
     draws = np.random.default_rng(0)
     whole = split(manifest, "hash")
     for count in (1, 10, len(manifest) // 2):
-        kept = manifest.iloc[np.sort(draws.choice(len(manifest), count, replace=False))]
-        assert split(kept, "hash").equals(whole[kept.index])
+        remaining = manifest.iloc[np.sort(draws.choice(len(manifest), count, replace=False))]
+        assert split(remaining, "hash").equals(whole[remaining.index])
     relabelled = manifest.assign(label="c", domain="")
     assert split(relabelled, "hash").equals(whole)
 
 
 def test_hash_draws_test_and_val_apart() -> None:
     """Were they one draw, a fold would decide how large the validation split is."""
-    manifest = made(groups=2000, most=1)
+    manifest = built(groups=2000, most=1)
     for fold in range(4):
-        found = split(manifest, "hash", fold=fold)
-        rest = found[found != "test"]
+        actual = split(manifest, "hash", fold=fold)
+        rest = actual[actual != "test"]
         assert (rest == "val").mean() == pytest.approx(0.2, abs=0.04)
 
 
 def test_the_users_column_is_taken() -> None:
-    manifest = made().assign(split=lambda t: np.resize(["train", "val", "test"], len(t)))
+    manifest = built().assign(split=lambda t: np.resize(["train", "val", "test"], len(t)))
     assert split(manifest, "column").equals(manifest["split"])
     assert split(manifest, "column", seed=9, fold=3).equals(manifest["split"])
 
 
 def test_a_validation_split_is_made_where_the_user_has_none() -> None:
-    manifest = made()
+    manifest = built()
     tested = manifest["group"].isin([f"g{g}" for g in range(15)])
     manifest["split"] = np.where(tested, "test", "train")
     given = manifest["split"].copy()
-    found = split(manifest, "column")
-    assert (found == "test").equals(given == "test")
+    actual = split(manifest, "column")
+    assert (actual == "test").equals(given == "test")
     assert manifest["split"].equals(given)
-    assert (found == "val").sum() / (given == "train").sum() == pytest.approx(0.2, abs=0.1)
-    assert found.groupby(manifest["group"]).nunique().eq(1).all()
+    assert (actual == "val").sum() / (given == "train").sum() == pytest.approx(0.2, abs=0.1)
+    assert actual.groupby(manifest["group"]).nunique().eq(1).all()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_validation_split_is_made_where_the_user_has_none() -> None:
     ],
 )
 def test_what_cannot_be_split(method: Method, changes: dict[str, int], words: str) -> None:
-    manifest = made()
+    manifest = built()
     assert manifest["file_name"][1] == "0_1.png"
     with pytest.raises(DataError) as caught:
         split(manifest, method, **changes)
@@ -158,7 +158,7 @@ def test_what_cannot_be_split(method: Method, changes: dict[str, int], words: st
 
 
 def test_an_index_with_gaps_is_kept() -> None:
-    manifest = made().sample(frac=0.7, random_state=0)
+    manifest = built().sample(frac=0.7, random_state=0)
     for method in ("stratified_group", "hash", "random"):
         assert split(manifest, method).index.equals(manifest.index)
 
@@ -186,37 +186,37 @@ def test_likeness_is_passed_on() -> None:
 
 
 def test_nothing_leaks_from_whole_groups() -> None:
-    manifest = made()
+    manifest = built()
     manifest["split"] = split(manifest, "stratified_group")
     assert leaking(manifest, NO_PAIRS).empty
 
 
 def test_without_those_that_leak_nothing_leaks() -> None:
     draws = np.random.default_rng(0)
-    manifest = made(groups=40)
+    manifest = built(groups=40)
     manifest["split"] = draws.choice(["train", "val", "test"], len(manifest), p=[0.9, 0.06, 0.04])
     pairs = np.sort(draws.integers(0, len(manifest), (10, 2)), 1)
     pairs = pairs[pairs[:, 0] < pairs[:, 1]]
     leaks = leaking(manifest, pairs)
     assert 0 < len(leaks) < len(manifest)
     places = manifest["split"].to_dict()
-    kept = set(manifest.index) - set(leaks.index)
+    remaining = set(manifest.index) - set(leaks.index)
     for a, b in pairs:
-        assert not {a, b} <= kept or places[a] == places[b]
-    rest = manifest.loc[sorted(kept)]
+        assert not {a, b} <= remaining or places[a] == places[b]
+    rest = manifest.loc[sorted(remaining)]
     assert rest.groupby("group")["split"].nunique().eq(1).all()
 
 
 def test_a_target_domain_is_measured_and_its_labels_go() -> None:
-    manifest = made()
+    manifest = built()
     manifest["split"] = split(manifest, "stratified_group")
     aimed, left_out = towards(manifest, "poly")
     gone = manifest.loc[left_out.index]
     assert (gone["domain"] == "mono").all()
     assert (gone["split"] == "test").all()
     assert set(left_out) == {"of the domain mono, which is not measured"}
-    found = aimed.drop(index=left_out.index)
-    places = found.groupby("split")["domain"].unique().map(list).to_dict()
+    actual = aimed.drop(index=left_out.index)
+    places = actual.groupby("split")["domain"].unique().map(list).to_dict()
     assert places == {
         "train": ["mono"],
         "val": ["mono"],
@@ -224,18 +224,18 @@ def test_a_target_domain_is_measured_and_its_labels_go() -> None:
         "unlabelled": ["poly"],
     }
     poly = manifest[manifest["domain"] == "poly"]
-    assert (found["domain"] == "poly").sum() == len(poly)
-    assert (found["split"] == "test").sum() == (poly["split"] == "test").sum()
+    assert (actual["domain"] == "poly").sum() == len(poly)
+    assert (actual["split"] == "test").sum() == (poly["split"] == "test").sum()
 
 
 @pytest.mark.parametrize("name", ["thin", ""])
 def test_an_unknown_domain_is_refused(name: str) -> None:
-    manifest = made().assign(split="train")
+    manifest = built().assign(split="train")
     with pytest.raises(DataError, match=r"target_domain = .*: found the domains 'mono', 'poly'"):
         towards(manifest, name)
 
 
 def test_a_domain_without_others_is_refused() -> None:
-    manifest = made().assign(split="train", domain="mono")
+    manifest = built().assign(split="train", domain="mono")
     with pytest.raises(DataError, match=r"target_domain = 'mono'"):
         towards(manifest, "mono")

@@ -1,0 +1,52 @@
+"""Looks over the user's images before DVC does: `python -m flows.look [FOLDER]`.
+
+DVC reads the folder before any stage runs, and with `dvc add` before any of our code does. A name
+that is not UTF-8, or a link whose target is gone, ends in its words ("codec can't encode", "errno
+2"). The flows look first; who uses DVC alone can call this.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows import ROOT, workspace
+from stages.core.dataset.data import Data
+from stages.core.intake.listing import list_folder
+from stages.core.runner.errors import AtelierError
+from stages.core.runner.params import load_yaml, parse_section
+from stages.core.runner.text import terminal
+
+
+def over_images(
+    root: Path, changes: dict[str, Any] | None = None, *, source: str = "params.yaml"
+) -> None:
+    """Look over the folder that `data.dir` names, if it is there; a stage may still make it.
+
+    Args:
+        root: the project.
+        changes: the keys of params.yaml that differ.
+        source: where they come from, for messages.
+
+    Raises: ParamsError; DataError that names what DVC could not take.
+    """
+    values = load_yaml(root / "params.yaml")
+    workspace.merge(values, changes or {}, source=source)
+    folder = root / parse_section(values, "data", Data, source=source).dir
+    if folder.is_dir():
+        list_folder(folder)
+
+
+def main() -> None:
+    """Command line: nothing is printed where DVC can take the folder."""
+    parser = argparse.ArgumentParser(prog="python -m flows.look", description=over_images.__doc__)
+    parser.add_argument("folder", nargs="?", help="default: data.dir of params.yaml")
+    folder = parser.parse_args().folder
+    try:
+        over_images(ROOT, {"data": {"dir": folder}} if folder else None)
+    except AtelierError as error:
+        sys.exit(terminal(f"error: {error}"))
+
+
+if __name__ == "__main__":
+    main()

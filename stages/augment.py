@@ -28,6 +28,7 @@ from stages.core.nets.inference import BATCH, run_batched
 from stages.core.nets.net import build, load_teacher, save_weights
 from stages.core.nets.weights import packaged
 from stages.core.results import metrics, pictures, report
+from stages.core.results.schema import AugmentMetrics
 from stages.core.runner import disk, stage
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.runtime import Resources
@@ -129,25 +130,26 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     chosen = kept_by_teacher(logits, scarce, params.images, params.keep_quantile)
     fakes = candidates[chosen]
 
-    distances = measure(fakes, data, scarce, params, device)
+    kid, kid_real = measure(fakes, data, scarce, params, device)
     save(paths, data, generator, fakes, logits[chosen], scarce)
     curves.to_csv(paths.curves, index=False)
     pictures.beside_nearest(paths.samples, fakes, small[labels == scarce])
     report.write_metrics(
         paths.metrics,
-        {
-            "class": data.classes[scarce],
-            "images": len(fakes),
-            "kept_share": len(fakes) / params.images,
-            "teacher_agrees": float((logits.argmax(1) == scarce).mean()),
-            **distances,
-        },
+        AugmentMetrics(
+            **{"class": data.classes[scarce]},
+            images=len(fakes),
+            kept_share=len(fakes) / params.images,
+            teacher_agrees=float((logits.argmax(1) == scarce).mean()),
+            kid=kid,
+            kid_real=kid_real,
+        ),
     )
 
 
 def measure(
     fakes: NDArray[np.uint8], data: Dataset, label: int, params: Params, device: torch.device
-) -> dict[str, float]:
+) -> tuple[float, float]:
     """KID of the fakes, and of real training images, against the held-out reals of the class.
 
     In the standardised features of an ImageNet network that judges nothing else, on at most
@@ -180,10 +182,7 @@ def measure(
     fake = features(lambda r: resize(synthetic[r], data.image_px), len(fakes))
     mean, spread = train.mean(0), train.std(0) + 1e-3
     train, val, fake = ((x - mean) / spread for x in (train, val, fake))
-    return {
-        "kid": metrics.kernel_distance(fake, val),
-        "kid_real": metrics.kernel_distance(train, val),
-    }
+    return metrics.kernel_distance(fake, val), metrics.kernel_distance(train, val)
 
 
 def save(

@@ -25,6 +25,7 @@ from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, build, count_macs, count_parameters, load_teacher, save_net
 from stages.core.nets.weights import Weights, load_weights
 from stages.core.results import metrics, predictions, report
+from stages.core.results.schema import Auroc, DistillMetrics, Seeds, Spread
 from stages.core.runner import stage
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.runtime import Resources
@@ -152,17 +153,11 @@ class StudentTrainer:
         return net
 
 
-def seed_figures(pairs: list[metrics.Paired]) -> dict[str, dict[str, float]]:
-    """Mean AUROC of students and controls over their seeds; of several, its deviation."""
-    each = {
-        "student": [metrics.auroc(p.better, p.labels) for p in pairs],
-        "control": [metrics.auroc(p.worse, p.labels) for p in pairs],
-    }
-    figures = {name: {"mean": float(np.mean(x))} for name, x in each.items()}
-    if len(pairs) > 1:
-        for name, x in each.items():
-            figures[name]["deviation"] = float(np.std(x, ddof=1))
-    return figures
+def spread(aurocs: list[float]) -> Spread:
+    """Mean of a figure over the seeds; of several, its deviation."""
+    if len(aurocs) == 1:
+        return Spread(mean=aurocs[0])
+    return Spread(mean=float(np.mean(aurocs)), deviation=float(np.std(aurocs, ddof=1)))
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -178,7 +173,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
 
     pairs: list[metrics.Paired] = []
     students: list[Net] = []
-    validation: dict[str, dict[str, float]] = {}
+    validation: dict[str, Auroc] = {}
     by_model: dict[str, metrics.Logits] = {"teacher": targets.plain[test]}
     for number in range(params.seeds):
         suffix = f" {number}" if number else ""
@@ -188,7 +183,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             net = trainer.train(params.seed + number, control=control, name=name + suffix)
             logits.append(logits_of(net, targets.views.plain, test))
             on_val = logits_of(net, targets.views.plain, val)
-            validation[name + suffix] = {"auroc": metrics.auroc(on_val, data.labels[val])}
+            auroc = metrics.auroc(on_val, data.labels[val])
+            validation[name + suffix] = Auroc(auroc=auroc)
             by_model[name + suffix] = logits[-1]
             if name == "student":
                 students.append(net)
@@ -199,18 +195,22 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     first, teacher = pairs[0], by_model["teacher"]
     report.write_metrics(
         paths.metrics,
-        {
-            "backbone": params.backbone,
-            "parameters": count_parameters(students[0]),
-            "macs": count_macs(students[0]),
-            "student": metrics.classification(first.better, labels, data.classes),
-            "control": metrics.classification(first.worse, labels, data.classes),
-            "seeds": {"count": params.seeds, **seed_figures(pairs)},
-            "gain_over_control": metrics.mean_paired_gain(pairs),
-            "gain_over_teacher": metrics.paired_gain(first.better, teacher, labels, groups),
-            "validation": validation,
-            "retention": metrics.auroc(first.better, labels) / metrics.auroc(teacher, labels),
-        },
+        DistillMetrics(
+            backbone=params.backbone,
+            parameters=count_parameters(students[0]),
+            macs=count_macs(students[0]),
+            student=metrics.classification(first.better, labels, data.classes),
+            control=metrics.classification(first.worse, labels, data.classes),
+            seeds=Seeds(
+                count=params.seeds,
+                student=spread([metrics.auroc(pair.better, labels) for pair in pairs]),
+                control=spread([metrics.auroc(pair.worse, labels) for pair in pairs]),
+            ),
+            gain_over_control=metrics.mean_paired_gain(pairs),
+            gain_over_teacher=metrics.paired_gain(first.better, teacher, labels, groups),
+            validation=validation,
+            retention=metrics.auroc(first.better, labels) / metrics.auroc(teacher, labels),
+        ),
     )
 
 

@@ -23,6 +23,7 @@ from stages.core.dataset.resize import resize
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, load_net, save_net
 from stages.core.results import metrics, report
+from stages.core.results.schema import RefineMetrics, ValidationAuroc
 from stages.core.runner import stage
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
@@ -159,17 +160,17 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     labels, groups = data.labels[test], data.groups[test]
     report.write_metrics(
         paths.metrics,
-        {
-            "accepted": accepted,
-            "winner": "synthetic" if accepted else "distilled",
-            "val_auroc": on_val,
+        RefineMetrics(
+            accepted=accepted,
+            winner="synthetic" if accepted else "distilled",
+            val_auroc=ValidationAuroc(**on_val),
             **{
                 name: metrics.classification(x, labels, data.classes) for name, x in on_test.items()
             },
-            "gain_over_real": metrics.paired_gain(
+            gain_over_real=metrics.paired_gain(
                 on_test["synthetic"], on_test["real"], labels, groups
             ),
-        },
+        ),
     )
     aurocs = ", ".join(f"{name} {auroc:.3f}" for name, auroc in on_val.items())
     verdict = "accepted" if accepted else "left out"

@@ -25,6 +25,7 @@ from stages.core.nets.frozen import Frozen
 from stages.core.nets.inference import BATCH, as_half, batched
 from stages.core.nets.net import Ensemble, load_teacher
 from stages.core.results import metrics, report
+from stages.core.results.schema import TargetsMetrics
 from stages.core.runner import stage
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.params import Section
@@ -124,11 +125,11 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     first_view, _ = checkpoints[0].read()
     report.write_metrics(
         paths.metrics,
-        {
-            "views": params.view_count,
-            "view_auroc": metrics.auroc(first_view.numpy()[labelled], labels),
-            "plain_auroc": metrics.auroc(plain[rows][labelled], labels),
-        },
+        TargetsMetrics(
+            views=params.view_count,
+            view_auroc=metrics.auroc(first_view.numpy()[labelled], labels),
+            plain_auroc=metrics.auroc(plain[rows][labelled], labels),
+        ),
     )
 
 

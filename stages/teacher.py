@@ -15,7 +15,7 @@ Run:    dvc repro teacher
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Ensemble, Net, build, count_macs, count_parameters, save_teacher
 from stages.core.nets.weights import load_weights
 from stages.core.results import metrics, predictions, report
+from stages.core.results.schema import Auroc, TeacherMetrics
 from stages.core.runner import processes, stage
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.runtime import Resources
@@ -215,8 +216,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
 
 def figures(
     members: list[Net], data: Dataset, logits: dict[str, metrics.Logits], val_auroc: float
-) -> dict[str, object]:
-    """What the metrics hold.
+) -> TeacherMetrics:
+    """The stage's metrics.
 
     Args:
         logits: (test images, K) of the probe, the finished teacher and, where it adapts, the
@@ -226,23 +227,23 @@ def figures(
     labels, groups = data.labels[test], data.groups[test]
     finetuned = logits["finetuned"]
     gain = metrics.paired_gain(finetuned, logits["probe"], labels, groups)
-    by_model: dict[str, object] = {
-        name: metrics.classification(x, labels, data.classes) for name, x in logits.items()
-    }
+    quality = {name: metrics.classification(x, labels, data.classes) for name, x in logits.items()}
+    adaptation: dict[str, Any] = {}
     if "source_only" in logits:
-        by_model["adaptation_gain"] = metrics.paired_gain(
-            finetuned, logits["source_only"], labels, groups
-        )
+        before = metrics.paired_gain(finetuned, logits["source_only"], labels, groups)
+        adaptation = {"source_only": quality["source_only"], "adaptation_gain": before}
     print(f"test AUROC {metrics.auroc(finetuned, labels):.3f}, gain {gain.gain:+.3f}", flush=True)
-    return {
-        "backbone": " + ".join(net.spec.backbone for net in members),
-        "members": len(members),
-        "parameters": count_parameters(Ensemble(members)),
-        "macs": sum(count_macs(net) for net in members),
-        **by_model,
-        "finetuning_gain": gain,
-        "validation": {"auroc": val_auroc},
-    }
+    return TeacherMetrics(
+        backbone=" + ".join(net.spec.backbone for net in members),
+        members=len(members),
+        parameters=count_parameters(Ensemble(members)),
+        macs=sum(count_macs(net) for net in members),
+        probe=quality["probe"],
+        finetuned=quality["finetuned"],
+        **adaptation,
+        finetuning_gain=gain,
+        validation=Auroc(auroc=val_auroc),
+    )
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from stages.core.intake.splits import Method, assign, counted, leaking, towards
 from stages.core.intake.suites import class_suites, image_suite, split_suites
 from stages.core.results import pictures, report
 from stages.core.results.escape import spreadsheet_cell
+from stages.core.results.schema import ValidateMetrics
 from stages.core.runner import stage
 from stages.core.runner.errors import DataError
 from stages.core.runner.params import Section, parse_section
@@ -472,7 +473,7 @@ def _report(
         "unlabelled": int((table["split"] == UNLABELLED).sum()),
         "splits": splits,
     }
-    report.write_metrics(paths.metrics, figures | counts)
+    report.write_metrics(paths.metrics, ValidateMetrics.model_validate(figures | counts))
     plotted = by_split.reset_index().melt("split", var_name="label", value_name="images")
     plotted["label"] = plotted["label"].map(spreadsheet_cell)
     plotted.to_csv(paths.plot, index=False)

@@ -37,7 +37,7 @@ RESOURCES = Resources(device="cpu", threads=2, processes=1, cache_gb=1)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backbone", "stages"),
+    ("backbone", "out_indices"),
     [("resnet18", [0, 1, 2]), ("vgg11_bn", [1, 2]), ("vit_tiny_patch16_224", [0, 1])],
 )
 def test_builds_freezes_trains_and_exports(

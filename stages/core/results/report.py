@@ -28,18 +28,11 @@ def _rounded(value: Any) -> Any:
     raise TypeError(f"metrics hold numbers, text and dicts, not {type(value).__name__}")
 
 
-def write_metrics(path: Path, metrics: Metrics | Mapping[str, Any]) -> None:
+def write_metrics(path: Path, metrics: Metrics) -> None:
     """Write a stage's metrics; floats keep seven digits. DVC does not show lists: no lists.
 
-    Args:
-        path: .../STAGE/metrics.json.
-        metrics: an instance of the stage's class in `schema`, or the values for one.
-
-    Raises: ValidationError for a missing, unknown or mistyped key; ValueError for NaN.
+    Raises: ValueError for NaN.
     """
-    kind = SCHEMA.get(path.parent.name)
-    if kind and not isinstance(metrics, Metrics):
-        metrics = kind.model_validate(metrics)
     path.write_text(json.dumps(_rounded(metrics), indent=1, allow_nan=False) + "\n")
 
 

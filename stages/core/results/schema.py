@@ -125,9 +125,9 @@ class ValidateMetrics(Metrics):
     layout: str
     channels: int
     image_px: int
-    bit_depth: int = 8
+    bit_depth: int
     groups: int
-    groups_given: bool = False
+    groups_given: bool
     expectations: int
     bad_images: int
     other_files: int

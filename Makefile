@@ -11,11 +11,14 @@ STAMP := .venv/lock.sha256
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# The lock file names all that is needed in turn, so pip resolves nothing (--no-deps).
 install: ## make .venv from the lock file, unless it is the same already
 	@sha256sum requirements.lock | cmp -s - $(STAMP) || ( \
 	  echo "installing requirements.lock into .venv (once; about 7 GB)" && \
 	  rm -rf .venv && $(PYTHON) -m venv .venv && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	    -r requirements.lock && \
+	  $(BIN)/python -m pip --disable-pip-version-check check && \
 	  sha256sum requirements.lock > $(STAMP) )
 
 run: install ## the whole pipeline on solar cells; OVERLAY=flows/overlays/NAME.yaml for other params

@@ -133,7 +133,7 @@ class Results:
             return pd.DataFrame(columns=list(TEXTS))
         kinds = dict.fromkeys(TEXTS, str)
         rows = pd.read_csv(self._rows, keep_default_na=False, na_values=[""], dtype=kinds)
-        texts = rows.reindex(columns=list(TEXTS)).fillna("")
+        texts = rows.reindex(columns=list(TEXTS)).astype(object).fillna("")
         return pd.concat([texts, rows.drop(columns=list(TEXTS), errors="ignore")], axis=1)
 
     @property

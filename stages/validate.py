@@ -28,7 +28,8 @@ from stages.core.intake.duplicates import Pairs, join_groups, near_pairs
 from stages.core.intake.images import HASH_BYTES, Cache, examine, packed
 from stages.core.intake.layouts import listed
 from stages.core.intake.quarantine import Quarantine, refuse
-from stages.core.intake.sources import Source, open_source, same_names
+from stages.core.intake.source import Source, same_names
+from stages.core.intake.sources import open_source
 from stages.core.intake.splits import Method, assign, counted, leaking, towards
 from stages.core.intake.suites import class_suites, image_suite, split_suites
 from stages.core.results import pictures, report

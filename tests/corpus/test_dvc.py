@@ -153,7 +153,8 @@ def test_links_into_the_cache_of_dvc_are_images(tmp_path: Path, where: str) -> N
     (project.folder / "b" / "out.png").symlink_to(tmp_path / "outside.png")
     script = (
         "from pathlib import Path\n"
-        "from stages.core.intake.sources import Unreadable, open_source\n"
+        "from stages.core.intake.source import Unreadable\n"
+        "from stages.core.intake.sources import open_source\n"
         "source = open_source(Path('data/mine'))\n"
         "for name in source.table['file_name']:\n"
         "    try:\n"

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
-from stages.core.intake.sources import Source, Unreadable
+from stages.core.intake.source import Source, Unreadable
 from stages.core.release import predict
 from stages.core.runner.code import digest_of
 from stages.core.runner.errors import Unavailable

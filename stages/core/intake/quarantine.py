@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from stages.core.intake.contract import Violation
-from stages.core.intake.sources import Source
+from stages.core.intake.source import Source
 from stages.core.results.escape import spreadsheet_cell
 from stages.core.runner.errors import DataError
 

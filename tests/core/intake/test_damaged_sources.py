@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.core.intake.sources import Source, Unreadable, locate, open_source
+from stages.core.intake.source import Source, Unreadable, locate
+from stages.core.intake.sources import open_source
 from stages.core.runner.errors import AtelierError
 from tests.helpers.layouts import FORMATS, ROWS, as_tar, put
 

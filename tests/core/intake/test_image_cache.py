@@ -21,7 +21,8 @@ from PIL import Image
 
 from stages.core.intake import images
 from stages.core.intake.images import Cache, Look, examine, look, packed
-from stages.core.intake.sources import Source, open_source
+from stages.core.intake.source import Source
+from stages.core.intake.sources import open_source
 from stages.core.runner.errors import Unavailable
 from tests.benchmarks.synthetic import shards
 from tests.conftest import ROOT, MakeFolder

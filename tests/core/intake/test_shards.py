@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.intake.sources import Unreadable, open_source
+from stages.core.intake.source import Unreadable
+from stages.core.intake.sources import open_source
 from stages.core.runner.errors import DataError
 from tests.helpers.layouts import as_tar, by_name, picture
 

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stages.core.intake.sources import COLUMNS, Unreadable, locate, open_source, same_names
+from stages.core.intake.source import COLUMNS, Unreadable, locate, same_names
+from stages.core.intake.sources import open_source
 from stages.core.runner.errors import DataError
 from tests.conftest import MakeFolder
 from tests.helpers.layouts import FORMATS, ROWS, Rows, as_jsonl, by_name, picture, put

@@ -1,0 +1,250 @@
+"""A folder of labelled images once its layout is known: what it says of each, and its bytes."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.core.dataset.data import Split
+from stages.core.intake.kinds import HEAD_BYTES, is_image_content, is_image_name
+from stages.core.intake.layouts import listed
+from stages.core.intake.listing import Listing
+from stages.core.intake.names import plain, split_names, trimmed, twins
+from stages.core.runner.errors import DataError
+
+CLASSES = "classes.txt"
+COLUMNS = ("file_name", "label", "group", "domain", "split")
+
+
+class Unreadable(Exception):
+    """An image's bytes cannot be had; the text says why."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the file system knows of an image's bytes.
+
+    Attributes:
+        size: in bytes.
+        identity: differs when the bytes have been written anew: device, inode, place, times of
+            writing and of change (which nobody can set).
+        changed: the time of change, in seconds since 1970.
+    """
+
+    size: int
+    identity: str
+    changed: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of labelled images.
+
+    Attributes:
+        folder: the folder.
+        layout: in words.
+        table: one row per image: `COLUMNS` (text, "" where the folder says nothing), then any
+            others that the folder has.
+        classes: what classes.txt says, if it is there.
+        known: which of group, domain and split the folder says something of.
+        split_folders: whether the splits are folders.
+        others: files that are no listed images, each with the reason.
+        problems: images that cannot be used for what the folder says of them, each with the reason.
+        notes: what was done to the names, in words, for the user.
+    """
+
+    folder: Path
+    layout: str
+    table: pd.DataFrame
+    classes: list[str] | None
+    known: frozenset[str]
+    split_folders: bool
+    others: dict[str, str]
+    problems: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    _members: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
+    _inside: dict[Path, bool] = field(default_factory=dict)
+
+    def _place(self, name: str) -> tuple[Path, int, int | None]:
+        """File, offset, and size where it is not all that follows. Raises: Unreadable."""
+        if name in self.problems:
+            raise Unreadable(self.problems[name])
+        return self._members.get(name) or (locate(self.folder, name, self._inside), 0, None)
+
+    def stamp(self, name: str) -> Stamp:
+        """Whether an image's bytes are still the same, without reading them. Raises: Unreadable."""
+        path, offset, size = self._place(name)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise Unreadable(f"cannot be read ({error.strerror})") from None
+        size = status.st_size if size is None else size
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        identity = (status.st_dev, status.st_ino, status.st_size, offset, size, *times)
+        return Stamp(size, " ".join(map(str, identity)), status.st_ctime)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an image. Raises: Unreadable."""
+        path, offset, size = self._place(name)
+        try:
+            with path.open("rb", buffering=0) as file:
+                return file.read() if size is None else os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise Unreadable(f"cannot be read ({error.strerror})") from None
+
+
+@cache
+def _dvc_caches(folder: Path) -> tuple[Path, ...]:
+    """The caches of the DVC projects that `folder` and the working directory belong to."""
+    # Not at the top: DVC takes a second to import, and only links that leave the folder need it.
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    caches = []
+    for place in (folder, Path.cwd()):
+        try:
+            with Repo(Repo.find_root(str(place))) as repo:
+                caches.append(Path(repo.cache.legacy.path).resolve())
+        except NotDvcRepoError:
+            continue
+    return tuple(caches)
+
+
+def _belongs(where: Path, folder: Path) -> bool:
+    """Whether a file or folder, once links are followed, lies in `folder` or in DVC's cache."""
+    target = where.resolve()
+    if target.is_relative_to(folder.resolve()):
+        return True
+    # With cache.type symlink, as DVC advises for large data, every file is such a link.
+    return where.is_symlink() and any(target.is_relative_to(c) for c in _dvc_caches(folder))
+
+
+def locate(folder: Path, name: str, inside: dict[Path, bool]) -> Path:
+    """The file that metadata calls `name`. Raises: Unreadable, when it is none of the folder's.
+
+    `inside` keeps, from call to call, which folders lie within `folder` once links are followed.
+    """
+    outside = name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:[\\/]", name)
+    if outside or not name or "\0" in name or "\r" in name:
+        raise Unreadable("not a path inside the folder; name it relative to the folder")
+    path = folder / name
+    try:
+        if not path.is_file():
+            raise Unreadable("no such file; put it there, or take its row out")
+        where = path if path.is_symlink() else path.parent
+        if where not in inside:
+            inside[where] = _belongs(where, folder)
+    except OSError as error:  # a name that is too long, say
+        raise Unreadable(f"no such file ({error.strerror})") from None
+    if not inside[where]:
+        raise Unreadable("a link that leaves the folder; put the file itself there")
+    return path
+
+
+def _classes(folder: Path) -> list[str] | None:
+    path = folder / CLASSES
+    if not path.is_file():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; expected one class per line") from None
+    classes = [line for line in map(trimmed, lines) if line]
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        raise DataError(f"{path}: found {classes}; expected at least two classes, each once")
+    return classes
+
+
+def completed(
+    folder: Path,
+    layout: str,
+    rows: pd.DataFrame,
+    others: dict[str, str],
+    *,
+    notes: Iterable[str] = (),
+    **more: Any,
+) -> Source:
+    """Complete the columns, and check that each thing is spelt in one way."""
+    if rows.empty:
+        raise DataError(f"{folder}: no images; expected one row or file per labelled image")
+    notes = list(notes)
+    optional = ("group", "domain", "split")
+    for column in COLUMNS:
+        if column not in rows:
+            rows[column] = ""
+    for column in COLUMNS[1:]:
+        cells = rows[column].map(trimmed)
+        if count := int((cells != rows[column]).sum()):
+            notes.append(f"blanks around {column}: trimmed in {count} of {len(rows)} rows")
+        rows[column] = cells
+        pairs = twins(cells, numbers=column == "label")
+        if pairs and column != "split":
+            one, other = pairs[0]
+            raise DataError(
+                f"{folder}: {column} = {one!r} and {other!r} differ only in blanks, case or "
+                f"spelling; expected one spelling: correct one of them, or make them differ"
+            )
+    known = frozenset(c for c in optional if (rows[c] != "").any())
+    splits: dict[str, Split] = split_names(rows["split"].unique())
+    wrong = sorted(set(rows["split"]) - set(splits) - {""})
+    if wrong:
+        raise DataError(
+            f"{folder}: split = {wrong[0]!r}; expected train, val or test: correct the column"
+        )
+    renamed = {name: split for name, split in splits.items() if name.lower() != split}
+    if renamed:
+        meanings = ", ".join(f"{name} = {split}" for name, split in sorted(splits.items()))
+        notes.append(f"names of splits: {meanings}")
+    rows["split"] = rows["split"].map(splits | {"": ""})
+    for column in rows.columns.drop("file_name"):
+        # A carriage return alone would end the row in a CSV.
+        rows[column] = rows[column].str.replace("\r", "\n")
+    ordered = [*COLUMNS, *(c for c in rows if c not in COLUMNS)]
+    table = rows[ordered].reset_index(drop=True)
+    return Source(
+        folder,
+        layout,
+        table,
+        classes=_classes(folder),
+        known=known,
+        others=others,
+        notes=tuple(notes),
+        **more,
+    )
+
+
+def is_image(folder: Path, name: str) -> bool:
+    """Whether a file is an image, by its name or else by its content."""
+    if is_image_name(name):
+        return True
+    with (folder / name).open("rb", buffering=0) as file:
+        return is_image_content(file.read(HEAD_BYTES))
+
+
+def leftover_notes(listing: Listing) -> list[str]:
+    """What to tell of files that nobody put there, if there are any."""
+    names = listing.leftovers
+    return [f"left out, as what systems and programs leave: {listed(names)}"] if names else []
+
+
+def same_names(names: "pd.Series[str]") -> dict[int, str]:
+    """Rows whose file name stands twice, or differs from another's in case or Unicode form only.
+
+    Returns: the reason by row, for all but the first of each.
+    """
+    first: dict[str, str] = {}
+    reasons = {}
+    for row, name in names.items():
+        like = plain(name).casefold()
+        if like not in first:
+            first[like] = name
+        elif first[like] == name:
+            reasons[row] = "listed twice; keep one row"
+        else:
+            reasons[row] = f"the same name as {first[like]} but for case or Unicode form; rename it"
+    return reasons

@@ -10,6 +10,7 @@ stays comparable. How many bits their values need is known only when all files h
 the cache holds such images at 16 bits, in their final size.
 """
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -174,6 +175,8 @@ class Cache:
         try:
             yield
         except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from None
             raise Unavailable(f"{self.path}: {error}; delete this file, it is a cache") from None
 
     def known(self) -> dict[str, Look]:

@@ -4,13 +4,13 @@ They lie under `data/scratch/STAGE/KEY`, KEY being a hash of the stage's params,
 that a checkpoint is only ever found by the very same work. The stage removes them when it is done.
 """
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stages.core.runner import processes
+from stages.core.runner import disk, processes
 
 
 class Checkpoint:
@@ -40,8 +40,8 @@ class Checkpoint:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        # Straight to a full disk, PyTorch's writer ends in an error of its own that says nothing.
+        content = io.BytesIO()
+        torch.save(state, content)
+        partial.write_bytes(content.getbuffer())
+        disk.settle(partial, self.path)

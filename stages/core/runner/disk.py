@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed since the disk has no space left."""
+    # NumPy's own error for an array that did not fit has no number.
+    return error.errno in _FULL or (error.errno is None and "written" in str(error))
 
 
 def allocated(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -17,7 +23,7 @@ def allocated(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap
 
     Without that, a full disk is met when a page of the map is written: SIGBUS, and no word.
 
-    Raises: OSError with one of `FULL`; no file is left then.
+    Raises: OSError, with no file left, when there is no space (`is_full`).
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     try:

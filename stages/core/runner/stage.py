@@ -297,7 +297,7 @@ def main(
     except AtelierError as error:
         sys.exit(terminal(f"error: {name}: {' '.join(str(error).split())}"))
     except OSError as error:
-        if error.errno not in disk.FULL:
+        if not disk.is_full(error):
             raise
         place = f" ({error.filename})" if error.filename else ""
         sys.exit(f"error: {name}: the disk is full{place}: {disk.room(root)}; make some, run again")

@@ -120,7 +120,7 @@ class Inputs:
             for view, rows in missing:
                 self._compute(layers, view, rows, progress)
         except OSError as error:
-            if error.errno not in disk.FULL:
+            if not disk.is_full(error):
                 raise
             for view, rows in missing:
                 for kind in ("activations", "pooled"):

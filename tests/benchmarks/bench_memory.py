@@ -5,7 +5,8 @@ and Great Expectations: about half a gigabyte). RssAnon of /proc is read every 5
 file (the packed pixels, 2.8 GB, in colour) is not in it, since the kernel can drop that at any
 time. Validating is the stage's whole `run`. Training is what the distill stage does for a student
 with the project's params and one epoch, on made-up targets: the statistics of all training images,
-the frozen layers' views, the epoch, the validation.
+the frozen layers' views, the epoch, the validation. The probe and the GAN's training are the parts
+of their stages that once held every image's features, or pixels, in memory.
 
 One run each: it takes minutes, and memory does not depend on what else the machine does.
 """
@@ -16,10 +17,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from stages import distill
+from stages import augment, distill, teacher
 from stages.core.dataset.data import load_dataset
 from stages.core.dataset.views import Views
+from stages.core.gan import training as gan_training
+from stages.core.gan.training import RealImages
+from stages.core.runner.checkpoint import Checkpoint
 from stages.core.training.targets import load_targets, save_targets
 from tests.benchmarks import synthetic
 from tests.benchmarks.project import paths, resources, section, validate_stage
@@ -27,6 +32,8 @@ from tests.benchmarks.record import Result
 from tests.conftest import outputs
 
 IMAGES, PX = 100_000, 96
+# Enough that all buffers have been used.
+GAN_STEPS = 20
 
 
 def validate(work: Path) -> None:
@@ -61,6 +68,27 @@ def train(work: Path) -> None:
     trainer.train(params.seed, control=False, name="student")
 
 
+def probe(work: Path) -> None:
+    """The teacher's probe on what `validate` has left."""
+    where = work / "stage" / "validated"
+    known = {"validated": where, "weights": work, "cache": work / "cache"}
+    outputs_ = {name: work / f"{name}.probe" for name in teacher.Paths.outputs()}
+    at = teacher.Paths(scratch=work / "scratch", **known, **outputs_)
+    params = section("teacher", teacher.Params)
+    teacher.TeacherTrainer(params, at, load_dataset(where), resources()).probe(0)
+
+
+def gan(work: Path) -> None:
+    """The GAN's real images from what `validate` has left, and a few of its steps."""
+    data = load_dataset(work / "stage" / "validated")
+    params = section("augment", augment.Params).model_copy(update={"steps": GAN_STEPS})
+    rows = data.rows("train")
+    small = augment.reduced(data, rows, params.image_px, work / "scratch" / "real.npy")
+    labels = torch.from_numpy(data.labels[rows])
+    real = RealImages(torch.from_numpy(small), labels, len(data.classes))
+    gan_training.train(real, params, torch.device("cpu"), Checkpoint(work / "scratch", "gan"))
+
+
 def peak(work: Path, step: str) -> float:
     """Highest RssAnon, in GB, of a process of its own that does a step of this module."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_memory", step, str(work)]
@@ -84,12 +112,19 @@ def run(work: Path, scale: float) -> list[Result]:
     count = round(IMAGES * scale)
     synthetic.shards(work / "shards", range(count), PX)
     what = f"{count:,} colour images of {PX} px: peak anonymous memory of"
+    steps = {
+        "validate": "validating",
+        "train": "one epoch",
+        "probe": "the teacher's probe",
+        "gan": "the GAN's training",
+    }
     return [
-        Result("memory_validate", f"{what} validating", [peak(work, "validate")], 1.5, unit="GB"),
-        Result("memory_train", f"{what} one epoch", [peak(work, "train")], 1.5, unit="GB"),
+        Result(f"memory_{step}", f"{what} {name}", [peak(work, step)], 1.5, unit="GB")
+        for step, name in steps.items()
     ]
 
 
 if __name__ == "__main__":
     resources().apply()
-    {"validate": validate, "train": train}[sys.argv[1]](Path(sys.argv[2]))
+    steps = {"validate": validate, "train": train, "probe": probe, "gan": gan}
+    steps[sys.argv[1]](Path(sys.argv[2]))

@@ -19,8 +19,9 @@ from stages.core.training.inputs import Inputs
 
 # Of the class confusion loss: the authors' value on Office-31.
 MCC_TEMPERATURE = 2.5
-# Numbers of the features that are held in memory at once: half a gigabyte of float32.
-MOST_FEATURES = 2**27
+# Numbers of the features that are held in memory at once: a quarter of a gigabyte of float32, of
+# which the probe makes a few copies.
+MAX_FEATURES = 2**26
 # Of the domain classifier's hidden layer, and how soon it is heeded (DANN's gamma).
 DOMAIN_WIDTH, DANN_GAMMA = 256, 10.0
 
@@ -39,7 +40,7 @@ def adapt_statistics(
             pretrained statistics takes these images' all the same.
 
     Returns: rows, (n,), and what the network's features of these images now are, (n, F). That is
-        all of them, or as many drawn ones as `MOST_FEATURES` allows; the head is fitted to these.
+        all of them, or as many drawn ones as `MAX_FEATURES` allows; the head is fitted to these.
     """
     frozen = net.frozen_statistics
     share = share if frozen else 1.0
@@ -49,7 +50,7 @@ def adapt_statistics(
         for name, tensor in net.backbone.named_buffers():
             if tensor.is_floating_point():
                 tensor.copy_(torch.lerp(before[name], tensor, share))
-    most = MOST_FEATURES // len(net.head.mean)
+    most = MAX_FEATURES // len(net.head.mean)
     if len(rows) > most:
         print(f"features of {most:,} of {len(rows):,} images, drawn at random", flush=True)
         rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))

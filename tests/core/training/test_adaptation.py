@@ -162,7 +162,7 @@ def test_memory_for_features_is_bounded(
     net: nets.Net, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     width = len(net.head.mean)
-    monkeypatch.setattr(adaptation, "MOST_FEATURES", 5 * width + 1)
+    monkeypatch.setattr(adaptation, "MAX_FEATURES", 5 * width + 1)
     rows, features = adapt_statistics(net, PLAIN, np.arange(12), 0.0)
     assert len(rows) == len(set(rows)) == 5
     assert "features of 5 of 12 images" in capsys.readouterr().out

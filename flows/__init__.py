@@ -11,7 +11,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 # Only our own lines go to the terminal; Prefect's records go to its server, for the UI.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-# `flows.server` says it in one line.
+# `flows.server` reports it in one line.
 warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")
 
 # No proxy may stand between us, or any child, and the servers on this machine.

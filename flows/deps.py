@@ -9,7 +9,7 @@ from stages.core.runner.code import files_of
 
 
 def write(root: Path) -> None:
-    """Replace every stage's code dependencies by what its module imports; data stays as it is."""
+    """Set every stage's code deps to what its module imports; its data deps stay as they are."""
     yaml = YAML()
     yaml.width = 10_000
     yaml.indent(mapping=2, sequence=4, offset=2)

@@ -1,11 +1,11 @@
 """Renders every figure that a document gives: `make docs`.
 
-Documents are Markdown that people write. What was measured stands between two marks, the first of
-which says where it comes from, in Jinja's syntax:
+People write the documents in Markdown. Each measured figure stands between two marks; the first
+says where it comes from, as a Jinja expression:
 
     AUROC <!--=metric("distill.student.auroc")-->0.908<!--/-->
 
-`make docs` puts the value of each expression there. Values come from data/reports alone: the
+`make docs` writes the value of each expression there. Values come from data/reports alone: the
 metrics of the last run, bench.json, and the rows of the studies. The `answer` of a study is a
 template over the same names, and over those of its own rows (`StudyFigures`).
 """
@@ -46,16 +46,16 @@ DOCUMENTS = (
 )
 MARK = re.compile(r"(<!--=([^\n]+?)-->)(.*?)(<!--/-->)", re.DOTALL)
 
-# Shown on the front page, but only a run has them: see `record`.
+# Shown on the front page, but only a run makes them: see `record`.
 PICTURE = REPORTS / "report.png"
 PREDICTION = REPORTS / "predict.txt"
 # A cell of the test split.
 EXAMPLE = "data/elpv/images/cell2320.png"
-# The sections of the report in the picture: those without cells, whose licence forbids them here.
+# The report's sections in the picture: none with cells, since their licence forbids them here.
 SECTIONS = ("The student",)
 PICTURE_PX, PICTURE_COLOURS = (920, 995), 64
 
-# Rows of the front page's table: name, stage and key of the parameters, of the figures.
+# Rows of the front page's table: name, key of the parameters, key of the figures.
 MODELS = (
     ("linear probe", "teacher.parameters", "teacher.probe"),
     ("teacher, fine-tuned", "teacher.parameters", "teacher.finetuned"),
@@ -73,12 +73,12 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def rounded(value: float, digits: int) -> str:
-    """A number with so many digits behind the point."""
+    """A number with this many digits after the point."""
     return f"{value:,.{digits}f}"
 
 
 def _text(value: Any) -> Any:
-    """How documents print numbers: three digits behind the point, commas in large integers."""
+    """How documents print numbers: three digits after the point, commas in large integers."""
     if isinstance(value, float):
         return rounded(value, 3) if value % 1 else rounded(value, 0)
     return f"{value:,}" if isinstance(value, int) else value
@@ -106,7 +106,7 @@ class StudyFigures:
     Args:
         root: the project.
         name: of the file in flows/studies.
-        names: what else an answer may use.
+        names: further names that an answer may use.
     """
 
     def __init__(self, root: Path, name: str, names: Mapping[str, Any]) -> None:
@@ -133,18 +133,18 @@ class StudyFigures:
         return str(self._rows.gain(trial, heading) or "-")
 
     def value(self, label: str, heading: str, model: str = "") -> float:
-        """What one run has under a heading of the table.
+        """One run's value under a heading of the table.
 
         Args:
             label: the trial and its place on the grid, `grouped-fold0` for example.
-            model: of `models`, where the study has them.
+            model: a key of `models`, if the study has them.
 
         Raises: ParamsError.
         """
         return self._mean(study.TRIAL, label, heading, model)
 
     def mean(self, trial: str, heading: str, model: str = "") -> float:
-        """What `value` gives, averaged over the grid. Raises: ParamsError."""
+        """The mean of `value` over the grid. Raises: ParamsError."""
         return self._mean("name", trial, heading, model)
 
     def _mean(self, column: str, name: str, heading: str, model: str) -> float:
@@ -158,9 +158,9 @@ class StudyFigures:
     @property
     def answer(self) -> str:
         """The study's answer with its figures. Raises: ParamsError."""
-        own = {"mean": self.mean, "gain": self.gain, "value": self.value}
+        functions = {"mean": self.mean, "gain": self.gain, "value": self.value}
         try:
-            return _JINJA.from_string(self._study.answer).render(**self._names, **own)
+            return _JINJA.from_string(self._study.answer).render(**self._names, **functions)
         except TemplateError as error:
             raise ParamsError(f"{self._file}: answer: {error}; expected a Jinja template") from None
 
@@ -251,7 +251,7 @@ class Figures:
         return "\n".join(["```", *lines, "```"])
 
     def prediction(self) -> str:
-        """A call of the release's script and what it printed, as a block of code in Markdown."""
+        """A call of the release's script with its output, as a block of code in Markdown."""
         text = (self._root / PREDICTION).read_text(encoding="utf-8")
         return "\n".join(["```", text.rstrip(), "```"])
 
@@ -264,7 +264,7 @@ class Figures:
         return benchmark_table(self._bench)
 
     def study(self, name: str) -> StudyFigures:
-        """What a study gave. Raises: ParamsError."""
+        """The figures of a study. Raises: ParamsError."""
         if name not in self._studies:
             self._studies[name] = StudyFigures(self._root, name, self.names)
         return self._studies[name]
@@ -282,37 +282,37 @@ def render(text: str, figures: Figures, *, source: str) -> str:
     Args:
         source: the document's name, for messages.
 
-    Raises: ParamsError when an expression has no value, or a mark no end.
+    Raises: ParamsError if an expression has no value, or a mark has no end.
     """
 
-    def replaced(match: re.Match[str]) -> str:
+    def fill(match: re.Match[str]) -> str:
         start, expression, _, end = match.groups()
         try:
             return start + _value(expression, figures) + end
         except (TemplateError, ParamsError, TypeError) as error:
             raise ParamsError(f"{source}: {expression}: {error}") from None
 
-    rendered, count = MARK.subn(replaced, text)
+    rendered, count = MARK.subn(fill, text)
     starts = text.count("<!--=")
     if starts != count:
         raise ParamsError(
-            f"{source}: found {starts} marks <!--=EXPRESSION--> and {count} with an end; "
-            "expected <!--/--> behind each, and the expression on one line"
+            f"{source}: found {starts} mark{'s' * (starts != 1)} <!--=EXPRESSION--> and "
+            f"{count} with an end; expected <!--/--> after each, and the expression on one line"
         )
     return rendered
 
 
 def write(root: Path) -> list[str]:
-    """Render all documents of a project; gives the names of those that changed."""
+    """Render all documents of a project; returns the names of those that changed."""
     figures = Figures(root)
-    changed = []
+    names = []
     for name in DOCUMENTS:
         text = (root / name).read_text(encoding="utf-8")
         rendered = render(text, figures, source=name)
         if rendered != text:
             (root / name).write_text(rendered, encoding="utf-8")
-            changed.append(name)
-    return changed
+            names.append(name)
+    return names
 
 
 def excerpt(page: str) -> str:
@@ -346,7 +346,7 @@ def _photograph(page: str, picture: Path, browser: str) -> None:
 
 
 def record(root: Path) -> None:
-    """Write what only a run of the default params has: the report's picture, and a prediction.
+    """Write what only a default run makes: the report's picture, and a prediction.
 
     Raises: Unavailable without Chromium, or without such a run.
     """
@@ -356,7 +356,7 @@ def record(root: Path) -> None:
     page, script = root / REPORTS / "index.html", root / "data" / "release" / "predict.py"
     for path in (page, script, root / EXAMPLE):
         if not path.is_file():
-            raise Unavailable(f"{path}: no such file; expected the default run's: make run")
+            raise Unavailable(f"{path}: no such file; run `make run` first")
     _photograph(page.read_text(encoding="utf-8"), root / PICTURE, browser)
     arguments = [str(script.relative_to(root)), EXAMPLE]
     run = [sys.executable, *arguments]
@@ -371,16 +371,16 @@ def main() -> None:
     parser.add_argument(
         "--record",
         action="store_true",
-        help=f"first write {PICTURE} and {PREDICTION} anew, from a default run (needs Chromium)",
+        help=f"first renew {PICTURE} and {PREDICTION} from a default run (needs Chromium)",
     )
     arguments = parser.parse_args()
     try:
         if arguments.record:
             record(ROOT)
-        changed = write(ROOT)
+        names = write(ROOT)
     except AtelierError as error:
         sys.exit(f"error: {error}")
-    print(f"rendered: {', '.join(changed) or 'nothing has changed'}")
+    print(f"rendered: {', '.join(names) or 'nothing has changed'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Child process that has DVC bring one stage up to date: `python -m flows.dvc_child FILE STAGE`.
 
-Writes "unchanged", "restored" (from DVC's run cache) or "ran" to FILE, as JSON. Why not
-`dvc repro -s`: it cannot tell these apart.
+Writes "unchanged", "restored" (from DVC's run cache) or "ran" to FILE, as JSON;
+`dvc repro -s` cannot tell these apart.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from stages.core.runner.parent import kill_me_with_parent
 class _RestoreFilter(logging.Filter):
     """Notices DVC's message that it took a stage's outputs from the run cache."""
 
-    restored = False
+    is_triggered = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         if "is cached - skipping run" in record.getMessage():
-            self.restored = True
+            self.is_triggered = True
         return True
 
 
@@ -43,9 +43,9 @@ def main() -> None:
     logger = logging.getLogger("dvc.stage.cache")
     logger.setLevel(logging.INFO)
     logger.addFilter(restore)
-    # DVC advises what to add to git: that is for those who type the command.
+    # DVC advises what to add to git, which only helps people who call DVC themselves.
     logging.getLogger("dvc.repo.scm_context").setLevel(logging.WARNING)
-    # A killed run stays listed in DVC's lock file; DVC removes it, and warns that it does.
+    # A killed run stays listed in DVC's lock file; DVC removes it with a warning.
     logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
     try:
         with open_repo(Path.cwd()) as repo:
@@ -61,7 +61,7 @@ def main() -> None:
         sys.exit(f"dvc: {error}" if is_explained else f"dvc: {error}: {cause}")
     except AtelierError as error:
         sys.exit(f"error: {error}")
-    outcome = "restored" if restore.restored else "ran" if stages else "unchanged"
+    outcome = "restored" if restore.is_triggered else "ran" if stages else "unchanged"
     arguments.outcome.write_text(json.dumps(outcome))
 
 

@@ -1,4 +1,4 @@
-"""The pipeline as DVC sees it, and running one stage of it in a process tree that can be ended."""
+"""The pipeline as DVC sees it. Runs a stage of it in a process tree that can be ended."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def _node(stage: Stage, graph: "nx.DiGraph[Stage]") -> Node:
 
 
 def _is_whole(repo: Repo, path: Path) -> bool:
-    """Whether DVC can read its own file; it cannot where it was killed as it wrote it."""
+    """Whether DVC can read its own file; it cannot if it was killed while writing it."""
     try:
         if path.name == LOCK_FILE:
             Lockfile(repo, str(path)).load()
@@ -74,11 +74,11 @@ def _is_whole(repo: Repo, path: Path) -> bool:
 
 
 def _repair_after_kill(repo: Repo) -> None:
-    """Put aside what DVC was writing when it was killed; it refuses to go on with half of it.
+    """Put aside the file that DVC was writing when it was killed; it refuses to read half a file.
 
-    The outputs that a cut `dvc.lock` named come back from DVC's run cache.
+    DVC's run cache restores the outputs that the cut `dvc.lock` named.
 
-    Raises: ParamsError where a merge has spoilt `dvc.lock`; WorkspaceBusy.
+    Raises: ParamsError if `dvc.lock` has merge conflicts; WorkspaceBusy.
     """
     lock, processes = Path(repo.root_dir) / LOCK_FILE, Path(repo.tmp_dir) / RWLOCK_FILE
     if _is_whole(repo, lock) and _is_whole(repo, processes):
@@ -90,17 +90,17 @@ def _repair_after_kill(repo: Repo) -> None:
         if not _is_whole(repo, lock):
             if "<<<<<<<" in lock.read_text(encoding="utf-8", errors="replace"):
                 raise ParamsError(
-                    f"{LOCK_FILE}: has the marks of a merge conflict; settle it (`git checkout "
+                    f"{LOCK_FILE}: has merge conflict markers; resolve them (`git checkout "
                     f"--ours {LOCK_FILE}` takes one side), then run again"
                 )
             aside = lock.replace(Path(repo.tmp_dir) / f"{LOCK_FILE}.cut")
-            print(f"{LOCK_FILE} is not whole: moved to {aside}, and written anew", flush=True)
+            print(f"{LOCK_FILE} is incomplete: moved to {aside}, and written again", flush=True)
 
 
 class Graph:
     """The graph of one workspace, up to one target.
 
-    Raises: ParamsError for a target that is no stage, and for an input that is not there;
+    Raises: ParamsError for a target that is not a stage, or an input that does not exist;
         WorkspaceFailed; WorkspaceBusy.
     """
 
@@ -113,7 +113,7 @@ class Graph:
         except DvcException as error:
             raise ParamsError(f"DVC cannot read the pipeline: {one_line(error)}") from None
         stages = {stage.addressing: stage for stage in self._repo.index.stages}
-        # DVC itself would take a path, and load whatever pipeline lies there.
+        # DVC itself would accept a path, and load whatever pipeline is there.
         if target not in stages:
             raise ParamsError(
                 f"target = {target!r}: no such stage; expected one of {', '.join(stages)}"
@@ -125,14 +125,14 @@ class Graph:
         self._check_inputs(upstream)
 
     def _check_inputs(self, stages: set[Stage]) -> None:
-        """Raises: ParamsError for an input that is not there and that no stage makes."""
+        """Raises: ParamsError for an input that does not exist and that no stage writes."""
         outs = [Path(out.fs_path) for stage in self._repo.index.stages for out in stage.outs]
         for path in sorted({Path(dep.fs_path) for stage in stages for dep in stage.deps}):
             is_output = any(path.is_relative_to(out) or out.is_relative_to(path) for out in outs)
             if not path.exists() and not is_output:
                 raise ParamsError(
                     f"{os.path.relpath(path, self.root)}: no such file or folder, and no stage "
-                    "makes it; if it should be your images, put them there, or set data.dir to "
+                    "writes it; if it is for your images, put them there, or set data.dir to "
                     "where they are"
                 )
 
@@ -146,19 +146,19 @@ class Graph:
             return not any(stage.changed() for stage in self._repo.stage.collect(name))
 
     def sources(self) -> dict[str, str]:
-        """DVC's md5 of all that the stages read and none of them makes, by its path.
+        """DVC's md5 of everything that stages read and no stage writes, by path.
 
         Tracked data is among them; a path is relative to the workspace.
         """
         names = {node.name for node in self.nodes}
         stages = [stage for stage in self._repo.index.stages if stage.addressing in names]
         outputs = {out.fs_path for stage in stages if stage.cmd for out in stage.outs}
-        read = [d for stage in stages for d in stage.deps if not isinstance(d, ParamsDependency)]
-        read += [out for stage in stages if not stage.cmd for out in stage.outs]
+        inputs = [d for stage in stages for d in stage.deps if not isinstance(d, ParamsDependency)]
+        inputs += [out for stage in stages if not stage.cmd for out in stage.outs]
         with self._repo.lock:
             return {
                 Path(each.fs_path).relative_to(self.root).as_posix(): each.get_hash().value
-                for each in read
+                for each in inputs
                 if not any(Path(each.fs_path).is_relative_to(out) for out in outputs)
                 and not any(Path(out).is_relative_to(each.fs_path) for out in outputs)
             }
@@ -180,7 +180,7 @@ class Graph:
             name: the stage.
             on_line: called with each line of its output.
             force: run it even if nothing has changed.
-            upstream: bring all that it needs up to date first.
+            upstream: first bring up to date all that it needs.
 
         Raises: StageFailed.
         """
@@ -218,13 +218,13 @@ def _child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment["PYTHONUNBUFFERED"] = "1"
-    # The hub's client warns of each failed try, which would bury the stage's own last line.
+    # The hub's client warns of each failed attempt, which would bury the stage's own last line.
     environment.setdefault("HF_HUB_VERBOSITY", "error")
     environment[HOLDER] = str(os.getpid())
     return environment
 
 
 def _last_words(lines: list[str], returncode: int) -> str:
-    """Our own error line where there is one, else the end of the output."""
+    """Our own error line if there is one, else the end of the output."""
     ours = [line for line in lines if line.startswith("error: ")]
     return ours[-1] if ours else "\n".join([*lines[-10:], f"exit status {returncode}"])

@@ -1,7 +1,7 @@
 """The Prefect server behind checks of Host and Origin: `python -m flows.guard FD`.
 
 Prefect itself asks for the secret. The guard adds what it does not check: requests that a foreign
-page makes a browser send (Origin), and foreign names that resolve to this machine (Host).
+page makes a browser send (Origin), and foreign host names that resolve to this machine (Host).
 """
 
 import logging

@@ -1,8 +1,8 @@
-"""Looks over the user's images before DVC does: `python -m flows.look [FOLDER]`.
+"""Checks the user's images before DVC reads them: `python -m flows.look [FOLDER]`.
 
-DVC reads the folder before any stage runs, and with `dvc add` before any of our code does. A name
-that is not UTF-8, or a link whose target is gone, ends in its words ("codec can't encode", "errno
-2"). The flows look first; who uses DVC alone can call this.
+DVC reads the folder before any stage runs, and with `dvc add` before any of our code does. All that
+it says of a name that is not UTF-8, or of a broken link, is "codec can't encode" or "errno 2". The
+flows check first; people who use DVC alone can call this.
 """
 
 import argparse
@@ -18,17 +18,17 @@ from stages.core.runner.params import load_yaml, parse_section
 from stages.core.runner.text import terminal
 
 
-def over_images(
+def check_images(
     root: Path, changes: dict[str, Any] | None = None, *, source: str = "params.yaml"
 ) -> None:
-    """Look over the folder that `data.dir` names, if it is there; a stage may still make it.
+    """Check the folder that `data.dir` names, if it exists; a stage may still write it.
 
     Args:
         root: the project.
         changes: the keys of params.yaml that differ.
         source: where they come from, for messages.
 
-    Raises: ParamsError; DataError that names what DVC could not take.
+    Raises: ParamsError; DataError that names what DVC cannot read.
     """
     values = load_yaml(root / "params.yaml")
     workspace.merge(values, changes or {}, source=source)
@@ -38,12 +38,12 @@ def over_images(
 
 
 def main() -> None:
-    """Command line: nothing is printed where DVC can take the folder."""
-    parser = argparse.ArgumentParser(prog="python -m flows.look", description=over_images.__doc__)
+    """Command line; prints nothing if DVC can read the folder."""
+    parser = argparse.ArgumentParser(prog="python -m flows.look", description=check_images.__doc__)
     parser.add_argument("folder", nargs="?", help="default: data.dir of params.yaml")
     folder = parser.parse_args().folder
     try:
-        over_images(ROOT, {"data": {"dir": folder}} if folder else None)
+        check_images(ROOT, {"data": {"dir": folder}} if folder else None)
     except AtelierError as error:
         sys.exit(terminal(f"error: {error}"))
 

@@ -1,4 +1,4 @@
-"""Refuses a bad params.yaml before the first stage runs; only here do flows look at stages."""
+"""Checks params.yaml before the first stage runs; only this module of flows loads stages."""
 
 import hashlib
 import importlib
@@ -13,7 +13,7 @@ from stages.core.runner.runtime import Resources
 
 SHARED: dict[str, type[Section]] = {"data": Data, "resources": Resources}
 
-# Which params were last found good, by which code. Beside the workspace's params.yaml.
+# A digest of the params that last passed and of the code that checked them, in the workspace.
 CHECKED = Path("data/scratch/params.checked")
 
 
@@ -32,12 +32,12 @@ def section_class(name: str) -> type[Section]:
 
 
 def check(path: Path) -> None:
-    """Hold every section of a params file against its class, and the device against the machine.
+    """Check every section of a params file against its class, and the device against the machine.
 
-    Where the same params were found good by the same code, the stages' sections are not looked at
-    again: importing the stages takes longer than all else that a run does when nothing has changed.
+    If the same code has passed the same params before, the stages' sections are not checked again:
+    importing the stages takes longer than the rest of a run in which nothing has changed.
 
-    Raises: ParamsError; Unavailable for a device that is not here.
+    Raises: ParamsError; Unavailable for a device that the machine lacks.
     """
     content = load_yaml(path)
     for section, kind in SHARED.items():

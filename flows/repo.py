@@ -1,4 +1,4 @@
-"""Opening DVC's repository: its lock waits for other DVC commands, says so, and has a limit."""
+"""Opens DVC's repository; its lock waits for other DVC commands, says so, and has a limit."""
 
 import logging
 import textwrap
@@ -14,7 +14,7 @@ from dvc.scm import SCMError
 
 from stages.core.runner.errors import WorkspaceBusy, WorkspaceFailed
 
-# `dvc add` and `dvc push` hold the lock to their end, which may be far off for a large folder.
+# `dvc add` and `dvc push` hold the lock until they end, which takes long for a large folder.
 LIMIT_S = 1800
 
 
@@ -24,9 +24,9 @@ def open_repo(root: Path) -> Repo:
     Taking its lock waits for up to `LIMIT_S` seconds, and prints who holds it; after that it
     raises WorkspaceBusy.
 
-    Raises: WorkspaceFailed where DVC or git does not take `root` for a project.
+    Raises: WorkspaceFailed if DVC or git does not accept `root` as a project.
     """
-    # DVC's own bars would run through ours; their loggers' level is what turns them off.
+    # DVC's progress bars would mix with ours; only the level of their loggers turns them off.
     for name in ("dvc.progress", "dvc_data.callbacks"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -45,7 +45,7 @@ def open_repo(root: Path) -> Repo:
 def _lock_patiently(lock_once: Callable[[], None], root: Path, file: Path) -> None:
     """`lock_once` tries for three seconds, then raises LockError."""
     end = time.monotonic() + LIMIT_S
-    waiting = ""
+    last_holder = ""
     while True:
         try:
             return lock_once()
@@ -56,17 +56,17 @@ def _lock_patiently(lock_once: Callable[[], None], root: Path, file: Path) -> No
                     f"{root}: {holder} has held DVC's lock for {LIMIT_S / 60:.0f} minutes; "
                     "wait for it to end, or end it, and start again"
                 ) from None
-            if holder != waiting:
+            if holder != last_holder:
                 print(
                     f"waiting for {holder}, which holds DVC's lock (for up to "
                     f"{LIMIT_S / 60:.0f} minutes)",
                     flush=True,
                 )
-                waiting = holder
+                last_holder = holder
 
 
 def _holder(file: Path) -> str:
-    """Who wrote its process id into DVC's lock file; nobody has to."""
+    """The command whose process id is in DVC's lock file; not all commands write one."""
     try:
         process = psutil.Process(int(file.read_text()))
         command = textwrap.shorten(" ".join(process.cmdline()), 80, placeholder=" ...")
@@ -76,5 +76,5 @@ def _holder(file: Path) -> str:
 
 
 def one_line(error: DvcException) -> str:
-    """DVC's messages go over several lines."""
+    """DVC's message on one line; it may span several."""
     return " ".join(str(error).split())

@@ -46,7 +46,7 @@ from stages.core.runner.parent import kill_me_with_parent
 
 HOST = "127.0.0.1"
 POOL = "atelier"
-# Lists what a run may choose for its process: nothing that says what is executed, or how.
+# Lists what a run may choose for its process: neither what is executed nor how.
 POOL_TEMPLATE = ROOT / "flows" / "pool.json"
 # A new database on a busy machine took 40 s.
 START_LIMIT_S = 180
@@ -77,7 +77,7 @@ class Address:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For Prefect's clients in other processes: nothing of the user's own other servers."""
+        """For Prefect's clients in other processes, without settings for the user's own servers."""
         foreign = ("PREFECT_API_KEY", "PREFECT_PROFILE")
         mine = {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.auth}
         return {k: v for k, v in os.environ.items() if k not in foreign} | mine
@@ -113,7 +113,7 @@ def _record() -> Path:
 
 
 def _is_healthy(url: str) -> bool:
-    """Whether a server answers; it asks for no secret here."""
+    """Whether a server answers; this request needs no secret."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
             return bool(response.status == 200)
@@ -130,7 +130,7 @@ def running() -> Address | None:
         record = json.loads(_record().read_text(encoding="utf-8"))
         process = psutil.Process(record["pid"])
         address = Address(record["url"], record["auth"])
-        # Only the process that was recorded may hear the secret; its port may be another's by now.
+        # Only the process that was recorded may hear the secret; another may have its port by now.
         if abs(process.create_time() - record["started"]) > 5:
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
@@ -144,12 +144,12 @@ def running() -> Address | None:
 
 
 def _wait_until(is_done: Callable[[], bool], limit_s: float, what: str) -> None:
-    """Raises: ServerFailed after `limit_s`; a line says after a while what is waited for."""
+    """Wait; after a while, print what for. Raises: ServerFailed after `limit_s` seconds."""
     start, is_silent = time.monotonic(), True
     while not is_done():
         waited = time.monotonic() - start
         if waited > limit_s:
-            raise ServerFailed(f"waited {limit_s:.0f} s for {what}, in vain; end it and try again")
+            raise ServerFailed(f"waited {limit_s:.0f} s in vain for {what}; end it and try again")
         if is_silent and waited > 10:
             print(f"waiting for {what} (for up to {limit_s:.0f} s)", flush=True)
             is_silent = False
@@ -192,7 +192,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 preexec_fn=kill_me_with_parent,
-                # Ctrl-C is for us: a run that is being ended still has things to tell the server.
+                # Ctrl-C is for us alone: a run that is ending still reports to the server.
                 start_new_session=True,
             )
 
@@ -204,7 +204,7 @@ class Server:
             "PREFECT_SERVER_API_AUTH_STRING": self.address.auth,
             "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.address.page,
-            # From wherever the page came: also through a forwarded port.
+            # Relative to the page, so that a forwarded port works too.
             "PREFECT_UI_API_URL": "/api",
         }
 
@@ -291,7 +291,7 @@ def _refuse_socks() -> None:
 
 
 def _check_answer(url: str) -> None:
-    """Raises: ServerFailed where the user's own server does not answer, or refuses us."""
+    """Raises: ServerFailed if the user's own server does not answer, or refuses us."""
     try:
         with (
             temporary_settings(
@@ -303,7 +303,7 @@ def _check_answer(url: str) -> None:
     except (httpx.HTTPError, httpx.InvalidURL, PrefectException, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ServerFailed(
-            f"PREFECT_API_URL = {url}: no use of this Prefect server ({reason}); start it, set "
+            f"PREFECT_API_URL = {url}: cannot use this Prefect server ({reason}); start it, set "
             "PREFECT_API_AUTH_STRING or PREFECT_API_KEY if it asks for one, or unset "
             "PREFECT_API_URL: a run then starts a server of its own"
         ) from None
@@ -339,13 +339,13 @@ def _serve(port: int, *, worker: bool) -> None:
     _refuse_socks()
     if (address := running()) is not None:
         raise ServerFailed(
-            f"{address.page}: a server of this project runs there already; use it, or end it first "
+            f"{address.page}: a server of this project already runs there; use it, or end it first "
             "(Ctrl-C in its terminal)"
         )
     with Server(port) as server:
         address = server.wait()
         with _recorded(server):
-            # Others may read the output where it is no terminal but a log.
+            # If the output is a log and not a terminal, others may read it.
             if sys.stdout.isatty():
                 print(f"Prefect UI: {address.open_page}  (Ctrl-C ends it)", flush=True)
             else:
@@ -385,7 +385,7 @@ def _work(server: Server) -> None:
             what = "Prefect server" if process.poll() is None else "worker"
             raise ServerFailed(f"the {what} ended by itself; the lines above may say why")
         finally:
-            # It ends its runs first.
+            # On this signal the worker first ends its runs.
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(60)

@@ -1,4 +1,4 @@
-"""A study: many runs of the graph with other params, and the tables that come of them."""
+"""A study: many runs of the graph with different params, and the tables of their results."""
 
 import itertools
 import re
@@ -21,12 +21,12 @@ from stages.core.results.schema import SCHEMA, Gain
 from stages.core.runner.params import Section, load_yaml, parse_section
 
 RESULTS = Path("data/reports/studies")
-# Columns of the table of rows that are no metrics.
+# The columns of a row that are not metrics.
 TRIAL, PARAMS, COMMIT, STATE, MESSAGE = "trial", "params", "commit", "state", "message"
-# Rows that were run before these were recorded have none.
+# Rows from before these were recorded lack them.
 DATA, CODE, DEVICE = "data", "code", "device"
 TEXTS = (TRIAL, "name", PARAMS, DATA, CODE, COMMIT, DEVICE, STATE, MESSAGE)
-# More trials than these are counted, not named.
+# Longer lists of names give their number instead.
 MOST_NAMES = 6
 
 
@@ -34,7 +34,7 @@ class Study(Section):
     """A file in flows/studies/.
 
     Attributes:
-        question: what the study is to answer.
+        question: what the study asks.
         answer: what its rows say, in Markdown; a template, see flows/docs.py.
         target: the last stage of each trial.
         base: a params overlay for all trials.
@@ -42,8 +42,8 @@ class Study(Section):
         grid: dotted key of params.yaml to its values; every trial is run with all combinations.
         show: heading to dotted metric (STAGE.KEY): the columns of the summary.
         models: name to the metrics of one model (STAGE.MODEL), in which the keys of `show` are then
-            looked up: the summary has a line for each. Without, a line per trial.
-        gains: heading to two models, the better one and what it is held against. A model is a name
+            looked up: the summary has a line for each. Without it, one line per trial.
+        gains: heading to two models, the better one and its reference. A model is a name
             in the predictions of the stages, of the same trial, or of another one as TRIAL/NAME.
         front: headings of `show`, the higher the better: the summary says which trials are on the
             Pareto front, those that no other beats in one of them and equals in the rest.
@@ -80,7 +80,7 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Name and place as text, fit for a file's name."""
+        """Name and place as text, usable as a file name."""
         parts = [f"{key.split('.')[-1]}{value}" for key, value in self.place.items()]
         return re.sub(r"[^\w.+-]+", "_", "-".join([self.name, *parts]))
 
@@ -103,7 +103,7 @@ def _merged(*overlays: dict[str, Any]) -> dict[str, Any]:
 
 
 def trials(study: Study) -> list[Trial]:
-    """All trials: those of one place of the grid after each other, since they share most stages."""
+    """All trials, place by place of the grid: trials of one place share most stages."""
     places = [
         dict(zip(study.grid, values, strict=True))
         for values in itertools.product(*study.grid.values())
@@ -142,10 +142,10 @@ class Results:
         return pd.read_parquet(self._predictions) if self._predictions.exists() else pd.DataFrame()
 
     def is_done(self, trial: Trial, inputs: Inputs) -> bool:
-        """Whether this trial has ended well with these params and data.
+        """Whether this trial has succeeded with these params and data.
 
-        Other code does not make it undone: the summary names such rows, and deleting them has them
-        run again. Neither does a row that does not tell its data.
+        A row from other code counts as done: the summary names such rows, and deleting them makes
+        them run again. So does a row that does not record its data.
         """
         rows = self.rows
         same = (rows[TRIAL] == trial.label) & (rows[PARAMS] == inputs.params)
@@ -153,9 +153,9 @@ class Results:
         return bool((rows.loc[same, STATE] == "done").any())
 
     def add(self, trial: Trial, row: dict[str, Any], logits: pd.DataFrame | None) -> None:
-        """Write a trial's row in place of an older one of the same trial."""
+        """Write a trial's row, in place of an older one."""
         self._rows.parent.mkdir(parents=True, exist_ok=True)
-        # The predictions first: the row stands for both.
+        # The predictions first: a row vouches for both.
         if logits is not None:
             old = self.predictions
             others = old[old[TRIAL] != trial.label] if len(old) else old
@@ -180,7 +180,7 @@ def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:
 
     Returns: metrics as STAGE.KEY, and one table with the models of all stages, or None.
 
-    Raises: DataError for metrics of other code.
+    Raises: DataError for metrics that other code wrote.
     """
     metrics: dict[str, Any] = {}
     tables = []
@@ -188,8 +188,8 @@ def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:
         stage = file.parent.name
         content = read_metrics(file, SCHEMA[stage])
         metrics |= flatten(content.model_dump(by_alias=True, exclude_unset=True), f"{stage}.")
-        if (beside := file.with_name("predictions.csv")).exists():
-            tables.append(pd.read_csv(beside))
+        if (path := file.with_name("predictions.csv")).exists():
+            tables.append(pd.read_csv(path))
     if not tables:
         return metrics, None
     merged = tables[0]
@@ -234,8 +234,8 @@ class Figures:
     def gain(self, trial: str, heading: str) -> Gain | None:
         """Mean paired gain of one model over another, over seeds and the places on the grid.
 
-        Returns: None where a model stands against itself, where one of the two was not run, and
-            where they were tested on different images.
+        Returns: None if a model would be compared with itself, if one of the two was not run, or
+            if they were tested on different images.
         """
         models, rows = self._models(trial, heading), self._rows_of_pairs(trial, heading)
         if models[0] == models[1] or not rows:
@@ -253,16 +253,16 @@ class Figures:
             if tables[0]["file_name"].tolist() != tables[1]["file_name"].tolist():
                 return None
             labels, groups = (tables[0][c].to_numpy(np.int64) for c in ("label", "group"))
-            # A single teacher stands against students of all seeds.
+            # A single teacher is compared with the students of all seeds.
             count = max(len(left), len(right))
             seeds = zip(*(x * (count // len(x)) for x in (left, right)), strict=True)
             pairs += [Paired(one, other, labels, groups) for one, other in seeds]
         return mean_paired_gain(pairs)
 
     def differences(self, trial: str, heading: str) -> set[str]:
-        """In what the two rows of a gain's pairs differ beside the trial: code, device.
+        """How the two rows of a gain's pairs differ besides the trial: in code, in device.
 
-        Where the code is not recorded, another commit counts as other code.
+        If the code is not recorded, another commit counts as other code.
         """
         different = set()
         for one, other in self._rows_of_pairs(trial, heading):
@@ -277,7 +277,7 @@ class Figures:
         return [m if "/" in m else f"{trial}/{m}" for m in self._study.gains[heading]]
 
     def _rows_of_pairs(self, trial: str, heading: str) -> list[tuple[pd.Series, pd.Series]]:
-        """The two rows of each place on the grid; none where one of them is missing."""
+        """The two rows of each place on the grid; no pairs if any row is missing."""
         names = [model.split("/")[0] for model in self._models(trial, heading)]
         pairs = []
         for place in self.done.loc[self.done["name"] == trial, "_place"]:
@@ -305,18 +305,18 @@ def _front(study: Study, done: pd.DataFrame) -> set[str]:
         .agg(lambda column: column.astype(float).mean())
         .dropna()
     )
-    beaten = [
+    is_beaten = [
         ((means >= row).all(axis=1) & (means > row).any(axis=1)).any()
         for _, row in means.iterrows()
     ]
-    return set(means.index[~np.array(beaten, dtype=bool)])
+    return set(means.index[~np.array(is_beaten, dtype=bool)])
 
 
 def summary(study: Study, results: Results, planned: Mapping[str, Inputs] | None = None) -> str:
     """The study's table as Markdown: mean and deviation over the grid, paired gains, 95 %.
 
     Args:
-        planned: what each trial depends on now, by its label; rows that were run with something
+        planned: what each trial depends on now, by its label; rows that ran with something
             else are named. Without it, no row is compared with the present.
     """
     figures = Figures(study, results)
@@ -356,7 +356,7 @@ def summary(study: Study, results: Results, planned: Mapping[str, Inputs] | None
 def _warnings(
     figures: Figures, study: Study, planned: Mapping[str, Inputs] | None
 ) -> Iterable[str]:
-    """What a reader of the table has to know of its rows, a line each."""
+    """What a reader has to know about the rows, one line per warning."""
     done = figures.done
     for kind, word in ((CODE, "code"), (DEVICE, "devices")):
         unlike = [
@@ -369,7 +369,7 @@ def _warnings(
             yield f"Gains that pair rows of different {word}: {_names(unlike, 'gains')}."
     unknown = done[(done[CODE] == "") | (done[DATA] == "")][TRIAL].tolist()
     if unknown:
-        yield f"Code and data are not recorded of: {_names(unknown, 'trials')}."
+        yield f"Code and data are not recorded for: {_names(unknown, 'trials')}."
     if planned is None:
         return
     for kind in ("params", "data", "code"):
@@ -379,8 +379,8 @@ def _warnings(
             if row[kind] not in ("", getattr(planned[row[TRIAL]], kind))
         ]
         if stale:
-            again = "; deleting their rows has them run again" if kind == "code" else ""
-            yield f"Run with {kind} that have changed since: {_names(stale, 'trials')}{again}."
+            again = "; delete their rows to run them again" if kind == "code" else ""
+            yield f"Run with {kind} that changed since: {_names(stale, 'trials')}{again}."
 
 
 def _names(names: list[str], what: str) -> str:

@@ -1,4 +1,4 @@
-"""The end of a run: a short table of results, and where everything lies."""
+"""The end of a run: a short table of results, and where everything is."""
 
 import os
 import shlex
@@ -29,9 +29,9 @@ def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
 
     Args:
         reports: the folder of all stages' reports.
-        stages: those that are up to date, with all that they need.
+        stages: the stages that are up to date, together with all that they need.
 
-    Raises: DataError where a stage's metrics are other code's.
+    Raises: DataError if other code wrote a stage's metrics.
     """
     lines = []
     if "validate" in stages:
@@ -72,7 +72,7 @@ def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
         )
         lines.append(
             (
-                "an image on CPU, median",
+                "median per image on CPU",
                 f"{student:.2f} ms",
                 f"teacher in PyTorch {torch:.1f} ms, in ONNX Runtime {ort:.1f} ms",
             )
@@ -97,24 +97,24 @@ def show(root: Path, stages: Collection[str], message: str) -> None:
     if "check" in stages:
         example = _example(root / load_yaml(root / "params.yaml")["data"]["dir"])
         lines = [
-            f"report   {_typed(reports / 'index.html')}",
-            f"model    {_typed(release / 'model.onnx')}",
-            f"try it   .venv/bin/python {_typed(release / 'predict.py')} {example}",
+            f"report   {_shell_path(reports / 'index.html')}",
+            f"model    {_shell_path(release / 'model.onnx')}",
+            f"try it   .venv/bin/python {_shell_path(release / 'predict.py')} {example}",
         ]
     elif "validate" in stages:
-        lines = [f"pictures {_typed(reports / 'validate')}"]
+        lines = [f"pictures {_shell_path(reports / 'validate')}"]
     else:
         lines = []
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 
 
-def _typed(path: Path) -> str:
-    """A path as it is typed in the project's folder."""
+def _shell_path(path: Path) -> str:
+    """A path as a user types it in the project's folder."""
     return shlex.quote(os.path.relpath(path, ROOT))
 
 
 def _example(folder: Path) -> str:
     images = (path for path in folder.rglob("*") if path.suffix.lower() in READABLE)
     first = next(images, None)
-    return "IMAGE" if first is None else _typed(first)
+    return "IMAGE" if first is None else _shell_path(first)

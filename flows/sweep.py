@@ -1,8 +1,9 @@
 """Runs a study, trial after trial: `python -m flows.sweep flows/studies/NAME.yaml`.
 
-Every trial is the graph with other params, in a git worktree of its own on the shared DVC cache:
-what does not differ costs nothing. A row is written when its trial ends; what has a row with the
-same params and data is not run again, and what was interrupted goes on from its checkpoint.
+Every trial runs the graph with different params, in a git worktree of its own on the shared DVC
+cache, so stages that do not differ cost nothing. A row is written when its trial ends. A trial that
+has a row with the same params and data is not run again; after an interruption it resumes from its
+checkpoint.
 """
 
 import argparse
@@ -51,14 +52,14 @@ from stages.core.runner.params import load_yaml
 
 
 def _commit() -> str:
-    """The code's state: the commit, with a plus when code or params differ from it."""
+    """The code's state: the commit, with a plus if code or params differ from it."""
     git = ["git", "-C", str(ROOT)]
     name = subprocess.run(
         [*git, "describe", "--always", "--exclude=*"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    what = ["stages", "flows/*.py", "dvc.yaml", "params.yaml"]
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *what]).returncode
-    return f"{name}+" if changed else name
+    paths = ["stages", "flows/*.py", "dvc.yaml", "params.yaml"]
+    is_different = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *paths]).returncode
+    return f"{name}+" if is_different else name
 
 
 @task(cache_policy=NO_CACHE)
@@ -84,8 +85,8 @@ def run_trial(
         MESSAGE: "",
     }
     try:
-        look.over_images(ROOT, trial.changes, source=trial.label)
-        workspace.prepare(ROOT, trial.changes, at, source=trial.label, kept=shared)
+        look.check_images(ROOT, trial.changes, source=trial.label)
+        workspace.prepare(ROOT, trial.changes, at, source=trial.label, shared=shared)
         with contextlib.chdir(at), lock.held(at, "a sweep"):
             params.check(at / "params.yaml")
             graph = Graph(at, study.target)
@@ -100,7 +101,7 @@ def run_trial(
     return Completed()
 
 
-# Read, but no part of a result: what was accepted before is only compared with.
+# A stage reads it, but no result depends on it: it only warns of data that has drifted.
 HISTORY = "data/accepted.json"
 
 
@@ -132,10 +133,10 @@ class Planner:
         planned = {}
         for trial in chosen:
             values = params_of(trial, self._sections)
-            own = data
+            trial_data = data
             if (folder := values["data"]["dir"]) != self._folder and (ROOT / folder).exists():
-                own = data | {folder: digest.md5(ROOT / folder)}
-            planned[trial.label] = Inputs(_md5(values), _md5(own), _md5(code))
+                trial_data = data | {folder: digest.md5(ROOT / folder)}
+            planned[trial.label] = Inputs(_md5(values), _md5(trial_data), _md5(code))
         return planned
 
 
@@ -148,7 +149,7 @@ def params_of(trial: Trial, sections: Collection[str]) -> dict[str, Any]:
 
 @flow(name="sweep")
 def sweep(study: str, minutes: float | None = None) -> State[Any]:
-    """Run what is not done yet of a study in flows/studies/; start no trial after `minutes`."""
+    """Run the trials of a study that are not done yet; start no trial after `minutes`."""
     name = Path(study).stem
     plan = load(ROOT / study)
     results = Results(ROOT / RESULTS, name)
@@ -183,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.sweep", description=__doc__)
     parser.add_argument("study", help="a file in flows/studies/")
     parser.add_argument("--minutes", type=float, help="start no trial after this time")
-    parser.add_argument("--summary", action="store_true", help="run nothing, print the table")
+    parser.add_argument("--summary", action="store_true", help="run nothing, print the tables")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -197,7 +198,7 @@ def main() -> None:
     except AtelierError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("ended; rows so far are kept, the next call goes on from there")
+        sys.exit("ended; the rows so far are saved, and the next call resumes from there")
     if not state.is_completed():
         sys.exit(f"error: {state.message}")
 

@@ -23,7 +23,7 @@ MARKS = {
 
 
 def tolerate_any_text() -> None:
-    """Print a character that the terminal's encoding lacks as its code, and do not end a run."""
+    """Print characters that the terminal's encoding lacks as codes, instead of ending a run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

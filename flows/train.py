@@ -32,10 +32,10 @@ class Options(BaseModel):
     overlay: str | None = Field(
         default=None,
         description="Run with other params, in a workspace of its own: the name of a file in "
-        "flows/overlays (full, say), or the path of another YAML file inside the project.",
+        "flows/overlays (such as full), or the path of another YAML file inside the project.",
     )
     stage_timeout_minutes: float = Field(
-        default=600, gt=0, description="A stage that takes longer is ended and has failed."
+        default=600, gt=0, description="A stage that takes longer is ended and counts as failed."
     )
 
 
@@ -52,7 +52,7 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
         unchanged = not force and graph.is_unchanged(node.name)
         outcome = "unchanged" if unchanged else graph.reproduce(node.name, on_line, force=force)
     except AtelierError as error:
-        # A stage's own last line begins like this already.
+        # A stage's own last line already begins with `error: `.
         message = str(error) if isinstance(error, StageFailed) else f"error: {error}"
         display.end(node.name, "Failed", message)
         return Failed(message=message)
@@ -68,7 +68,7 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
 def train(options: Options = DEFAULTS) -> State[Any]:
     """Bring all stages as far as `target` up to date, in the order of dvc.yaml's graph."""
     try:
-        root = prepared(options.overlay)
+        root = prepare_workspace(options.overlay)
         run = str(flow_run.id)
         with contextlib.chdir(root), lock.held(root, "a flow run", run=run) as killed:
             if killed:
@@ -86,16 +86,16 @@ def train(options: Options = DEFAULTS) -> State[Any]:
     )
 
 
-def prepared(overlay: str | None) -> Path:
+def prepare_workspace(overlay: str | None) -> Path:
     """The workspace to run in: the project's own, or one with the overlay's params.
 
     Raises: ParamsError; WorkspaceFailed; WorkspaceBusy.
     """
     if overlay is None:
-        look.over_images(ROOT)
+        look.check_images(ROOT)
         return ROOT
     changes = load_yaml(workspace.overlay_file(ROOT, overlay))
-    look.over_images(ROOT, changes, source=overlay)
+    look.check_images(ROOT, changes, source=overlay)
     return workspace.prepare(ROOT, changes, workspace.path(ROOT, overlay), source=overlay)
 
 
@@ -141,18 +141,18 @@ def main() -> None:
             help=f"{field.description} (default: {field.default})",
         )
     options = Options(**vars(parser.parse_args()))
-    # As Ctrl-C: Prefect records the end, and the stage's process tree is ended.
+    # As with Ctrl-C, Prefect records the end, and the stage's process tree is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     tolerate_any_text()
     try:
         root = workspace.path(ROOT, options.overlay) if options.overlay else ROOT
-        # Looking up every stage's params takes as long as the server to start.
+        # Checking every stage's params takes as long as the server takes to start.
         with server.connected(lambda: params.check(ROOT / "params.yaml")):
             state = train(options, return_state=True)
     except AtelierError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("ended; the next run goes on from the last checkpoint")
+        sys.exit("ended; the next run resumes from the last checkpoint")
     if not state.is_completed():
         sys.exit(str(state.message))
     stages: Any = state.result()

@@ -68,7 +68,7 @@ class StageProgress:
 
 
 def follow(name: str, display: Display) -> Callable[[str], None]:
-    """A function that takes each line of the task to terminal, Prefect's log and progress bar."""
+    """A function that sends each line of the task to terminal, Prefect's log and progress bar."""
     logger = get_run_logger()
     bar = StageProgress(name)
 
@@ -109,8 +109,8 @@ def publish(node: Node) -> None:
 
 
 def declare_crashed(flow_run: str) -> None:
-    """Tell the server that a run was killed: the run could not, and still counts as Running."""
-    crashed: State[Any] = Crashed(message="its process was killed; the next run went on from there")
+    """Tell the server that a run was killed; the run itself could not, so it counts as Running."""
+    crashed: State[Any] = Crashed(message="its process was killed; the next run resumed from there")
     # A server with another database does not know the run.
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         run = client.read_flow_run(UUID(flow_run))

@@ -1,4 +1,4 @@
-"""Running the same graph with other params: a git worktree of its own, on the shared DVC cache."""
+"""Runs the same graph with other params, in a git worktree of its own on the shared DVC cache."""
 
 import hashlib
 import re
@@ -15,21 +15,21 @@ from flows.repo import one_line, open_repo
 from stages.core.runner.errors import ParamsError, WorkspaceFailed
 
 OVERLAYS = Path("flows/overlays")
-# A run writes these files: they belong to each workspace itself.
+# A run writes these files, so each workspace has its own.
 LOCK = "dvc.lock"
 OWN = (LOCK, "data/reports/")
-# Stages keep these folders of data/scratch from run to run; names in them tell all that the content
-# depends on, so workspaces may share them.
-KEPT = ("looks", "prefixes")
-# How DVC brings files from the shared cache: links, so that ten workspaces are not ten copies.
+# Stages reuse these folders of data/scratch from run to run; file names in them encode everything
+# that the content depends on, so workspaces may share them.
+CACHES = ("looks", "prefixes")
+# How DVC takes files from the shared cache: as links, so that ten workspaces are not ten copies.
 LINKS = "reflink,hardlink,copy"
 
 
 def overlay_file(root: Path, overlay: str) -> Path:
     """The file of an overlay, named as `tiny`, `tiny.yaml` or by its path in the project.
 
-    The form in the UI takes the name too, so nothing outside the project is read, nor shown in an
-    error. Raises: ParamsError.
+    The name may come from the form in the UI, so nothing outside the project is read, or shown in
+    an error. Raises: ParamsError.
     """
     root = root.resolve()
     name = overlay if overlay.endswith(".yaml") else f"{overlay}.yaml"
@@ -39,7 +39,7 @@ def overlay_file(root: Path, overlay: str) -> Path:
         if is_inside and re.fullmatch(r"\w[\w.-]*\.yaml", file.name) and file.is_file():
             return file
     except (OSError, RuntimeError, ValueError):
-        pass  # Too long, a loop of links, a null byte: no name of a file.
+        pass  # Too long, a loop of links, a null byte: not a file name.
     overlays = ", ".join(sorted(file.stem for file in (root / OVERLAYS).glob("*.yaml")))
     raise ParamsError(
         f"overlay = {overlay!r}: expected one of {overlays} (in {OVERLAYS}), or the path of "
@@ -48,7 +48,7 @@ def overlay_file(root: Path, overlay: str) -> Path:
 
 
 def path(root: Path, overlay: str) -> Path:
-    """Where the workspace of an overlay lies: one per file. Raises: ParamsError."""
+    """The folder of an overlay's workspace: one per file. Raises: ParamsError."""
     file = overlay_file(root, overlay).relative_to(root.resolve())
     name = file.stem
     if file.parent != OVERLAYS:
@@ -82,7 +82,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _commit_tracked(root: Path) -> str:
-    """Have DVC take note of tracked data as it is now; gives the folder of its cache."""
+    """Commit tracked data to DVC as it is now; returns the folder of DVC's cache."""
     with open_repo(root) as repo:
         for file in root.glob("data/*.dvc"):
             if file.with_suffix("").exists():
@@ -99,9 +99,9 @@ def _checkout_tracked(at: Path) -> None:
 def _is_linked(root: Path, at: Path) -> bool:
     """Whether `at` is a worktree of the repository of `root`.
 
-    A project that was moved or copied takes its worktrees along, and they and git still name each
-    other by the old place, where a copy's original is alive: so we write the two names ourselves.
-    `git worktree repair` would rewrite the original's.
+    A project that was moved or copied takes its worktrees along, but they and git still name each
+    other by the old paths. `git worktree repair` would rewrite the paths of a copy's original, so
+    we write the two paths ourselves.
     """
     if not (at / ".git").is_file():
         return False
@@ -158,20 +158,20 @@ def prepare(
     *,
     source: str,
     cache: Path | None = None,
-    kept: Path | None = None,
+    shared: Path | None = None,
 ) -> Path:
-    """Make or refresh a workspace with other params, and give its folder.
+    """Make or refresh a workspace with other params; returns its folder.
 
     Args:
         root: the project.
         changes: the keys of params.yaml that differ.
         at: the workspace's folder.
         source: where `changes` come from, for messages.
-        cache: the workspace's DVC cache, when not the project's own.
-        kept: where what stages keep from run to run lies, when not in the workspace; for
-            workspaces that run one after the other.
+        cache: the workspace's DVC cache, if not the project's own.
+        shared: the parent folder of `CACHES`, if not in the workspace; for workspaces that run one
+            after the other.
 
-    Tracked data comes as it is now in the project, where DVC takes note of it.
+    Tracked data is committed to DVC as it is now in the project, and checked out in the workspace.
 
     Raises: ParamsError for a key that params.yaml does not have. WorkspaceFailed.
     """
@@ -185,22 +185,22 @@ def prepare(
     _ensure_worktree(root, at)
     local = at / ".dvc" / "config.local"
     if not local.exists():
-        # Where the committed lock fits, DVC looks for its outputs and no others. On a machine that
-        # has never made just those, it would not find what other workspaces have made.
+        # If the committed lock fits, DVC looks for its outputs and no others. On a machine that
+        # never made exactly those, it would miss the outputs of other workspaces.
         (at / LOCK).unlink(missing_ok=True)
     _copy_sources(root, at)
     yaml.dump(values, at / "params.yaml")
     local.write_text(f'[cache]\n    dir = {cache or project_cache}\n    type = "{LINKS}"\n')
-    if kept:
-        for name in KEPT:
+    if shared:
+        for name in CACHES:
             place = at / "data" / "scratch" / name
-            (kept / name).mkdir(parents=True, exist_ok=True)
+            (shared / name).mkdir(parents=True, exist_ok=True)
             place.parent.mkdir(parents=True, exist_ok=True)
-            # After a move of the project, a workspace from before names the old place.
-            if place.is_symlink() and place.readlink() != kept / name:
+            # After a move of the project, an older workspace links to the old place.
+            if place.is_symlink() and place.readlink() != shared / name:
                 place.unlink()
             if not place.is_symlink():
-                place.symlink_to(kept / name)
+                place.symlink_to(shared / name)
     try:
         _checkout_tracked(at)
     except DvcException as error:

@@ -123,16 +123,16 @@ def test_what_dvc_cannot_take_is_named_before_dvc(tmp_path: Path, kind: str) -> 
     # DVC says which file, or what is wrong with it, but not both, and no remedy.
     assert words not in project.dvc("add", "data/mine")
     with pytest.raises(DataError) as caught:
-        look.over_images(project.root)
+        look.check_images(project.root)
     assert words in str(caught.value)
 
 
 def test_looking_over_takes_the_overlays_folder(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("data: {dir: data/none}")
     broken("dead link", tmp_path / "data" / "mine")
-    look.over_images(tmp_path)
+    look.check_images(tmp_path)
     with pytest.raises(DataError, match="where nothing is"):
-        look.over_images(tmp_path, {"data": {"dir": "data/mine"}}, source="overlay.yaml")
+        look.check_images(tmp_path, {"data": {"dir": "data/mine"}}, source="overlay.yaml")
 
 
 def linked_from_the_cache(project: Project) -> None:
@@ -198,5 +198,5 @@ def test_the_flow_looks_before_anything_runs(
     words = broken("Latin-1 name", tmp_path / "data" / "mine")
     monkeypatch.setattr(train, "ROOT", tmp_path)
     with pytest.raises(DataError) as caught:
-        train.prepared(None)
+        train.prepare_workspace(None)
     assert words in str(caught.value)

@@ -252,7 +252,7 @@ def test_a_merge_conflict_is_not_thrown_away(toy: Path) -> None:
     path = toy / LOCK_FILE
     text = f"<<<<<<< ours\n{path.read_text()}"
     path.write_text(text)
-    with pytest.raises(ParamsError, match=r"^dvc\.lock: has the marks of a merge conflict"):
+    with pytest.raises(ParamsError, match=r"^dvc\.lock: has merge conflict markers"):
         Graph(toy, "second")
     assert path.read_text() == text
 
@@ -274,7 +274,7 @@ def test_a_folder_without_git_is_told_what_to_do(toy: Path) -> None:
 def test_an_input_that_is_not_there_is_named(toy: Path) -> None:
     (toy / "stage.py").unlink()
     with pytest.raises(
-        ParamsError, match=r"^stage\.py: no such file or folder, and no stage makes"
+        ParamsError, match=r"^stage\.py: no such file or folder, and no stage writes"
     ):
         Graph(toy, "second")
     assert [node.name for node in Graph(toy, "aside").nodes] == ["aside"]

@@ -225,7 +225,7 @@ def test_gains_of_unlike_rows_are_named(tmp_path: Path) -> None:
     code = "Gains that pair rows of different code: over one (two)."
     devices = "Gains that pair rows of different devices: over one (two)."
     assert warnings(code="other", device="gpu") == [code, devices]
-    not_recorded = "Code and data are not recorded of: "
+    not_recorded = "Code and data are not recorded for: "
     assert warnings(code="") == [code, f"{not_recorded}two-seed0-fold5, two-seed1-fold5."]
     for trial in trials:
         results.add(trial, ROW | {CODE: "", DATA: ""}, None)
@@ -337,10 +337,10 @@ def test_summary_tells_rows_of_other_inputs(tmp_path: Path) -> None:
     planned[second] = Inputs("p", "other", "other")
     planned[third] = Inputs("p", "d", "other")
     assert summary(STUDY, results, planned).splitlines()[-3:] == [
-        f"Run with params that have changed since: {first}.",
-        f"Run with data that have changed since: {second}.",
-        f"Run with code that have changed since: {second}, {third}; deleting their rows has them "
-        "run again.",
+        f"Run with params that changed since: {first}.",
+        f"Run with data that changed since: {second}.",
+        f"Run with code that changed since: {second}, {third}; delete their rows to run them "
+        "again.",
     ]
 
 

@@ -72,8 +72,8 @@ class Paths(stage.Paths):
     predictions: Path = stage.writes()
 
 
-def first_weights(params: Params, paths: Paths) -> Weights | None:
-    """What the backbone of students and controls starts from: of a teacher, its first such member.
+def initial_weights(params: Params, paths: Paths) -> Weights | None:
+    """The initial weights of students and controls; with `teacher`, those of its first such member.
 
     Raises: ParamsError, Unavailable.
     """
@@ -88,8 +88,8 @@ def first_weights(params: Params, paths: Paths) -> Weights | None:
     deepest = members[params.backbone].spec.out_indices[-1]
     if params.out_indices[-1] > deepest:
         raise ParamsError(
-            f"distill.weights = {TEACHER!r}: the teacher ends with stage {deepest}, expected none "
-            f"above it in distill.out_indices, found {params.out_indices}"
+            f"distill.weights = {TEACHER!r}: the teacher's deepest feature map is {deepest}; "
+            f"expected distill.out_indices up to it, found {params.out_indices}"
         )
     weights: Weights = members[params.backbone].backbone.model.state_dict()
     return weights
@@ -114,7 +114,7 @@ class StudentTrainer:
         resources: Resources,
     ) -> None:
         self.params, self.data, self.targets = params, data, targets
-        self.weights = first_weights(params, paths)
+        self.weights = initial_weights(params, paths)
         self.trainer = Trainer(data, targets.views, paths, resources)
 
     def untrained(self, seed: int) -> Net:

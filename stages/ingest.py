@@ -28,7 +28,7 @@ from stages.core.runner.runtime import Resources
 # images/ and labels.csv of elpv-dataset 1.0.0.post1, as `digest.md5` sees them.
 IMAGES_MD5 = "ad7813882cc55c39850399366e53b687.dir"
 LABELS_MD5 = "a1f3116e99fa0754608ad05be2bab78f"
-# Of two classes, the last is the one to find.
+# The last of two classes is the positive one.
 STATES = ["functional", "defective"]
 
 

@@ -77,9 +77,11 @@ def test_what_the_teacher_does_not_have_is_refused(
 ) -> None:
     paths = dataclasses.replace(classroom.paths("no heir"), teacher=heirs[0])
     with pytest.raises(ParamsError, match=rf"'teacher': expected .*{LITE}\), found 'tf_.*lite1'"):
-        distill.first_weights(params(weights="teacher", backbone="tf_efficientnet_lite1"), paths)
-    with pytest.raises(ParamsError, match=r"the teacher ends with stage 2, .* found \[0, 3\]"):
-        distill.first_weights(params(weights="teacher", out_indices=[0, 3]), paths)
+        distill.initial_weights(params(weights="teacher", backbone="tf_efficientnet_lite1"), paths)
+    with pytest.raises(
+        ParamsError, match=r"the teacher's deepest feature map is 2; .* found \[0, 3\]"
+    ):
+        distill.initial_weights(params(weights="teacher", out_indices=[0, 3]), paths)
 
 
 def test_refinement_learns_from_what_the_student_did(

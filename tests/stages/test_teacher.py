@@ -269,7 +269,7 @@ def test_what_the_unlabelled_images_are_teaches_nothing(teach: Teach, way: dict[
         assert (found.data.labels[rows] == -1).all()
         assert (np.delete(found.data.labels, rows) >= 0).all()
         assert (found.data.numbers("p")[rows] == hidden).all()
-        assert not found.params.wanted(found.data)[rows].any()
+        assert not found.params.probabilities(found.data)[rows].any()
     assert ones.predictions.equals(zeros.predictions)
     assert same_nets(ones.members[0], zeros.members[0])
 

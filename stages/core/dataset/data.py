@@ -16,7 +16,8 @@ from stages.core.runner.params import Section
 
 Rows = NDArray[np.int64]
 Split = Literal["train", "val", "test", "unlabelled"]
-# Those of labelled images. The fourth is a target domain's, which nobody may learn the labels of.
+# The splits of labelled images. The fourth, `unlabelled`, holds a target domain's images; no
+# network may learn their labels.
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 UNLABELLED: Split = "unlabelled"
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from stages.core.nets.net import Net
 
-# Of any other class it is not known what its `forward` does.
+# The `forward` of any other class may do more.
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 

@@ -1,4 +1,4 @@
-"""What no longer learns, over many images: through ONNX Runtime on a CPU, three times as fast."""
+"""Runs frozen layers over many images: in ONNX Runtime on a CPU, which is three times as fast."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ ORT = f"onnxruntime {onnx_run.VERSION}"
 
 
 def engine(device: torch.device, images: int) -> str:
-    """What runs a module on `device` that is going to see so many images."""
+    """The engine for a module on `device`, by the number of images that it is going to see."""
     return ORT if device.type == "cpu" and images >= WORTH else "torch"
 
 

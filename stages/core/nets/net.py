@@ -367,17 +367,17 @@ def build(
             f"maps, or no layer groups that could be frozen ({error})"
         ) from error
     if weights is not None:
-        wanted = net.backbone.model.state_dict()
-        weights = at_this_size(weights, wanted, net.backbone.model)
-        for name, tensor in wanted.items():
+        target_state = net.backbone.model.state_dict()
+        weights = at_this_size(weights, target_state, net.backbone.model)
+        for name, tensor in target_state.items():
             shape = tuple(weights[name].shape) if name in weights else "nothing"
             if shape == "nothing" or (whole and shape != tuple(tensor.shape)):
                 raise Unavailable(
                     f"weights for {backbone}: {name} is {shape}, expected {tuple(tensor.shape)}: "
                     f"the state dict of timm's {backbone}"
                 )
-        start = weights if whole else select_weights(weights, wanted)
-        net.backbone.model.load_state_dict({name: start[name] for name in wanted})
+        start = weights if whole else select_weights(weights, target_state)
+        net.backbone.model.load_state_dict({name: start[name] for name in target_state})
     return net.to(memory_format=torch.channels_last).eval()
 
 

@@ -56,11 +56,11 @@ def packaged(name: str) -> Weights:
     if actual != sha256:
         raise Unavailable(f"{path}: sha256 {actual}, expected {sha256}; install the package again")
     weights = torch.load(path, weights_only=True, map_location="cpu")
-    wanted = timm.create_model(name).state_dict()
+    target_state = timm.create_model(name).state_dict()
     shapes = [v.shape for v in weights.values()]
-    if shapes != [v.shape for v in wanted.values()]:
+    if shapes != [v.shape for v in target_state.values()]:
         raise Unavailable(f"{path}: its tensors do not fit timm's {name}")
-    return dict(zip(wanted, weights.values(), strict=True))
+    return dict(zip(target_state, weights.values(), strict=True))
 
 
 def _from_hub(name: str, revision: str) -> Weights:
@@ -118,7 +118,7 @@ def load_weights(name: str, source: str, folder: Path) -> Weights | None:
     return _from_file(name, Path(source), folder)
 
 
-def select_weights(weights: Weights, wanted: Weights) -> Weights:
+def select_weights(weights: Weights, target_state: Weights) -> Weights:
     """Weights of a network, as a start for a smaller one of its family.
 
     Every dimension keeps evenly spaced entries, the same ones in all layers of that size; of a
@@ -127,7 +127,7 @@ def select_weights(weights: Weights, wanted: Weights) -> Weights:
 
     Args:
         weights: the larger network's state dict.
-        wanted: the smaller one's, for its names and shapes.
+        target_state: the smaller one's, for its names and shapes.
     """
 
     def smaller(source: Tensor, size: torch.Size) -> Tensor:
@@ -136,13 +136,17 @@ def select_weights(weights: Weights, wanted: Weights) -> Weights:
             source = source.index_select(dimension, even)
         return source
 
-    return {name: smaller(weights[name], tensor.shape) for name, tensor in wanted.items()}
+    return {name: smaller(weights[name], tensor.shape) for name, tensor in target_state.items()}
 
 
-def at_this_size(weights: Weights, wanted: Weights, model: Any) -> Weights:
+def at_this_size(weights: Weights, target_state: Weights, model: Any) -> Weights:
     """A transformer's position embeddings, resampled to the images' size; others as they are."""
     name = "pos_embed"
-    if name not in wanted or name not in weights or wanted[name].shape == weights[name].shape:
+    if (
+        name not in target_state
+        or name not in weights
+        or target_state[name].shape == weights[name].shape
+    ):
         return weights
     resampled = resample_abs_pos_embed(
         weights[name],

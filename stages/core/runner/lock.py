@@ -48,7 +48,7 @@ def held(root: Path, what: str, *, run: str = "") -> Iterator[str]:
                 f"this workspace is held by {holder['what']} (pid {holder['pid']}, since "
                 f"{holder['since']}); wait for it, or end it"
             ) from None
-        # Who ends in good order leaves no record.
+        # A run that ends normally leaves no record.
         killed = str(_record(file)["run"])
         file.truncate(0)
         since = datetime.now().strftime("%H:%M:%S")

@@ -53,7 +53,7 @@ def join(resources: "Resources") -> None:
 
 
 def require_single_process(what: str) -> None:
-    """For what looks at a whole batch, of which each process here has but a part.
+    """Refuse several processes, for a method that needs the whole batch.
 
     Raises: ParamsError when several processes train together.
     """

@@ -22,7 +22,7 @@ MCC_TEMPERATURE = 2.5
 # Numbers of the features that are held in memory at once: a quarter of a gigabyte of float32, of
 # which the probe makes a few copies.
 MAX_FEATURES = 2**26
-# Of the domain classifier's hidden layer, and how soon it is heeded (DANN's gamma).
+# Width of the domain classifier's hidden layer, and how fast its weight grows (DANN's gamma).
 DOMAIN_WIDTH, DANN_GAMMA = 256, 10.0
 
 

@@ -145,8 +145,8 @@ def _diverged(
     file = folder / "diverged.pt"
     if not processes.rank():
         folder.mkdir(parents=True, exist_ok=True)
-        seen = {"rows": torch.from_numpy(rows), "epoch": epoch, "random": random}
-        torch.save({"net": training.net.state_dict(), **seen}, file)
+        batch = {"rows": torch.from_numpy(rows), "epoch": epoch, "random": random}
+        torch.save({"net": training.net.state_dict(), **batch}, file)
     recipe = training.recipe
     if training.schedule.last_epoch == 0:
         advice = (

@@ -89,16 +89,18 @@ class Inputs:
         self._plain_place = np.full(len(views.pixels), -1)
         self._plain_place[plain] = np.arange(len(plain))
         self._folder = folder / _key(net, self.links, views, engine(self._device, images))
-        wanted = [(view, rows) for view in range(view_count)] + [(PLAIN, plain)] * bool(len(plain))
+        view_rows = [(view, rows) for view in range(view_count)] + [(PLAIN, plain)] * bool(
+            len(plain)
+        )
         if not processes.rank():
             self._folder.mkdir(parents=True, exist_ok=True)
             _only(folder, self._folder)
-            self._store(wanted, rows[:2], images)
+            self._store(view_rows, rows[:2], images)
         processes.wait()
-        parts = {view: self._open(view, r) for view, r in wanted}
+        parts = {view: self._open(view, r) for view, r in view_rows}
         # All or none: what is missing did not fit on the disk.
         self._parts = {view: part for view, part in parts.items() if part is not None}
-        if len(self._parts) < len(wanted):
+        if len(self._parts) < len(view_rows):
             self._parts = {}
 
     def _images(self, rows: Rows, view: int) -> Tensor:
@@ -108,9 +110,9 @@ class Inputs:
         name = hashlib.md5(rows.tobytes()).hexdigest()[:12]
         return self._folder / f"{name}-{'plain' if view == PLAIN else view}-{kind}.npy"
 
-    def _store(self, wanted: list[tuple[int, Rows]], example: Rows, images: int) -> None:
+    def _store(self, view_rows: list[tuple[int, Rows]], example: Rows, images: int) -> None:
         """Write what is not there yet, as far as the disk has room."""
-        missing = [(view, rows) for view, rows in wanted if self._open(view, rows) is None]
+        missing = [(view, rows) for view, rows in view_rows if self._open(view, rows) is None]
         if not missing:
             return
         count = sum(len(rows) for _, rows in missing)

@@ -27,7 +27,7 @@ class Supervision(Section):
     label_smoothing: float = Field(ge=0, lt=1)
     mixup: float = Field(ge=0, le=10)
 
-    def wanted(self, data: Dataset) -> Tensor:
+    def probabilities(self, data: Dataset) -> Tensor:
         """Probabilities (N, K) that the network is to give; zero where an image is unlabelled.
 
         Raises: ParamsError when a column of `soft_labels` is not there or holds no probability.
@@ -55,13 +55,13 @@ class Supervision(Section):
                 f"soft_labels: {len(columns)} columns for {len(data.classes)} classes; expected "
                 "one per class, in their order (of two classes, the last one's is enough)"
             )
-        wanted = torch.stack(columns, 1)
-        if (wanted[labelled[:, 0]].sum(1) - 1).abs().max() > 0.01:
+        probabilities = torch.stack(columns, 1)
+        if (probabilities[labelled[:, 0]].sum(1) - 1).abs().max() > 0.01:
             raise ParamsError(
                 f"soft_labels: the columns {', '.join(self.soft_labels)} should add up to 1 for "
                 "each image, and do not"
             )
-        return wanted * labelled
+        return probabilities * labelled
 
     def class_weights(self, data: Dataset) -> Tensor | None:
         """Inverse frequencies (K,) in the training split, with mean 1 over its images."""
@@ -86,13 +86,15 @@ class Supervision(Section):
 
         Raises: ParamsError for mixup where several processes train together.
         """
-        wanted, weights = self.wanted(data), self.class_weights(data)
-        wanted = wanted.lerp(torch.full_like(wanted, 1 / len(data.classes)), self.label_smoothing)
+        probabilities, weights = self.probabilities(data), self.class_weights(data)
+        probabilities = probabilities.lerp(
+            torch.full_like(probabilities, 1 / len(data.classes)), self.label_smoothing
+        )
         if self.mixup:
             processes.require_single_process("mixup")
 
         def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
-            view, targets = epoch % view_count, wanted[rows]
+            view, targets = epoch % view_count, probabilities[rows]
             if self.mixup and not net.links():
                 raise ParamsError(
                     f"mixup: {net.spec.backbone} is no chain of layers to mix between; set it to 0"

@@ -101,11 +101,11 @@ def test_what_has_no_label_is_wanted_of_no_class() -> None:
     labels = np.where(np.arange(12) == 3, -1, DATA.labels)
     data = dataclasses.replace(DATA, labels=labels)
     for changes in ({}, {"soft_labels": ["p"]}):
-        found = supervision(**changes).wanted(data).sum(1)
+        found = supervision(**changes).probabilities(data).sum(1)
         assert found.tolist() == [0.0 if i == 3 else 1.0 for i in range(12)]
     blank = pd.DataFrame({"p": np.where(np.arange(12) == 3, np.nan, 0.25)})
     data = dataclasses.replace(data, _manifest=blank)
-    assert supervision(soft_labels=["p"]).wanted(data).isfinite().all()
+    assert supervision(soft_labels=["p"]).probabilities(data).isfinite().all()
 
 
 def test_mixup_needs_whole_batches(
@@ -137,4 +137,4 @@ def test_balance_repeats_the_scarcer_class() -> None:
 )
 def test_soft_labels_that_are_none(columns: list[str], words: str) -> None:
     with pytest.raises(ParamsError, match=words):
-        supervision(soft_labels=columns).wanted(DATA)
+        supervision(soft_labels=columns).probabilities(DATA)

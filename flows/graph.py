@@ -107,6 +107,7 @@ class Graph:
     def __init__(self, root: Path, target: str) -> None:
         self.root = root
         self._repo = open_repo(root)
+        self._has_run = False
         _repair_after_kill(self._repo)
         try:
             graph = self._repo.index.graph
@@ -141,7 +142,10 @@ class Graph:
 
         Raises: WorkspaceBusy.
         """
-        self._repo._reset()
+        if self._has_run:
+            # What DVC remembers of dvc.lock is from before.
+            self._repo._reset()
+            self._has_run = False
         with self._repo.lock:
             return not any(stage.changed() for stage in self._repo.stage.collect(name))
 
@@ -184,6 +188,7 @@ class Graph:
 
         Raises: StageFailed.
         """
+        self._has_run = True
         lines: list[str] = []
         with tempfile.TemporaryDirectory() as folder:
             outcome = Path(folder) / "outcome.json"

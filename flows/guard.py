@@ -9,8 +9,6 @@ import os
 import socket
 import sys
 
-import uvicorn
-from prefect.server.api.server import create_app
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -54,6 +52,10 @@ class Guard:
 
 def main() -> None:
     """Serve on the socket that the parent process has bound."""
+    # Prefect's server takes seconds to import, and the parent, which imports this file, needs none.
+    import uvicorn
+    from prefect.server.api.server import create_app
+
     # Database and logs are for the owner alone.
     os.umask(0o077)
     app = Guard(create_app(final=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import ROOT, workspace
-from stages.core.dataset.data import Data
+from stages.core.dataset.folder import Data
 from stages.core.intake.listing import list_folder
 from stages.core.runner.errors import AtelierError
 from stages.core.runner.params import load_yaml, parse_section

@@ -5,7 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
-from stages.core.dataset.data import Data
+from stages.core.dataset.folder import Data
 from stages.core.runner.code import digest_of
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section, load_yaml, parse_section

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core.dataset.data import SPLITS, UNLABELLED, Data, FileRules, save_dataset
+from stages.core.dataset.data import SPLITS, UNLABELLED, FileRules, save_dataset
+from stages.core.dataset.folder import Data
 from stages.core.intake import drift
 from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
 from stages.core.intake.duplicates import Pairs, join_groups, near_pairs

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import look, train
-from stages.core.dataset.data import Data
+from stages.core.dataset.folder import Data
 from stages.core.runner.errors import DataError, ParamsError
 from stages.core.runner.params import load_yaml, parse_section
 from tests.conftest import ROOT

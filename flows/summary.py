@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows import ROOT
-from stages.core.intake.kinds import READABLE
+from stages.core.release.predict import READABLE
 from stages.core.results.report import read_metrics
 from stages.core.results.schema import (
     BenchmarkMetrics,

@@ -276,6 +276,8 @@ def examine(
             stamp = source.stamp(name)
             if (sha256 := hashed.get(stamp.identity)) in known:
                 return stamp.size, sha256, known[sha256], stamp.identity
+            if problem := predict.too_large(stamp.size, max_pixels):
+                return stamp.size, "", Look(problem=problem), ""
             settled = time.time() - stamp.changed > SETTLED
             content = source.read(name)
         except Unreadable as error:

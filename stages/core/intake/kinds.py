@@ -2,27 +2,7 @@
 
 from pathlib import PurePosixPath
 
-# Of the formats that are read.
-READABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# Of all image formats: a file that is not read is refused, not overlooked.
-EXTENSIONS = (
-    *READABLE,
-    # The same formats under other names.
-    ".apng", ".dib", ".jfif", ".jfi", ".jif", ".jpe", ".btf", ".tf8",
-    # Others.
-    ".avif", ".avifs", ".cur", ".dds", ".emf", ".eps", ".exr", ".gif", ".hdr", ".heic", ".heics",
-    ".heif", ".heifs", ".hif", ".icns", ".ico", ".j2c", ".j2k", ".jng", ".jp2", ".jpf", ".jph",
-    ".jpm", ".jpx", ".jxl", ".jxr", ".mng", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".pict",
-    ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".ras", ".sgi", ".svg", ".svgz", ".tga", ".wdp",
-    ".wmf", ".xbm", ".xcf", ".xpm",
-    # Medicine, science.
-    ".czi", ".dcm", ".dicom", ".fit", ".fits", ".fts", ".lsm", ".mha", ".mrc", ".nd2", ".nii",
-    ".nrrd", ".svs",
-    # Raw data of cameras.
-    ".3fr", ".ari", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq",
-    ".k25", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw",
-    ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
-)  # fmt: skip
+from stages.core.release.predict import EXTENSIONS
 
 # Bytes of a file that tell its format.
 HEAD_BYTES = 140

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import stat
 import struct
 import sys
 import unicodedata
@@ -33,13 +34,43 @@ FORMATS = {
     "BMP": (".bmp",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",),
     "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
 }  # fmt: skip
-EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+READABLE = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+# Of all image formats: a file that is not read is refused, not overlooked.
+EXTENSIONS = (
+    *READABLE,
+    # The same formats under other names.
+    ".apng", ".dib", ".jfi", ".jif", ".btf", ".tf8",
+    # Others.
+    ".avif", ".avifs", ".cur", ".dds", ".emf", ".eps", ".exr", ".gif", ".hdr", ".heic", ".heics",
+    ".heif", ".heifs", ".hif", ".icns", ".ico", ".j2c", ".j2k", ".jng", ".jp2", ".jpf", ".jph",
+    ".jpm", ".jpx", ".jxl", ".jxr", ".mng", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".pict",
+    ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".ras", ".sgi", ".svg", ".svgz", ".tga", ".wdp",
+    ".wmf", ".xbm", ".xcf", ".xpm",
+    # Medicine, science.
+    ".czi", ".dcm", ".dicom", ".fit", ".fits", ".fts", ".lsm", ".mha", ".mrc", ".nd2", ".nii",
+    ".nrrd", ".svs",
+    # Raw data of cameras.
+    ".3fr", ".ari", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq",
+    ".k25", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw",
+    ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+)  # fmt: skip
 # Bits per value that cameras have. A 16-bit file may hold any of them.
 BIT_DEPTHS = (8, 9, 10, 12, 14, 16)
 # Of a 16-bit image's values, this share may be hot pixels, which do not count as its brightest.
 HOT_SHARE = 1e-4
 # Images that the model sees at once: enough for all cores, and little memory.
 BATCH = 32
+# A pixel takes at most so many bytes in a file: four values of 16 bits each, uncompressed.
+PIXEL_BYTES = 8
+# Bytes that a file may have beside its pixels: previews, profiles, texts.
+BESIDE_BYTES = 64 * 2**20
+# A TIFF's directories may overlap, so a small file can hold a vast number of entries. One picture
+# has some dozens of them, with its previews and masks a few hundred.
+MAX_DIRECTORIES = 1000
+MAX_ENTRIES = 100_000
+# Strips of a TIFF that hold the same place in the picture: one per channel, at most. A small file
+# may list one strip a million times, and each is decoded.
+MAX_LAYERS = 4
 # What Pillow raises for damaged files.
 DAMAGED = (
     OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError,
@@ -526,6 +557,22 @@ def as_input(picture: Picture, channels: int, bit_depth: int) -> NDArray[np.uint
     return pixels
 
 
+def too_large(size: int, max_pixels: int) -> str:
+    """Why a file of so many bytes is not even read, or "".
+
+    Args:
+        size: in bytes.
+        max_pixels: width times height of an image, at most.
+    """
+    limit = max_pixels * PIXEL_BYTES + BESIDE_BYTES
+    if size <= limit:
+        return ""
+    return (
+        f"a file of {size / 1e6:.0f} MB; expected at most {limit / 1e6:.0f} MB, enough for "
+        f"{max_pixels / 1e6:g} million pixels (validate.max_megapixels): make it smaller"
+    )
+
+
 def wrong_extension(name: str, kind: str) -> str:
     """Why a file's name does not fit its format (Pillow's name of it), or ""."""
     suffix = Path(name).suffix.lower()
@@ -642,24 +689,39 @@ def files_in(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
     """The files to look at, in order, each with a problem or "".
 
     Of a folder, all images in it and below: what has an extension of an image and is not hidden.
+    Links to folders are named, and not followed.
     """
     for path in paths:
-        if not path.is_dir():
-            problem = "not a plain file" if path.exists() else "no such file or folder"
-            yield path, "" if path.is_file() else problem
+        if not os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises where access is denied
+            yield path, _not_a_file(path)
             continue
         problems: list[OSError] = []
         empty = True
         for root, folders, names in os.walk(path, onerror=problems.append):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for file in (Path(root, name) for name in folders):
+                if os.path.islink(file):  # noqa: PTH114, as above
+                    empty = False
+                    yield file, "a link to a folder, which is not followed; name it as well"
             for name in sorted(names):
                 if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                     empty = False
-                    yield Path(root, name), ""
+                    yield Path(root, name), _not_a_file(Path(root, name))
         for error in problems:
             yield Path(error.filename), f"cannot be read ({error.strerror})"
         if empty and not problems:
-            yield path, f"a folder without an image ({', '.join(EXTENSIONS)})"
+            yield path, f"a folder without an image ({', '.join(READABLE)})"
+
+
+def _not_a_file(path: Path) -> str:
+    """Why a path is no file to read, or ""; reading a pipe or a device may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "a link to nothing" if path.is_symlink() else "no such file or folder"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if stat.S_ISREG(mode) else "not a plain file"
 
 
 def answers(model: Model, paths: Iterable[Path]) -> Iterator[Answer]:
@@ -680,9 +742,12 @@ def answers(model: Model, paths: Iterable[Path]) -> Iterator[Answer]:
         pixels = None
         if not problem:
             try:
-                pixels = model.pixels(path.read_bytes(), path.name)
+                problem = too_large(path.stat().st_size, model.max_pixels)
+                pixels = None if problem else model.pixels(path.read_bytes(), path.name)
             except OSError as error:
                 problem = f"cannot be read ({error.strerror})"
+            except MemoryError:
+                problem = "more than this machine's memory holds; make it smaller"
             except Refused as error:
                 problem = str(error)
         waiting.append((str(path), pixels, problem))

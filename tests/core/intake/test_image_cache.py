@@ -60,6 +60,15 @@ def test_a_row_an_image(source: Source, cache: Cache) -> None:
         assert cache.pixels(row.sha256) == alone.pixels
 
 
+def test_a_huge_file_is_refused_unread(source: Source, cache: Cache) -> None:
+    with (source.folder / "g1_1.png").open("wb") as file:
+        file.truncate(2**42)  # sparse
+    table = examined(source, cache)
+    row = source.table["file_name"].tolist().index("g1_1.png")
+    assert table["problem"][row].startswith("a file of 4398047 MB; expected at most 75 MB, enough")
+    assert (table["problem"] != "").sum() == 1
+
+
 def test_more_images_than_are_in_flight(
     source: Source, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

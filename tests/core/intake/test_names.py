@@ -4,8 +4,9 @@ import unicodedata
 
 import pytest
 
-from stages.core.intake.kinds import EXTENSIONS, in_leftover, is_image_content, is_image_name
+from stages.core.intake.kinds import in_leftover, is_image_content, is_image_name
 from stages.core.intake.names import split_names, trimmed, twins
+from stages.core.release.predict import EXTENSIONS
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def test_the_same_probabilities_as_the_pipeline(release: Path, tmp_path: Path) -
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Counting:
+        max_pixels = LIMIT
         batches: list[int] = []  # noqa: RUF012, one list for the one test
 
         def pixels(self, content: bytes, name: str) -> Any:
@@ -142,6 +143,8 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_an_answer_that_is_no_number_is_a_problem(tmp_path: Path) -> None:
     class Broken:
+        max_pixels = LIMIT
+
         def pixels(self, content: bytes, name: str) -> Any:
             return np.zeros((2, 2, 1), np.uint8)
 
@@ -169,6 +172,78 @@ def test_folders(release: Path, tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert lines(ended.stderr)[0].startswith("error: empty: a folder without an image (.bmp, ")
     assert lines(ended.stderr)[1] == "1 file could not be used"
+
+
+def test_what_is_no_plain_file_is_named(release: Path, tmp_path: Path) -> None:
+    """A pipe would block for ever, and a device never ends."""
+    folder = tmp_path / "in"
+    (folder / "real").mkdir(parents=True)
+    (folder / "real" / "b.png").write_bytes(SOUND)
+    os.mkfifo(folder / "a.jpg")
+    (folder / "c.jpg").symlink_to("/dev/zero")
+    (folder / "d.jpg").symlink_to("nowhere.jpg")
+    (folder / "e.png").symlink_to("real/b.png")
+    (folder / "linked").symlink_to("real")
+    (folder / ".hidden").symlink_to("real")
+    ended = call(release, "in", "in/a.jpg", "/dev/zero", "in/d.jpg", at=tmp_path)
+    assert ended.returncode == 1
+    assert [line.split("\t")[2] for line in lines(ended.stdout)] == ["in/e.png", "in/real/b.png"]
+    assert lines(ended.stderr) == [
+        "error: in/linked: a link to a folder, which is not followed; name it as well",
+        "error: in/a.jpg: not a plain file",
+        "error: in/c.jpg: not a plain file",
+        "error: in/d.jpg: a link to nothing",
+        "error: in/a.jpg: not a plain file",
+        "error: /dev/zero: not a plain file",
+        "error: in/d.jpg: a link to nothing",
+        "7 files could not be used",
+    ]
+
+
+def test_images_of_formats_that_are_not_read_are_not_passed_over(
+    release: Path, tmp_path: Path
+) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    contents = {"1.gif": saved(scene(), "GIF"), "2.HEIC": heic, "3.dcm": bytes(128) + b"DICM"}
+    (tmp_path / "in").mkdir()
+    for name, content in contents.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    ended = call(release, "in", at=tmp_path)
+    assert ended.returncode == 1
+    assert [line.split(", not an image of")[0] for line in lines(ended.stderr)] == [
+        "error: in/1.gif: a GIF", "error: in/2.HEIC: a HEIC photo", "error: in/3.dcm: a DICOM file",
+        "3 files could not be used",
+    ]  # fmt: skip
+
+
+def test_a_huge_file_does_not_end_the_batch(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "in" / "a.tif").open("wb") as file:
+        file.truncate(2**42)  # sparse
+    (tmp_path / "in" / "b.png").write_bytes(SOUND)
+    ended = call(release, "in", at=tmp_path)
+    assert [line.split("\t")[2] for line in lines(ended.stdout)] == ["in/b.png"]
+    assert lines(ended.stderr)[0].startswith("error: in/a.tif: a file of 4398047 MB; expected at")
+
+
+def test_too_little_memory_does_not_end_the_batch(tmp_path: Path) -> None:
+    class Small:
+        max_pixels = LIMIT
+
+        def pixels(self, content: bytes, name: str) -> Any:
+            if name == "a.png":
+                raise MemoryError
+            return np.zeros((2, 2, 1), np.uint8)
+
+        def probabilities(self, images: list[Any]) -> Any:
+            return np.full((len(images), 2), 0.5, np.float32)
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(SOUND)
+    model: Any = Small()
+    first, second = predict.answers(model, [tmp_path])
+    assert first.problem == "more than this machine's memory holds; make it smaller"
+    assert second.problem == ""
 
 
 ODD_NAMES = ["\x1b[31mred.png", "two\nlines.png", os.fsdecode(b"caf\xe9.png"), "\u202egnp.png"]

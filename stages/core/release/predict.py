@@ -175,7 +175,9 @@ def _directories(data: bytes) -> Iterator[dict[int, int]]:
     """The directories of a TIFF file or an EXIF block, in order: numbers by tag.
 
     Of several numbers the first; of a text, where it begins. A tag whose value lies outside `data`
-    is left out, and the chain of directories ends where it is broken.
+    is left out, and the chain of directories ends where it is broken, or leads back to itself.
+
+    Raises: Refused for more than `MAX_DIRECTORIES` of them, or `MAX_ENTRIES` in all together.
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or len(data) < 8:
@@ -184,15 +186,28 @@ def _directories(data: bytes) -> Iterator[dict[int, int]]:
     width, count_form, offset_form = (8, "Q", "Q") if big else (4, "H", "I")
     entry = 4 + 2 * width
     forms = {1: "B", 3: "H", 4: "I", 11: "f", 12: "d", 13: "I", 16: "Q"}
-    seen = set()
+    seen: set[int] = set()
+    entries = 0
     try:
         place = struct.unpack_from(order + offset_form, data, 8 if big else 4)[0]
         while place and place not in seen:
             seen.add(place)
+            if len(seen) > MAX_DIRECTORIES:
+                raise Refused(
+                    f"more than {MAX_DIRECTORIES} pictures in one file, by its TIFF directories; "
+                    "expected one: split it"
+                )
             number = struct.unpack_from(order + count_form, data, place)[0]
             start = place + struct.calcsize(order + count_form)
+            whole = min(number, max(0, len(data) - start) // entry)
+            entries += whole
+            if entries > MAX_ENTRIES:
+                raise Refused(
+                    f"more than {MAX_ENTRIES} entries in its TIFF directories, which one picture "
+                    "never has; save it again, as PNG or TIFF"
+                )
             tags: dict[int, int] = {}
-            for i in range(min(number, (len(data) - start) // entry)):
+            for i in range(whole):
                 tag, kind, count = struct.unpack_from(
                     order + "HH" + offset_form, data, start + i * entry
                 )
@@ -211,14 +226,17 @@ def _directories(data: bytes) -> Iterator[dict[int, int]]:
                         tags[tag] = int(value)
             yield tags
             place = struct.unpack_from(order + offset_form, data, start + number * entry)[0]
-    except struct.error:
+    except (struct.error, OverflowError):  # a place beyond all files is no index
         return
 
 
 def _orientation(exif: bytes) -> int:
     """EXIF's orientation, whatever else the block holds; 1 where it says none."""
     block = exif[6:] if exif[:6] == b"Exif\0\0" else exif
-    value = next(_directories(block), {}).get(0x0112, 1)
+    try:
+        value = next(_directories(block), {}).get(0x0112, 1)
+    except Refused:  # of what stands beside the pixels
+        return 1
     return value if value in _UPRIGHT else 1
 
 
@@ -291,6 +309,14 @@ def _tiff(content: bytes) -> _Header:
     first, *others = list(_directories(content)) or [{}]
     if content[8:10] == b"CR" or 50706 in first or first.get(254, 0) & 1:
         raise Refused(f"a camera's raw file, which shows a preview only; {_DEVELOP}")
+    depth = first.get(258, 0)
+    # Pillow inverts such files of up to 8 bits, and no others. We could not tell what to subtract
+    # from: 12-bit values in a 16-bit file may have their black at 4095 or at 65535.
+    if first.get(262) == 0 and 8 < depth <= 16:
+        raise Refused(
+            f"{depth} bits with 0 as white (PhotometricInterpretation 0, WhiteIsZero), which is "
+            "read with up to 8 bits only; invert its values, and save it with 0 as black"
+        )
 
     def is_page(tags: dict[int, int]) -> bool:
         """A second picture: no preview, no mask, no smaller version of the first one."""
@@ -303,8 +329,8 @@ def _tiff(content: bytes) -> _Header:
     # MaxSampleValue and SMaxSampleValue, which stand at 65535 where nobody has thought about them.
     highest = [first.get(key, 0) for key in (281, 341)]
     bits = [value.bit_length() for value in highest if 0 < value < 65535]
-    if 8 < first.get(258, 0) < 16:
-        bits.append(first[258])
+    if 8 < depth < 16:
+        bits.append(depth)
     if 270 in first:  # a description, which microscopes write as OME-XML
         match = re.compile(rb'[^\0]*?SignificantBits="(\d\d?)"').match(content, first[270])
         bits += [int(match[1])] if match else []
@@ -508,6 +534,12 @@ def _decoded(
         raise Refused(
             f"{image.width} x {image.height} pixels; expected at most {max_pixels / 1e6:g} million "
             "(validate.max_megapixels): make it smaller"
+        )
+    tiles: list[Any] = getattr(image, "tile", [])
+    if len(tiles) > MAX_LAYERS * len({tile[1] for tile in tiles}):
+        raise Refused(
+            f"damaged: its list of strips names the same pixels over and over ({len(tiles)} "
+            "strips); save it again"
         )
     pictures = max(header.pictures, getattr(image, "n_frames", 1) if image.format == "WEBP" else 1)
     if pictures > 1:

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -72,6 +73,10 @@ BESIDE_THE_PIXELS = {
     "long iCCP": png_with(chunk(b"iCCP", b"icc\0\0" + TEXT)),
     "damaged iCCP": png_with(chunk(b"iCCP", b"icc\0\0no zlib")),
     "damaged eXIf": png_with(chunk(b"eXIf", b"MM\0*\xff")),
+    "eXIf that points beyond all files": png_with(chunk(b"eXIf", b"MM\0+\0\x08\0\0" + b"\xff" * 8)),
+    "eXIf of many entries": png_with(
+        chunk(b"eXIf", b"MM\0+\0\x08\0\0" + struct.pack(">QQ", 16, 10**6) + bytes(20 * 10**6))
+    ),
     "empty pHYs": png_with(chunk(b"pHYs", b"")),
     "empty gAMA": png_with(chunk(b"gAMA", b"")),
     "empty sRGB": png_with(chunk(b"sRGB", b"")),
@@ -285,6 +290,98 @@ def test_compressed_tiffs(compression: str) -> None:
     channels = 1 if image.mode == "1" else 3
     pixels = read(saved(image, "TIFF", compression=compression)).pixels
     assert np.abs(pixels.astype(int) - naive(image, channels)).mean() < 3
+
+
+Entry = tuple[int, int, int, int]
+GREY_TIFF: dict[int, Entry] = {
+    tag: (tag, 4, 1, value)
+    for tag, value in (
+        (256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, 64),
+    )
+}  # fmt: skip
+
+
+def tiff_of(entries: list[Entry], after: int = 0) -> bytes:
+    """A TIFF of one directory; `after` is where the next one is."""
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + packed + struct.pack("<I", after)
+
+
+def overlapping(kind: str) -> bytes:
+    """A small TIFF with many directories, which share their bytes."""
+    if kind == "BigTIFF":  # one begins every 8 bytes, with 30,000 entries
+        content = bytearray(np.full(90_000, 30_000, "<u8").tobytes())
+        content[:16] = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16)
+        for place in range(16, 12_000, 8):
+            struct.pack_into("<Q", content, place + 8 + 20 * 30_000, place + 8)
+        return bytes(content)
+    # One begins every 4 bytes, with 60,000 entries, and the next follows behind those.
+    content = bytearray(8 + 12 * 60_000 + 4 * 2000)
+    content[:8] = b"II*\0" + struct.pack("<I", 8)
+    for i in range(1500):
+        struct.pack_into("<H", content, 8 + 4 * i, 60_000)
+        struct.pack_into("<I", content, 8 + 4 * i + 2 + 12 * 60_000, 12 + 4 * i)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BigTIFF"])
+def test_directories_that_overlap_take_no_time(kind: str) -> None:
+    content = overlapping(kind)
+    assert len(content) < 750_000
+    start = time.process_time()
+    assert refusal(content).startswith("more than 100000 entries in its TIFF directories, which")
+    assert time.process_time() - start < 1
+
+
+def test_a_long_chain_of_directories_is_refused() -> None:
+    chain = b"".join(struct.pack("<HI", 0, 8 + 6 * i) for i in range(1, 2000))
+    problem = refusal(b"II*\0" + struct.pack("<I", 8) + chain)
+    assert problem == (
+        "more than 1000 pictures in one file, by its TIFF directories; expected one: split it"
+    )
+
+
+def test_directories_in_a_loop_are_read_once() -> None:
+    assert list(predict._directories(tiff_of([*GREY_TIFF.values()], after=8))) == [
+        {tag: value for tag, (_, _, _, value) in GREY_TIFF.items()}
+    ]
+
+
+def test_a_strip_that_is_listed_over_and_over_is_refused() -> None:
+    side, times = 400, 20_000
+    changes = {256: side, 257: side, 278: side // 2, 279: side * side // 2}
+    entries = GREY_TIFF | {tag: (tag, 4, 1, value) for tag, value in changes.items()}
+    end = len(tiff_of([*entries.values()]))
+    entries[273] = (273, 4, times, end)
+    start = time.process_time()
+    problem = refusal(tiff_of([*entries.values()]) + struct.pack("<I", end) * times)
+    assert problem.startswith("damaged: its list of strips names the same pixels over and over")
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_zero_as_white_is_read_up_to_8_bits(bits: int) -> None:
+    entries = GREY_TIFF | {258: (258, 3, 1, bits), 262: (262, 3, 1, 0)}
+    strip = np.full(64 * bits // 8, 5, np.uint8).tobytes()
+    entries[279] = (279, 4, 1, len(strip))
+    entries[273] = (273, 4, 1, len(tiff_of([*entries.values()])))
+    content = tiff_of([*entries.values()]) + strip
+    if bits == 8:
+        assert read(content).pixels.min() == 250
+    else:
+        assert refusal(content) == (
+            f"{bits} bits with 0 as white (PhotometricInterpretation 0, WhiteIsZero), which is "
+            "read with up to 8 bits only; invert its values, and save it with 0 as black"
+        )
+
+
+def test_the_size_of_a_file_is_asked_before_it_is_read() -> None:
+    assert predict.too_large(predict.BESIDE_BYTES + 8 * LIMIT, LIMIT) == ""
+    assert predict.too_large(10**11, 10**8) == (
+        "a file of 100000 MB; expected at most 867 MB, enough for 100 million pixels "
+        "(validate.max_megapixels): make it smaller"
+    )
 
 
 def test_a_tiff_that_pillow_does_not_know_is_described() -> None:

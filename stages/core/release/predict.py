@@ -21,7 +21,7 @@ import sys
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -628,6 +628,13 @@ def _cell(text: str) -> str:
     return "'" + safe if text[:1] in ("=", "+", "-", "@", "\t", "\r") else safe
 
 
+def _listed(values: Iterable[tuple[str, str, list[Any]]]) -> str:
+    """A network's inputs or outputs, in words."""
+    return " and ".join(
+        f"{name}, {kind} of (batch, {', '.join(map(str, shape))})" for name, kind, shape in values
+    )
+
+
 class Model:
     """A released ONNX model.
 
@@ -639,7 +646,7 @@ class Model:
     """
 
     def __init__(self, path: Path) -> None:
-        """Load it, and hold labels.json beside it against it. Raises: BadModel."""
+        """Load it, and compare it with the labels.json beside it. Raises: BadModel."""
         import onnxruntime  # the pipeline uses this file's rules without it
 
         if not path.is_file():
@@ -655,19 +662,58 @@ class Model:
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({reason}); copy "
                 "the release folder again, or install the onnxruntime that its MODEL_CARD.md names"
             ) from None
-        metadata = self._session.get_modelmeta().custom_metadata_map
         try:
-            self.classes: list[str] = json.loads(metadata["classes"])
-            self.image_px = int(metadata["image_px"])
-            self.channels = int(metadata["channels"])
-            self.bit_depth = int(metadata["bit_depth"])
-            self.max_pixels = int(metadata["max_pixels"])
+            self._read_metadata(self._session.get_modelmeta().custom_metadata_map)
+            self._check_network()
         except (KeyError, ValueError) as error:
+            problem = f"its metadata lack {error}" if isinstance(error, KeyError) else str(error)
             raise BadModel(
-                f"{path}: no model of this project's (its metadata lack {error}); copy the whole "
-                "release folder again"
+                f"{path}: no model of this project's ({problem}); copy the whole release folder "
+                "again"
             ) from None
         self._check_labels(path.with_name("labels.json"))
+
+    def _read_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Raises: KeyError for what is not there, ValueError for what cannot be."""
+
+        def number(key: str, allowed: range, words: str) -> int:
+            text = metadata[key]
+            if not re.fullmatch("[0-9]{1,15}", text) or int(text) not in allowed:
+                raise ValueError(f"its metadata say {key} = {text[:50]!r}; expected {words}")
+            return int(text)
+
+        text = metadata["classes"]
+        try:
+            classes = json.loads(text)
+        except (ValueError, RecursionError):
+            classes = None
+        are_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+        if not are_names or not len(set(classes)) == len(classes) > 1:
+            raise ValueError(
+                f"its metadata say classes = {text[:50]!r}; expected a list of two or more names"
+            )
+        self.classes: list[str] = classes
+        self.image_px = number("image_px", range(1, 10**5), "a number of pixels")
+        self.channels = number("channels", range(1, 4, 2), "1 or 3")
+        self.bit_depth = number("bit_depth", range(8, 17), "8 to 16")
+        self.max_pixels = number("max_pixels", range(1, 10**15), "a number of pixels")
+
+    def _check_network(self) -> None:
+        """Raises: ValueError for a network of another shape than the metadata say."""
+        inputs, outputs = (
+            [(value.name, value.type, value.shape[1:]) for value in values]
+            for values in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        image = [self.image_px, self.image_px, self.channels]
+        for actual, expected in (
+            (inputs, ("images", "tensor(uint8)", image)),
+            (outputs, ("probabilities", "tensor(float)", [len(self.classes)])),
+        ):
+            if actual != [expected]:
+                raise ValueError(
+                    f"its network has {_listed(actual)}; expected, by its metadata, "
+                    f"{_listed([expected])}"
+                )
 
     def _check_labels(self, path: Path) -> None:
         if not path.exists():

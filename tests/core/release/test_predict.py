@@ -338,6 +338,44 @@ def broken_release(release: Path, at: Path, how: str) -> Path:
     return folder
 
 
+def with_metadata(release: Path, at: Path, **metadata: str) -> Path:
+    """A release without labels.json, with other metadata in its model."""
+    model = onnx.load(release / "model.onnx")
+    for entry in model.metadata_props:
+        entry.value = metadata.get(entry.key, entry.value)
+    onnx.save(model, at / "model.onnx")
+    return at / "model.onnx"
+
+
+@pytest.mark.parametrize(("metadata", "words"), [
+    ({"classes": '["one"]'}, """classes = '["one"]'; expected a list of two or more names"""),
+    ({"classes": '["one", "one"]'}, "expected a list of two or more names"),
+    ({"classes": '{"one": 1, "two": 2}'}, "expected a list of two or more names"),
+    ({"classes": "[1, 2]"}, "expected a list of two or more names"),
+    ({"classes": "2"}, "expected a list of two or more names"),
+    ({"classes": "one, two"}, "expected a list of two or more names"),
+    ({"classes": "[" * 100_000}, "expected a list of two or more names"),
+    ({"classes": '["a", "b", "c"]'},
+     "its network has probabilities, tensor(float) of (batch, 2); expected, by its metadata, "
+     "probabilities, tensor(float) of (batch, 3)"),
+    ({"image_px": "32"}, "expected, by its metadata, images, tensor(uint8) of (batch, 32, 32, 1)"),
+    ({"channels": "3"}, "expected, by its metadata, images, tensor(uint8) of (batch, 64, 64, 3)"),
+    ({"channels": "2"}, "its metadata say channels = '2'; expected 1 or 3"),
+    ({"bit_depth": "0"}, "its metadata say bit_depth = '0'; expected 8 to 16"),
+    ({"max_pixels": "-1"}, "its metadata say max_pixels = '-1'; expected a number of pixels"),
+    ({"max_pixels": "1e6"}, "its metadata say max_pixels = '1e6'; expected a number of pixels"),
+])  # fmt: skip
+def test_metadata_that_do_not_fit_are_refused(
+    release: Path, tmp_path: Path, metadata: dict[str, str], words: str
+) -> None:
+    path = with_metadata(release, tmp_path, **metadata)
+    with pytest.raises(predict.BadModel) as caught:
+        predict.Model(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; copy the whole release folder again")
+
+
 @pytest.mark.parametrize(("how", "words"), [
     ("no model", "model.onnx: no such file; copy the whole release folder again"),
     ("cut model", "cannot load it ("),

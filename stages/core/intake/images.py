@@ -175,7 +175,8 @@ class Cache:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            # The errors of Python's own module, of a value it cannot store say, have no code.
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from None
             raise Unavailable(f"{self.path}: {error}; delete this file, it is a cache") from None
 

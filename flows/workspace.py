@@ -1,6 +1,7 @@
 """Runs the same graph with other params, in a git worktree of its own on the shared DVC cache."""
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from configobj import ConfigObj
 from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
@@ -67,24 +69,36 @@ def merge(params: dict[str, Any], overlay: dict[str, Any], *, source: str) -> No
             params[key] = value
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def git(folder: Path, *arguments: str) -> str:
+    """The output of a git command in `folder`; names of files are decoded as Python has them.
+
+    Raises: WorkspaceFailed.
+    """
     command = ["git", *arguments]
     try:
-        process = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="surrogateescape"
-        )
+        # Git's words in English: `_is_linked` knows one of them.
+        environment = os.environ | {"LC_ALL": "C"}
+        process = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
     except FileNotFoundError:
         raise WorkspaceFailed("git: no such command; install git") from None
     if process.returncode:
-        reason = " ".join(process.stderr.split()) or f"exit status {process.returncode}"
+        reason = (
+            " ".join(os.fsdecode(process.stderr).split()) or f"exit status {process.returncode}"
+        )
         raise WorkspaceFailed(f"{shlex.join(command)} in {folder}: {reason}")
-    return process.stdout
+    return os.fsdecode(process.stdout)
+
+
+def _tracked(root: Path) -> list[Path]:
+    """The `.dvc` files of the data, in folders of data/ too."""
+    names = git(root, "ls-files", "-coz", "--exclude-standard", "--", "data/*.dvc").split("\0")
+    return [root / name for name in sorted(set(names) - {""}) if (root / name).is_file()]
 
 
 def _commit_tracked(root: Path) -> str:
     """Commit tracked data to DVC as it is now; returns the folder of DVC's cache."""
     with open_repo(root) as repo:
-        for file in root.glob("data/*.dvc"):
+        for file in _tracked(root):
             if file.with_suffix("").exists():
                 repo.commit(str(file), force=True)
         return str(repo.cache.legacy.path)
@@ -92,7 +106,10 @@ def _commit_tracked(root: Path) -> str:
 
 def _checkout_tracked(at: Path) -> None:
     with open_repo(at) as repo:
-        for file in at.glob("data/*.dvc"):
+        for file in _tracked(at):
+            # The folder may have been a link to the user's images; DVC would change those.
+            if file.with_suffix("").is_symlink():
+                file.with_suffix("").unlink()
             repo.checkout([str(file)])
 
 
@@ -105,50 +122,89 @@ def _is_linked(root: Path, at: Path) -> bool:
     """
     if not (at / ".git").is_file():
         return False
-    common = root / _git(root, "rev-parse", "--git-common-dir").strip()
+    common = root / git(root, "rev-parse", "--git-common-dir").strip()
     record = common.resolve() / "worktrees" / _link(at).name
     if not (record / "gitdir").is_file():
         return False
-    owner = Path((record / "gitdir").read_text().strip()).parent
+    # Git holds this lock while it makes a worktree; it stays if git is killed.
+    if (lock := record / "locked").is_file() and lock.read_bytes().strip() == b"initializing":
+        return False
+    owner = Path(_line(record / "gitdir")).parent
     if owner.resolve() != at.resolve() and (owner / ".git").is_file() and _link(owner) == record:
         return False  # `at` is a copy of another workspace of this project.
-    (record / "gitdir").write_text(f"{at.resolve() / '.git'}\n")
-    (at / ".git").write_text(f"gitdir: {record}\n")
+    (record / "gitdir").write_bytes(os.fsencode(f"{at.resolve() / '.git'}\n"))
+    (at / ".git").write_bytes(os.fsencode(f"gitdir: {record}\n"))
     return True
 
 
 def _link(worktree: Path) -> Path:
-    return Path((worktree / ".git").read_text().removeprefix("gitdir:").strip())
+    return Path(_line(worktree / ".git").removeprefix("gitdir:").strip())
+
+
+def _line(file: Path) -> str:
+    """The one line of a file in which git keeps a path, as bytes of the file system."""
+    return os.fsdecode(file.read_bytes()).strip()
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, a link or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _ensure_worktree(root: Path, at: Path) -> None:
     if _is_linked(root, at):
         return
-    if (at / ".git").is_file():
-        shutil.rmtree(at)
+    _delete(at)
     try:
-        _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+        git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     except WorkspaceFailed:
         raise WorkspaceFailed(
             f"{root}: git has no commit to make a workspace from; run `git add --all && "
             "git commit --message start`"
         ) from None
-    _git(root, "worktree", "prune")
-    _git(root, "worktree", "add", "--quiet", "--detach", str(at), "HEAD")
+    git(root, "worktree", "prune")
+    # Twice: git may know the place from a worktree whose making was killed, and which is locked.
+    force = ["--force", "--force"]
+    git(root, "worktree", "add", *force, "--quiet", "--detach", str(at), "HEAD")
 
 
 def _copy_sources(root: Path, workspace: Path) -> None:
     """Bring the workspace's files to the state of the working tree, uncommitted edits included."""
-    names = set(_git(root, "ls-files", "-coz", "--exclude-standard").split("\0")) - {""}
+    names = set(git(root, "ls-files", "-coz", "--exclude-standard").split("\0")) - {""}
+    for name in set(git(workspace, "ls-files", "-z").split("\0")) - names - {""}:
+        if _is_reached(workspace, name):
+            _delete(workspace / name)
     for name in sorted(names):
         source, target = root / name, workspace / name
-        if name.startswith(OWN) or not source.is_file():
+        is_linked_folder = source.is_symlink() and source.is_dir()
+        if (
+            name.startswith(OWN)
+            or not (source.is_file() or is_linked_folder)
+            or not _is_reached(root, name)
+        ):
             continue
+        for parent in map(workspace.joinpath, reversed(Path(name).parents[:-1])):
+            if parent.is_symlink() or parent.is_file():
+                parent.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
+        if is_linked_folder:
+            if not target.is_symlink() or target.readlink() != source.resolve():
+                _delete(target)
+                target.symlink_to(source.resolve())
+            continue
+        if target.is_symlink() or target.is_dir():
+            _delete(target)
         if not target.is_file() or source.read_bytes() != target.read_bytes():
             shutil.copy2(source, target)
-    for name in set(_git(workspace, "ls-files", "-z").split("\0")) - names - {""}:
-        (workspace / name).unlink(missing_ok=True)
+
+
+def _is_reached(folder: Path, name: str) -> bool:
+    """Whether only folders lead to a name: no file, and no link, which may lead to the user's."""
+    parents = [folder / parent for parent in Path(name).parents[:-1]]
+    return all(parent.is_dir() and not parent.is_symlink() for parent in parents)
 
 
 def prepare(
@@ -190,7 +246,9 @@ def prepare(
         (at / LOCK).unlink(missing_ok=True)
     _copy_sources(root, at)
     yaml.dump(values, at / "params.yaml")
-    local.write_text(f'[cache]\n    dir = {cache or project_cache}\n    type = "{LINKS}"\n')
+    config = ConfigObj({"cache": {"dir": str(cache or project_cache), "type": LINKS}})
+    # DVC reads it in the locale's encoding, as Python has the names of files.
+    local.write_bytes(os.fsencode("\n".join(config.write()) + "\n"))
     if shared:
         for name in CACHES:
             place = at / "data" / "scratch" / name
@@ -211,4 +269,4 @@ def prepare(
 def remove(root: Path, at: Path) -> None:
     """Delete a workspace, if it is one; what it computed stays in the DVC cache."""
     if _is_linked(root, at):
-        _git(root, "worktree", "remove", "--force", str(at))
+        git(root, "worktree", "remove", "--force", "--force", str(at))

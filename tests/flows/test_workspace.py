@@ -168,3 +168,101 @@ def test_an_overlay_from_elsewhere_is_refused_and_not_shown(overlays: Path, name
 def test_two_overlays_of_one_name_have_two_workspaces(overlays: Path) -> None:
     assert path(overlays, "mine/tiny.yaml") != path(overlays, "tiny")
     assert path(overlays, "mine/tiny.yaml").parent == overlays / ".worktrees"
+
+
+@pytest.mark.parametrize("name", ["Smith, J", "mine #1", 'it\'s "mine", J', "caf\u00e9"])
+def test_a_project_may_have_any_name(root: Path, tmp_path: Path, name: str) -> None:
+    project = root.rename(tmp_path / name)
+    at = prepare(project, {}, project / ".worktrees" / "tiny", source="o.yaml")
+    assert (at / "data" / "mine" / "1.txt").read_text() == "old"
+    with Repo(str(at)) as repo:
+        assert repo.cache.legacy.path == str(project / ".dvc" / "cache")
+        assert repo.config["cache"]["type"] == ["reflink", "hardlink", "copy"]
+
+
+def test_tracked_data_may_be_in_any_folder_of_data(root: Path) -> None:
+    (root / "data" / "of" / "2026").mkdir(parents=True)
+    (root / "data" / "of" / "2026" / "1.txt").write_text("1")
+    with Repo(str(root)) as repo:
+        repo.add(str(root / "data" / "of" / "2026"))
+    (root / "data" / "of" / "2026" / "1.txt").write_text("2")
+    at = prepare(root, {}, root / ".worktrees" / "tiny", source="o.yaml")
+    assert (at / "data" / "of" / "2026" / "1.txt").read_text() == "2"
+
+
+def test_a_linked_folder_comes_along(root: Path, tmp_path: Path) -> None:
+    """And what takes the link's place in the project does not change what it led to."""
+    (images := tmp_path / "images").mkdir()
+    (images / "1.txt").write_text("the user's own")
+    link = root / "data" / "linked"
+    link.symlink_to("../../images")
+    at = prepare(root, {}, root / ".worktrees" / "tiny", source="o.yaml")
+    assert (at / "data" / "linked").readlink() == images
+    prepare(root, {}, at, source="o.yaml")
+    link.unlink()
+    link.mkdir()
+    (link / "1.txt").write_text("new")
+    prepare(root, {}, at, source="o.yaml")
+    assert (at / "data" / "linked" / "1.txt").read_text() == "new"
+    shutil.rmtree(link)
+    link.symlink_to(images)
+    prepare(root, {}, at, source="o.yaml")
+    link.unlink()
+    link.mkdir()
+    (link / "1.txt").write_text("tracked")
+    with Repo(str(root)) as repo:
+        repo.add(str(link))
+    prepare(root, {}, at, source="o.yaml")
+    assert (at / "data" / "linked" / "1.txt").read_text() == "tracked"
+    assert (images / "1.txt").read_text() == "the user's own"
+
+
+def test_committed_files_that_became_a_link_are_not_deleted_through_it(
+    root: Path, tmp_path: Path
+) -> None:
+    (root / "images").mkdir()
+    (root / "images" / "1.txt").write_text("1")
+    run(root, "git add -A", "git commit -qm images")
+    at = prepare(root, {}, root / ".worktrees" / "tiny", source="o.yaml")
+    (root / "images").rename(tmp_path / "images")
+    (root / "images").symlink_to(tmp_path / "images")
+    for stage in ("before", "after"):
+        prepare(root, {}, at, source="o.yaml")
+        assert (at / "images").readlink() == tmp_path / "images", stage
+        run(root, "git add -A")
+    assert (tmp_path / "images" / "1.txt").exists()
+
+
+def test_a_file_may_become_a_folder_and_the_other_way_round(root: Path) -> None:
+    (root / "one").write_text("1")
+    (root / "other").mkdir()
+    (root / "other" / "file").write_text("1")
+    run(root, "git add -A", "git commit -qm files")
+    at = prepare(root, {}, root / ".worktrees" / "tiny", source="o.yaml")
+    (root / "one").unlink()
+    shutil.rmtree(root / "other")
+    (root / "one").mkdir()
+    (root / "one" / "file").write_text("2")
+    (root / "other").write_text("2")
+    for _ in range(2):
+        prepare(root, {}, at, source="o.yaml")
+        assert (at / "one" / "file").read_text() == "2"
+        assert (at / "other").read_text() == "2"
+
+
+def test_half_a_workspace_is_made_anew(root: Path) -> None:
+    """One whose removal or whose making was killed."""
+    at = root / ".worktrees" / "tiny"
+    (at / "data").mkdir(parents=True)
+    prepare(root, {}, at, source="o.yaml")
+    (root / ".git" / "worktrees" / "tiny" / "locked").write_text("initializing")
+    (root / ".git" / "worktrees" / "tiny" / "HEAD").write_text("")
+    (at / "half").touch()
+    prepare(root, {"a": 2}, at, source="o.yaml")
+    assert not (at / "half").exists()
+    assert (at / "params.yaml").read_text() == "a: 2\n"
+    (root / ".git" / "worktrees" / "tiny" / "locked").write_text("initializing")
+    shutil.rmtree(at)
+    prepare(root, {}, at, source="o.yaml")
+    remove(root, at)
+    assert not at.exists()

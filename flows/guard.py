@@ -9,9 +9,9 @@ import os
 import socket
 import sys
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Browsers resolve `localhost` without DNS, so it is safe; people forward ports to it.
 HOSTS = ("127.0.0.1", "localhost")
@@ -47,7 +47,24 @@ class Guard:
             response = PlainTextResponse("cross-origin requests are not allowed", 403)
         elif scope["type"] == "http" and scope["path"] == OPEN:
             response = HTMLResponse(OPEN_PAGE, headers={"Cache-Control": "no-store"})
-        await (response or self._app)(scope, receive, send)
+        await (response or self._app)(scope, receive, _unframed(send))
+
+
+def _unframed(send: Send) -> Send:
+    """Forbid every page to show ours in a frame.
+
+    A page from another port of this machine is the same site to a browser. In its frame, our page
+    would find the password, and the user's clicks would be ours.
+    """
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["X-Frame-Options"] = "DENY"
+            headers.append("Content-Security-Policy", "frame-ancestors 'none'")
+        await send(message)
+
+    return send_headers
 
 
 def main() -> None:

@@ -351,3 +351,12 @@ def test_who_wants_no_proxy_at_all_gets_none() -> None:
         capture_output=True, text=True,
     ).stdout  # fmt: skip
     assert output in ("True\n", "1\n")
+
+
+def test_no_page_may_frame_ours(address: Address) -> None:
+    """A page on another port of this machine is the same site, and could have the user click."""
+    for url in (f"{address.page}/", address.open_page, f"{address.url}/health"):
+        for headers in ({}, {"Host": "evil.example"}):
+            reply = httpx.get(url, headers=headers, trust_env=False)
+            assert reply.headers["X-Frame-Options"] == "DENY", url
+            assert "frame-ancestors 'none'" in reply.headers["Content-Security-Policy"], url

@@ -13,6 +13,7 @@ from dvc.repo import Repo
 from dvc.scm import SCMError
 
 from stages.core.runner.errors import WorkspaceBusy, WorkspaceFailed
+from stages.core.runner.text import terminal
 
 # `dvc add` and `dvc push` hold the lock until they end, which takes long for a large folder.
 LIMIT_S = 1800
@@ -68,9 +69,9 @@ def _lock_patiently(lock_once: Callable[[], None], root: Path, file: Path) -> No
 def _holder(file: Path) -> str:
     """The command whose process id is in DVC's lock file; not all commands write one."""
     try:
-        process = psutil.Process(int(file.read_text()))
+        process = psutil.Process(int(file.read_text(encoding="utf-8")))
         command = textwrap.shorten(" ".join(process.cmdline()), 80, placeholder=" ...")
-        return f"`{command}` (process {process.pid})"
+        return f"`{terminal(command)}` (process {process.pid})"
     except (OSError, ValueError, psutil.Error):
         return "another DVC command"
 

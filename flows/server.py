@@ -43,6 +43,7 @@ from flows import ROOT
 from flows.guard import OPEN
 from stages.core.runner.errors import AtelierError, ServerFailed
 from stages.core.runner.parent import kill_me_with_parent
+from stages.core.runner.text import terminal
 
 HOST = "127.0.0.1"
 POOL = "atelier"
@@ -403,7 +404,7 @@ def main() -> None:
     try:
         _serve(arguments.port, worker=arguments.worker)
     except AtelierError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(terminal(f"error: {error}"))
     except KeyboardInterrupt:
         return
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows import ROOT
+from stages.core.intake.listing import list_folder
 from stages.core.release.predict import READABLE
 from stages.core.results.report import read_metrics
 from stages.core.results.schema import (
@@ -21,7 +22,9 @@ from stages.core.results.schema import (
     TeacherMetrics,
     ValidateMetrics,
 )
+from stages.core.runner.errors import DataError
 from stages.core.runner.params import load_yaml
+from stages.core.runner.text import terminal
 
 
 def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
@@ -111,10 +114,15 @@ def show(root: Path, stages: Collection[str], message: str) -> None:
 
 def _shell_path(path: Path) -> str:
     """A path as a user types it in the project's folder."""
-    return shlex.quote(os.path.relpath(path, ROOT))
+    return terminal(shlex.quote(os.path.relpath(path, ROOT)))
 
 
 def _example(folder: Path) -> str:
-    images = (path for path in folder.rglob("*") if path.suffix.lower() in READABLE)
-    first = next(images, None)
-    return "IMAGE" if first is None else _shell_path(first)
+    """An image that a user can type; IMAGE if there is none."""
+    try:
+        names = list_folder(folder).files
+    except DataError:  # The folder is gone, or was changed after the run.
+        names = []
+    images = (n for n in names if n.lower().endswith(READABLE) and n.isprintable())
+    name = next(images, None)
+    return "IMAGE" if name is None else _shell_path(folder / name)

@@ -13,6 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from stages.core.runner import progress
+from stages.core.runner.text import terminal
 
 MARKS = {
     "Cached": "[cyan]cached[/]",
@@ -27,6 +28,11 @@ def tolerate_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Several lines, each fit for a terminal (see `stages.core.runner.text`)."""
+    return "\n".join(map(terminal, text.split("\n")))
 
 
 @dataclass
@@ -84,6 +90,7 @@ class Display:
 
     def line(self, stage: str, line: str) -> None:
         """Show a line that the stage has printed."""
+        line = terminal(line)
         parsed = progress.parse(line)
         if self._live and parsed:
             self._bars.update(self._rows[stage].task, completed=parsed[0], text=parsed[1])
@@ -93,6 +100,7 @@ class Display:
     def end(self, stage: str, state: str, message: str = "") -> None:
         """The stage has ended in the given state (Prefect's name for it)."""
         row = self._rows[stage]
+        message = printable(message)
         self.seconds[stage] = time.monotonic() - row.started
         mark = MARKS.get(state, state)
         if self._live:

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows import ROOT, look, params, server, summary, ui, workspace
 from flows.graph import Graph, Node, StageFailed
-from flows.terminal import Display, tolerate_any_text
+from flows.terminal import Display, printable, tolerate_any_text
 from stages.core.runner import lock
 from stages.core.runner.errors import AtelierError, ParamsError
 from stages.core.runner.params import load_yaml
+from stages.core.runner.text import terminal
 
 
 class Options(BaseModel):
@@ -53,7 +54,7 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
         outcome = "unchanged" if unchanged else graph.reproduce(node.name, on_line, force=force)
     except AtelierError as error:
         # A stage's own last line already begins with `error: `.
-        message = str(error) if isinstance(error, StageFailed) else f"error: {error}"
+        message = str(error) if isinstance(error, StageFailed) else terminal(f"error: {error}")
         display.end(node.name, "Failed", message)
         return Failed(message=message)
     ui.publish(node)
@@ -76,7 +77,7 @@ def train(options: Options = DEFAULTS) -> State[Any]:
             params.check(root / "params.yaml")
             states = run_stages(Graph(root, options.target), options)
     except AtelierError as error:
-        return Failed(message=f"error: {error}")
+        return Failed(message=terminal(f"error: {error}"))
     bad = {name: state for name, state in states.items() if state.is_failed() or state.is_crashed()}
     if bad:
         return Failed(message="\n".join(f"{name}: {state.message}" for name, state in bad.items()))
@@ -150,11 +151,11 @@ def main() -> None:
         with server.connected(lambda: params.check(ROOT / "params.yaml")):
             state = train(options, return_state=True)
     except AtelierError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(terminal(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit("ended; the next run resumes from the last checkpoint")
     if not state.is_completed():
-        sys.exit(str(state.message))
+        sys.exit(printable(str(state.message)))
     stages: Any = state.result()
     summary.show(root, stages, str(state.message))
 

@@ -70,3 +70,35 @@ def test_a_run_up_to_validate_ends_with_its_own_figures(tmp_path: Path) -> None:
         assert f"images  {workspace.metrics('validate')['images']}" in output
         assert "AUROC" not in output
         assert "passed" not in output.splitlines()[-5:]
+
+
+@pytest.fixture
+def no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of a run without figures."""
+    monkeypatch.setattr(summary, "rows", lambda *_: [])
+    (tmp_path / "params.yaml").write_text("data: {dir: images}\n")
+    return tmp_path
+
+
+def test_the_example_is_an_image_that_can_be_typed(
+    no_table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = no_table / "images"
+    (images / "__MACOSX").mkdir(parents=True)
+    for name in ("__MACOSX/._1.png", "._1.png", "\x1b]0;pwn\a.png", "notes.txt"):
+        (images / name).touch()
+    summary.show(no_table, ["check"], "")
+    assert capsys.readouterr().out.endswith("predict.py IMAGE\n")
+    (images / "z.png").touch()
+    summary.show(no_table, ["check"], "")
+    output = capsys.readouterr().out
+    assert output.endswith("images/z.png\n")
+    assert "\x1b" not in output
+
+
+def test_paths_do_not_control_the_terminal(
+    no_table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = no_table.rename(no_table.with_name("a\x1b]0;pwn\a"))
+    summary.show(root, ["validate"], "")
+    assert r"a\x1b]0;pwn\x07/data/reports/validate" in capsys.readouterr().out

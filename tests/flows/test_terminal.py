@@ -51,3 +51,20 @@ def test_a_terminal_without_a_character_gets_its_code(monkeypatch: pytest.Monkey
         "caf\u00e9",
         "\\u6f22.png",
     ]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_text_controls_the_terminal(is_terminal: bool) -> None:
+    """Rich would pass on an escape sequence in a file's name."""
+    screen = io.StringIO()
+    console = Console(file=screen, width=200, force_terminal=is_terminal, color_system=None)
+    with Display(["ingest"], console) as display:
+        display.start("ingest")
+        display.line("ingest", "@  25% read \x1b]0;pwn\a.png")
+        display.line("ingest", "no image: \x1b]0;pwn\a.png")
+        display.end("ingest", "Failed", "error: \x1b]0;pwn\a.png\nexit status 1")
+        display.close("ingest", "Failed", "")
+    output = screen.getvalue()
+    assert "\x1b]0" not in output
+    assert "\a" not in output
+    assert r"\x1b]0;pwn\x07.png" in output

@@ -45,3 +45,16 @@ def test_a_mistake_is_one_line(tmp_path: Path, environment: dict[str, str], word
     assert process.returncode == 1
     assert words in process.stderr
     assert process.stderr.count("\n") == 1
+
+
+def test_a_name_in_an_error_does_not_control_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text("data: {dir: images}\n")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a\x1b]0;pwn\a\n.png").symlink_to("/nope")
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    message = train.train.fn(train.Options()).message
+    assert message is not None
+    assert r"a\x1b]0;pwn\x07\n.png: a link to /nope" in message
+    assert message.isprintable()

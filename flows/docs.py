@@ -212,7 +212,7 @@ class Figures:
     @cached_property
     def _metrics(self) -> dict[str, dict[str, Any]]:
         files = sorted((self._root / REPORTS).glob("*/metrics.json"))
-        return {file.parent.name: json.loads(file.read_text()) for file in files}
+        return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
     @cached_property
     def _flat(self) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class Figures:
     @cached_property
     def _bench(self) -> dict[str, dict[str, Any]]:
         entries: dict[str, dict[str, Any]]
-        entries = json.loads((self._root / REPORTS / "bench.json").read_text())
+        entries = json.loads((self._root / REPORTS / "bench.json").read_text(encoding="utf-8"))
         return entries
 
     def metric(self, key: str) -> Any:

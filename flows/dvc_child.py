@@ -62,7 +62,7 @@ def main() -> None:
     except AtelierError as error:
         sys.exit(f"error: {error}")
     outcome = "restored" if restore.is_triggered else "ran" if stages else "unchanged"
-    arguments.outcome.write_text(json.dumps(outcome))
+    arguments.outcome.write_text(json.dumps(outcome), encoding="utf-8")
 
 
 if __name__ == "__main__":

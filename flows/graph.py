@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE
 from dvc.stage import Stage
 
+from flows import ROOT
 from flows.repo import one_line, open_repo
 from stages.core.runner.errors import AtelierError, ParamsError
 from stages.core.runner.lock import HOLDER
+from stages.core.runner.text import terminal
 
 Outcome = Literal["unchanged", "restored", "ran"]
 
@@ -65,7 +68,7 @@ def _is_whole(repo: Repo, path: Path) -> bool:
         if path.name == LOCK_FILE:
             Lockfile(repo, str(path)).load()
         else:
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return True
     except (DvcException, ValueError):
@@ -131,8 +134,15 @@ class Graph:
         for path in sorted({Path(dep.fs_path) for stage in stages for dep in stage.deps}):
             is_output = any(path.is_relative_to(out) or out.is_relative_to(path) for out in outs)
             if not path.exists() and not is_output:
+                name = self._name(str(path))
+                if (ROOT / name).exists():
+                    raise ParamsError(
+                        f"{name}: neither git nor DVC tracks it, so a workspace has no copy of it; "
+                        f"run `dvc add {shlex.quote(name)}` in the project, or set data.dir to the "
+                        f"whole path, {ROOT / name}"
+                    )
                 raise ParamsError(
-                    f"{os.path.relpath(path, self.root)}: no such file or folder, and no stage "
+                    f"{name}: no such file or folder, and no stage "
                     "writes it; if it is for your images, put them there, or set data.dir to "
                     "where they are"
                 )
@@ -161,11 +171,16 @@ class Graph:
         inputs += [out for stage in stages if not stage.cmd for out in stage.outs]
         with self._repo.lock:
             return {
-                Path(each.fs_path).relative_to(self.root).as_posix(): each.get_hash().value
+                self._name(each.fs_path): each.get_hash().value
                 for each in inputs
                 if not any(Path(each.fs_path).is_relative_to(out) for out in outputs)
                 and not any(Path(out).is_relative_to(each.fs_path) for out in outputs)
             }
+
+    def _name(self, path: str) -> str:
+        """A path relative to the workspace if it is inside, else as it is."""
+        inside = Path(path).is_relative_to(self.root)
+        return os.path.relpath(path, self.root) if inside else path
 
     def reproduce(
         self,
@@ -205,7 +220,7 @@ class Graph:
             ) as child:
                 try:
                     for line in child.stdout or ():
-                        if line := line.rstrip():
+                        if line := terminal(line.rstrip()):
                             lines.append(line)
                             on_line(line)
                     child.wait()
@@ -215,7 +230,7 @@ class Graph:
                     raise
             if child.returncode:
                 raise StageFailed(_last_words(lines, child.returncode))
-            result: Outcome = json.loads(outcome.read_text())
+            result: Outcome = json.loads(outcome.read_text(encoding="utf-8"))
             return result
 
 
@@ -223,6 +238,8 @@ def _child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment["PYTHONUNBUFFERED"] = "1"
+    # Names and labels are UTF-8, and so is the output that we read, whatever the locale.
+    environment["PYTHONUTF8"] = "1"
     # The hub's client warns of each failed attempt, which would bury the stage's own last line.
     environment.setdefault("HF_HUB_VERBOSITY", "error")
     environment[HOLDER] = str(os.getpid())

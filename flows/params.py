@@ -48,9 +48,9 @@ def check(path: Path) -> None:
     code = digest_of("flows.params", *(f"stages.{section}" for section in sections))
     key = hashlib.md5(f"{json.dumps(content, default=str)} {code}".encode()).hexdigest()
     record = path.parent / CHECKED
-    if record.exists() and record.read_text() == key:
+    if record.exists() and record.read_text(encoding="utf-8") == key:
         return
     for section in sections:
         parse_section(content, section, section_class(section), source=path.name)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(key)
+    record.write_text(key, encoding="utf-8")

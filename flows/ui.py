@@ -88,7 +88,7 @@ MAX_ROWS = 200
 def publish(node: Node) -> None:
     """Show a stage's metrics, tables and pictures as artifacts of the running task."""
     for path in node.metrics:
-        rows = flatten(json.loads(path.read_text()))
+        rows = flatten(json.loads(path.read_text(encoding="utf-8")))
         table = "\n".join(
             f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in rows.items()
         )
@@ -96,7 +96,7 @@ def publish(node: Node) -> None:
             f"| metric | value |\n|---|---|\n{table}", key=artifact_key(node.name, path.stem)
         )
     for path in node.tables:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             table_rows = list(itertools.islice(csv.DictReader(file), MAX_ROWS))
         create_table_artifact(
             table_rows, key=artifact_key(node.name, path.stem), description=str(path.name)

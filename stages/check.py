@@ -101,8 +101,12 @@ def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
     shutil.copyfile(paths.onnx / "fp32.onnx", paths.release / "model.onnx")
     shutil.copyfile(Path(predict.__file__), paths.release / "predict.py")
     classes = list(reports.export.calibrated.recall)
-    (paths.release / "labels.json").write_text(json.dumps(classes, indent=1) + "\n")
-    (paths.release / "MODEL_CARD.md").write_text(page.model_card(reports, verdict))
+    (paths.release / "labels.json").write_text(
+        json.dumps(classes, indent=1) + "\n", encoding="utf-8"
+    )
+    (paths.release / "MODEL_CARD.md").write_text(
+        page.model_card(reports, verdict), encoding="utf-8"
+    )
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -119,7 +123,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             flush=True,
         )
     report.write_metrics(paths.metrics, verdict)
-    paths.page.write_text(page.report_page(folders, reports, verdict))
+    paths.page.write_text(page.report_page(folders, reports, verdict), encoding="utf-8")
     if failed:
         raise GateFailed(
             "; ".join(

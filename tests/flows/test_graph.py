@@ -16,6 +16,7 @@ from dvc.dvcfile import LOCK_FILE
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE
 
+from flows import graph as graph_module
 from flows.graph import Graph, StageFailed
 from stages.core.runner.errors import ParamsError, WorkspaceBusy, WorkspaceFailed
 from tests.conftest import ROOT
@@ -278,3 +279,43 @@ def test_an_input_that_is_not_there_is_named(toy: Path) -> None:
     ):
         Graph(toy, "second")
     assert [node.name for node in Graph(toy, "aside").nodes] == ["aside"]
+
+
+def test_no_line_of_a_stage_controls_the_terminal(toy: Path) -> None:
+    message = r"error: toy: \x1b]0;pwn\x07.png"
+    (toy / "stage.py").write_text(f"import sys; sys.exit('{message}')")
+    lines: list[str] = []
+    with pytest.raises(StageFailed) as error:
+        Graph(toy, "second").reproduce("first", lines.append)
+    assert str(error.value) == message
+    assert message in lines
+
+
+def test_the_locale_is_no_matter_to_a_stage(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LC_ALL", "C"), ("PYTHONCOERCECLOCALE", "0"), ("PYTHONUTF8", "0")):
+        monkeypatch.setenv(name, value)
+    (toy / "params.yaml").write_text("strength: caf\u00e9\n", encoding="utf-8")
+    assert reproduce(toy, "first")[0] == "ran"
+    assert (toy / "first.txt").read_text(encoding="utf-8") == "caf\u00e9"
+
+
+def test_inputs_outside_the_project_have_whole_paths(toy: Path, tmp_path: Path) -> None:
+    (images := tmp_path / "images").mkdir()
+    (images / "1.png").write_bytes(b"1")
+    text = GRAPH.replace("deps: [stage.py]", f"deps: [stage.py, {images}]")
+    (toy / "dvc.yaml").write_text(text)
+    sources = Graph(toy, "second").sources()
+    assert set(sources) == {"stage.py", str(images)}
+    (images / "1.png").write_bytes(b"2")
+    assert Graph(toy, "second").sources()[str(images)] != sources[str(images)]
+
+
+def test_a_workspace_without_an_untracked_input_says_how_to_have_it(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my project").mkdir()
+    (toy / "stage.py").rename(tmp_path / "my project" / "stage.py")
+    monkeypatch.setattr(graph_module, "ROOT", tmp_path / "my project")
+    expected = r"^stage\.py: neither git nor DVC .*`dvc add stage\.py`.*/my project/stage\.py$"
+    with pytest.raises(ParamsError, match=expected):
+        Graph(toy, "second")

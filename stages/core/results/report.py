@@ -39,7 +39,7 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
 def read_metrics(path: Path, kind: type[M]) -> M:
     """The metrics that a stage wrote. Raises: DataError where they are other code's."""
     try:
-        return kind.model_validate_json(path.read_text())
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]

@@ -18,6 +18,7 @@ from stages.core.results.escape import markdown_cell
 from stages.core.results.metrics import Paired, mean_paired_gain
 from stages.core.results.report import read_metrics
 from stages.core.results.schema import SCHEMA, Gain
+from stages.core.runner.disk import settle
 from stages.core.runner.params import Section, load_yaml, parse_section
 
 RESULTS = Path("data/reports/studies")
@@ -172,7 +173,7 @@ class Results:
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".partial.{path.name}")
     write(partial)
-    partial.replace(path)
+    settle(partial, path)
 
 
 def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Collection
@@ -26,7 +25,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import ROOT, look, params, server, ui, workspace
-from flows.graph import Graph
+from flows.graph import Graph, StageFailed
 from flows.study import (
     CODE,
     COMMIT,
@@ -45,21 +44,26 @@ from flows.study import (
     summary,
     trials,
 )
-from flows.terminal import Display
+from flows.terminal import Display, printable, tolerate_any_text
 from stages.core.runner import digest, lock, runtime
 from stages.core.runner.errors import AtelierError
 from stages.core.runner.params import load_yaml
+from stages.core.runner.text import terminal
 
 
 def _commit() -> str:
-    """The code's state: the commit, with a plus if code or params differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    name = subprocess.run(
-        [*git, "describe", "--always", "--exclude=*"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    """The code's state: the commit, with a plus if code or params differ from it.
+
+    Raises: WorkspaceFailed.
+    """
+    name = workspace.git(ROOT, "describe", "--always", "--exclude=*").strip()
     paths = ["stages", "flows/*.py", "dvc.yaml", "params.yaml"]
-    is_different = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *paths]).returncode
+    is_different = workspace.git(ROOT, "diff", "--name-only", "HEAD", "--", *paths)
     return f"{name}+" if is_different else name
+
+
+# Ends a trial that hangs. The longest stage of a run may take ten hours, and a trial has several.
+TRIAL_LIMIT_S = 24 * 3600
 
 
 @task(cache_policy=NO_CACHE)
@@ -92,9 +96,11 @@ def run_trial(
             graph = Graph(at, study.target)
             graph.reproduce(study.target, on_line, upstream=True)
     except (AtelierError, OSError) as error:
-        results.add(trial, row | {STATE: "failed", MESSAGE: str(error).splitlines()[-1]}, None)
-        display.end(trial.label, "Failed", str(error))
-        return Failed(message=str(error))
+        # The lines of a stage are fit for a terminal already.
+        message = str(error) if isinstance(error, StageFailed) else terminal(str(error))
+        results.add(trial, row | {STATE: "failed", MESSAGE: message.splitlines()[-1]}, None)
+        display.end(trial.label, "Failed", message)
+        return Failed(message=message)
     metrics, logits = collect(graph)
     results.add(trial, row | metrics, logits)
     display.end(trial.label, "Completed")
@@ -110,20 +116,27 @@ def _md5(content: object) -> str:
 
 
 class Planner:
-    """What the trials of a study depend on, as the project is now. Raises: ParamsError."""
+    """What the trials of a study depend on, as the project is now.
+
+    Raises: ParamsError; DataError for images that DVC cannot read; WorkspaceFailed; WorkspaceBusy.
+    """
 
     def __init__(self, study: Study) -> None:
+        look.check_images(ROOT)
         self._trials = trials(study)
         self._folder = load_yaml(ROOT / "params.yaml")["data"]["dir"]
         self._graph = Graph(ROOT, study.target)
         self._sections = {"data", *(node.name for node in self._graph.nodes)}
 
     def inputs(self, trial: Trial) -> Inputs:
-        """What a trial depends on. Raises: ParamsError for an unknown key."""
+        """What a trial depends on. Raises: ParamsError for an unknown key; DataError."""
         return self._inputs([trial])[trial.label]
 
     def all_inputs(self) -> dict[str, Inputs]:
-        """What each trial depends on, by its label. Raises: ParamsError for an unknown key."""
+        """What each trial depends on, by its label.
+
+        Raises: ParamsError for an unknown key; DataError.
+        """
         return self._inputs(self._trials)
 
     def _inputs(self, chosen: list[Trial]) -> dict[str, Inputs]:
@@ -135,6 +148,7 @@ class Planner:
             values = params_of(trial, self._sections)
             trial_data = data
             if (folder := values["data"]["dir"]) != self._folder and (ROOT / folder).exists():
+                look.check_images(ROOT, trial.changes, source=trial.label)
                 trial_data = data | {folder: digest.md5(ROOT / folder)}
             planned[trial.label] = Inputs(_md5(values), _md5(trial_data), _md5(code))
         return planned
@@ -150,11 +164,19 @@ def params_of(trial: Trial, sections: Collection[str]) -> dict[str, Any]:
 @flow(name="sweep")
 def sweep(study: str, minutes: float | None = None) -> State[Any]:
     """Run the trials of a study that are not done yet; start no trial after `minutes`."""
+    try:
+        return _run_trials(study, minutes)
+    except AtelierError as error:
+        return Failed(message=terminal(str(error)))
+
+
+def _run_trials(study: str, minutes: float | None) -> State[Any]:
     name = Path(study).stem
     plan = load(ROOT / study)
     results = Results(ROOT / RESULTS, name)
     planner = Planner(plan)
     planned = planner.all_inputs()
+    _commit()  # No trial can run without git.
     todo = [t for t in trials(plan) if not results.is_done(t, planned[t.label])]
     end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     failed = 0
@@ -164,7 +186,10 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
             if time.monotonic() > end:
                 break
             at = ROOT / ".worktrees" / f"{name}-{trial.label}"
-            state = run_trial.with_options(name=name, task_run_name=trial.label)(
+            run = run_trial.with_options(
+                name=name, task_run_name=trial.label, timeout_seconds=TRIAL_LIMIT_S
+            )
+            state = run(
                 plan, trial, planner.inputs(trial), at, shared, results, display, return_state=True
             )
             display.close(trial.label, str(state.name), str(state.message))
@@ -174,7 +199,7 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
             shutil.rmtree(shared, ignore_errors=True)
     table = summary(plan, results, planner.all_inputs())
     create_markdown_artifact(f"{plan.question}\n\n{table}", key=ui.artifact_key("study", name))
-    print(table, flush=True)
+    print(printable(table), flush=True)
     trials_failed = f"{failed} trial" + "s" * (failed != 1)
     return Failed(message=f"{trials_failed} failed") if failed else Completed()
 
@@ -187,20 +212,21 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="run nothing, print the tables")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    tolerate_any_text()
     try:
         plan = load(ROOT / arguments.study)
         if arguments.summary:
             results = Results(ROOT / RESULTS, Path(arguments.study).stem)
-            print(summary(plan, results, Planner(plan).all_inputs()))
+            print(printable(summary(plan, results, Planner(plan).all_inputs())))
             return
         with server.connected(lambda: params.check(ROOT / "params.yaml")):
             state = sweep(arguments.study, arguments.minutes, return_state=True)
     except AtelierError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(terminal(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit("ended; the rows so far are saved, and the next call resumes from there")
     if not state.is_completed():
-        sys.exit(f"error: {state.message}")
+        sys.exit(printable(f"error: {state.message}"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Which files are images, by name or by content, and which ones nobody put there."""
 
+import re
 from pathlib import PurePosixPath
 
 from stages.core.release.predict import EXTENSIONS
@@ -52,13 +53,17 @@ def is_image_content(head: bytes) -> bool:
 # case. Names that begin with a dot are left out anyhow.
 _LEFT_FOLDERS = {
     "__macosx", "network trash folder", "temporary items", "resource.frk",  # macOS
-    "$recycle.bin", "recycler", "system volume information", "found.000",  # Windows
+    "$recycle.bin", "recycler", "system volume information",  # Windows
     "lost+found",  # Linux
     "@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot",  # Synology
     "@recycle", "@recently-snapshot", "@transcode",  # QNAP
+    "~snapshot",  # NetApp
+    "lost.dir",  # Android
     "paxheader", "paxheaders", "gnusparsefile",  # tar
     "__pycache__",
 }  # fmt: skip
+# chkdsk counts its folders.
+_LEFT_COUNTED = re.compile(r"found\.\d{3}")
 _LEFT_FILES = {
     "thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini",
     "iconcache.db", "icon\r", "icon\uf00d", "picasa.ini", "zbthumbnail.info", "pspbrwse.jbf",
@@ -76,7 +81,9 @@ def is_leftover(name: str, *, folder: bool) -> bool:
     low = name.lower()
     if low.startswith((".", *_LEFT_STARTS)):
         return True
-    return low in _LEFT_FOLDERS if folder else low in _LEFT_FILES or low.endswith(_LEFT_ENDS)
+    if folder:
+        return low in _LEFT_FOLDERS or bool(_LEFT_COUNTED.fullmatch(low))
+    return low in _LEFT_FILES or low.endswith(_LEFT_ENDS)
 
 
 def in_leftover(path: str) -> bool:

@@ -53,7 +53,10 @@ def list_folder(folder: Path) -> Listing:
     """
     listing = Listing()
     problems: list[str] = []
-    _look(folder, "", False, listing, problems)
+    open_folders = [("", False)]
+    while open_folders:
+        inside, left = open_folders.pop()
+        open_folders += _look(folder, inside, left, listing, problems)
     if problems:
         problems.sort()
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -63,13 +66,19 @@ def list_folder(folder: Path) -> Listing:
     return listing
 
 
-def _look(folder: Path, inside: str, left: bool, listing: Listing, problems: list[str]) -> None:
-    """Add what lies in `folder`/`inside`; `left`: in a leftover."""
+def _look(
+    folder: Path, inside: str, left: bool, listing: Listing, problems: list[str]
+) -> list[tuple[str, bool]]:
+    """Add what lies in `folder`/`inside`; `left`: in a leftover.
+
+    Returns: the folders to look into next, as `inside` and `left`.
+    """
     try:
         with os.scandir(folder / inside if inside else folder) as entries:
             content = list(entries)
     except OSError as error:
         raise unreadable(error) from None
+    inner = []
     for entry in content:
         name = inside + entry.name
         is_folder, problem = _kind(entry)
@@ -79,14 +88,15 @@ def _look(folder: Path, inside: str, left: bool, listing: Listing, problems: lis
             if not left:
                 listing.leftovers.append(name)
             if is_folder and not entry.is_symlink():
-                _look(folder, name + "/", True, listing, problems)
+                inner.append((name + "/", True))
         elif not is_folder:
             listing.files.append(name)
         elif entry.is_symlink():
             listing.linked[name] = str(Path(entry.path).readlink())
         else:
             listing.folders.append(name)
-            _look(folder, name + "/", False, listing, problems)
+            inner.append((name + "/", False))
+    return inner
 
 
 def _kind(entry: "os.DirEntry[str]") -> tuple[bool, str]:

@@ -69,6 +69,14 @@ def read_table(path: Path) -> pd.DataFrame:
     return table[(table != "").any(axis=1)].reset_index(drop=True) if len(table) else table
 
 
+def _refuse_doubled(place: str, kind: str, names: list[str]) -> None:
+    """Raises: DataError for a name that stands twice; cells without a name do not count."""
+    if doubled := sorted({name for name in names if name and names.count(name) > 1}):
+        raise DataError(
+            f"{place}: found the {kind} {doubled[0]!r} twice; expected each once: take one out"
+        )
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
     """Raises: DataError for what spreadsheets save as CSV and is none; ValueError; OSError."""
     with path.open("rb") as file:
@@ -84,6 +92,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 f"{path}: its cells are separated by {words}; expected commas: save it again as "
                 "CSV with commas, or replace them"
             )
+    # pandas calls a second column of one name by another.
+    first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    _refuse_doubled(f"{path}", "column", [trimmed(str(name)) for name in first.iloc[0]])
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if not isinstance(table.index, pd.RangeIndex):
         raise DataError(f"{path}: the rows have more cells than the header: name them all")
@@ -96,8 +107,7 @@ def check_columns(path: Path, table: pd.DataFrame) -> list[str]:
     Raises: DataError that says what to rename.
     """
     table.columns = pd.Index([trimmed(name) for name in table.columns])
-    if doubled := table.columns[table.columns.duplicated()].tolist():
-        raise DataError(f"{path}: found the column {doubled[0]!r} twice; expected each once")
+    _refuse_doubled(f"{path}", "column", table.columns.tolist())
     hints = []
     for column, called in _CALLED.items():
         if column in table:
@@ -121,16 +131,20 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     with pq.ParquetFile(path) as file:
         content = file.read()
     names = content.column_names
-    if doubled := sorted({n for n in names if names.count(n) > 1}):
-        raise DataError(f"{path}: found the column {doubled[0]!r} twice; expected each once")
+    _refuse_doubled(f"{path}", "column", names)
     columns = zip(names, content.columns, strict=True)
     return pd.DataFrame({name: [as_text(v) for v in c.to_pylist()] for name, c in columns})
 
 
 def json_object(path: Path, number: int, line: str) -> dict[str, Any]:
-    """A line of a file as a JSON object. Raises: DataError."""
+    """A line of a file as a JSON object. Raises: DataError, for a key that stands twice, too."""
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_doubled(f"{path}: line {number}", "key", [escaped(key) for key, _ in pairs])
+        return dict(pairs)
+
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: line {number}: not JSON ({error}); expected one object per line"

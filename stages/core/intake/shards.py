@@ -82,7 +82,7 @@ def _samples(
 ) -> dict[str, dict[str, str]]:
     """What a shard says of each key; the rest goes to the other arguments, by name.
 
-    Raises: DataError for keys with dots, and for labels that are no text.
+    Raises: DataError for keys with dots, for labels that are no text, and for two labels of a key.
     """
     samples: dict[str, dict[str, str]] = {}
     for member in tar:
@@ -105,7 +105,15 @@ def _samples(
             sample["file_name"] = name
             members[name] = (shard, member.offset_data, member.size)
         elif extension.lower() in ("cls", "json"):
-            samples.setdefault(key, {}).update(_about(shard, tar, member, extension.lower()))
+            about = _about(shard, tar, member, extension.lower())
+            sample = samples.setdefault(key, {})
+            for column, text in about.items():
+                if trimmed(sample.get(column, text)) != trimmed(text):
+                    raise DataError(
+                        f"{shard}: key {key!r} has {column} = {sample[column]!r} and {text!r}; "
+                        "expected one for each key: correct one of its .cls and .json files"
+                    )
+            sample.update(about)
         else:
             if extension.lower().endswith((".cls", ".json")):
                 _refuse_dotted_key(shard, base, key, extension)

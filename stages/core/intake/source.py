@@ -160,16 +160,29 @@ def _classes(folder: Path) -> list[str] | None:
     return classes
 
 
+def _refuse_second_spellings(folder: Path, names: "pd.Series[str]", place: str) -> None:
+    """Raises: DataError where two names mean one split."""
+    first: dict[Split, str] = {}
+    for name, split in sorted(split_names(names.unique()).items()):
+        other = first.setdefault(split, name)
+        if other != name:
+            raise DataError(
+                f"{folder}: the split {place} {other!r} and {name!r}, which both mean {split}; "
+                "expected one spelling for each split: put them together under one name"
+            )
+
+
 def completed(
     folder: Path,
     layout: str,
     rows: pd.DataFrame,
     others: dict[str, str],
     *,
+    split_folders: bool,
     notes: Iterable[str] = (),
     **more: Any,
 ) -> Source:
-    """Complete the columns, and check that each thing is spelt in one way."""
+    """Complete the columns, and check that each thing is spelt in one way. Raises: DataError."""
     if rows.empty:
         raise DataError(f"{folder}: no images; expected one row or file per labelled image")
     notes = list(notes)
@@ -177,6 +190,8 @@ def completed(
     for column in COLUMNS:
         if column not in rows:
             rows[column] = ""
+    if split_folders:  # before their names are trimmed
+        _refuse_second_spellings(folder, rows["split"], "folders are")
     for column in COLUMNS[1:]:
         cells = rows[column].map(trimmed)
         if count := int((cells != rows[column]).sum()):
@@ -196,8 +211,9 @@ def completed(
         raise DataError(
             f"{folder}: split = {wrong[0]!r}; expected train, val or test: correct the column"
         )
-    renamed = {name: split for name, split in splits.items() if name.lower() != split}
-    if renamed:
+    if not split_folders:
+        _refuse_second_spellings(folder, rows["split"], "column has")
+    if any(name != split for name, split in splits.items()):
         meanings = ", ".join(f"{name} = {split}" for name, split in sorted(splits.items()))
         notes.append(f"names of splits: {meanings}")
     rows["split"] = rows["split"].map(splits | {"": ""})
@@ -212,6 +228,7 @@ def completed(
         table,
         classes=_classes(folder),
         known=known,
+        split_folders=split_folders,
         others=others,
         notes=tuple(notes),
         **more,

@@ -103,7 +103,7 @@ def _class_folders(folder: Path, listing: Listing) -> Source:
         if not label:
             problems[name] = "it lies in no class folder; move it into one, or take it out"
         rows.append({"file_name": name, "label": label, "split": parts[0] if splits else ""})
-    _refuse_trimmed_twins(folder, rows)
+    _refuse_trimmed_twins(folder, {row["label"] for row in rows})
     images = set(tree.images)
     others = {name: "no image by name or content" for name in files if name not in images}
     deeper = {name: tree.folders(name) for name in classes if tree.folders(name)}
@@ -123,12 +123,13 @@ def _class_folders(folder: Path, listing: Listing) -> Source:
     )
 
 
-def _refuse_trimmed_twins(folder: Path, rows: list[dict[str, str]]) -> None:
+def _refuse_trimmed_twins(folder: Path, labels: set[str]) -> None:
     """Raises: DataError for folders that would become one class by trimming their names."""
-    labels = {row["label"] for row in rows}
-    for label in sorted(labels):
-        if trimmed(label) != label and trimmed(label) in labels:
+    first: dict[str, str] = {}
+    for label in sorted(labels, key=lambda name: (len(name), name)):
+        other = first.setdefault(trimmed(label), label)
+        if other != label:
             raise DataError(
-                f"{folder}: the folders {trimmed(label)!r} and {label!r} differ only in blanks; "
+                f"{folder}: the folders {other!r} and {label!r} differ only in blanks; "
                 "expected one folder per class: put them together"
             )

@@ -1,5 +1,6 @@
 """Figures of the report, as PNG."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+# Names of classes are no formulas, whatever dollar signs they have.
+matplotlib.rcParams["text.parse_math"] = False
+
 # Okabe & Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 
@@ -20,8 +24,12 @@ Images = NDArray[np.uint8]
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # No software version in the file: the same figure has the same bytes.
-    figure.savefig(path, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A box stands for a letter that the font lacks; the text is in the tables.
+        warnings.filterwarnings("ignore", r"Glyph \d+ [\s\S]* missing from", UserWarning)
+        # No software version in the file: the same figure has the same bytes.
+        look = {"dpi": 110, "bbox_inches": "tight", "metadata": {"Software": None}}
+        figure.savefig(path, format="png", **look)
     plt.close(figure)
 
 

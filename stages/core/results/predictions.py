@@ -7,20 +7,23 @@ from pathlib import Path
 import pandas as pd
 
 from stages.core.dataset.data import Dataset, Rows
+from stages.core.results.escape import spreadsheet_cell
 from stages.core.results.metrics import Logits
 
 
 def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -> None:
     """Write the logits (len(rows), K) of each named model on some images, one line per image.
 
-    Columns: file_name, group, label (both as numbers), and MODEL/CLASS for each model and class.
+    Columns: file_name (as `spreadsheet_cell` has it), group, label (both as numbers), and
+    MODEL/CLASS for each model and class.
     """
     columns = {
         f"{model}/{name}": values[:, k]
         for model, values in logits.items()
         for k, name in enumerate(data.classes)
     }
-    named = {"file_name": data.files[rows], "group": data.groups[rows], "label": data.labels[rows]}
+    files = [spreadsheet_cell(name) for name in data.files[rows]]
+    named = {"file_name": files, "group": data.groups[rows], "label": data.labels[rows]}
     table = pd.DataFrame(named | columns)
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 

@@ -102,3 +102,19 @@ def test_every_damaged_header_of_a_shard_is_noticed(tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(broken)
         with pytest.raises(DataError, match=r"a\.tar: not readable as a tar"):
             open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "second", [("1.cls", b"dog"), ("1.json", b'{"label": "dog"}'), ("1.json", b'{"label": "Cat"}')]
+)
+def test_two_labels_of_a_key_are_refused(tmp_path: Path, second: tuple[str, bytes]) -> None:
+    members = [("1.png", picture()), ("1.cls", b"cat\n"), second]
+    (tmp_path / "a.tar").write_bytes(as_tar(members))
+    with pytest.raises(DataError, match=r"a\.tar: key '1' has label = 'cat' and '(dog|Cat)'"):
+        open_source(tmp_path)
+
+
+def test_one_label_may_be_given_twice(tmp_path: Path) -> None:
+    members = [("1.png", picture()), ("1.cls", b"cat\n"), ("1.json", b'{"label": "cat"}')]
+    (tmp_path / "a.tar").write_bytes(as_tar(members))
+    assert by_name(tmp_path) == {"a.tar/1.png": "cat"}

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from stages.core.intake.listing import list_folder
 from stages.core.intake.source import COLUMNS, Unreadable, locate, same_names
 from stages.core.intake.sources import open_source
 from stages.core.runner.errors import DataError
@@ -307,3 +308,67 @@ def test_hugging_face_loads_the_same_folder(
             assert pairs == sorted(zip(part["label"], part["group"], strict=True))
             assert {tuple(size) for size, _, _ in actual[split]} == {(40, 40)}
         assert sum(map(len, actual.values())) == len(ours) == 12
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Train", "train"), ("train", "training"), ("train", "train ")]
+)
+def test_two_folders_of_one_split_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    for split in (one, other, "test"):
+        put(tmp_path, f"{split}/cat/1.png", f"{split}/dog/1.png")
+    with pytest.raises(DataError, match=f"{one!r} and {other!r}, which both mean train"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(("one", "other"), [("val", "valid"), ("Val", "val")])
+def test_two_spellings_of_a_split_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    rows = f"file_name,label,split\n0.png,a,train\n1.png,b,{one}\n2.png,a,{other}\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    with pytest.raises(DataError, match=f"column has {one!r} and {other!r}, which both mean val"):
+        open_source(tmp_path)
+
+
+def test_another_case_of_a_split_is_mentioned(tmp_path: Path) -> None:
+    put(tmp_path, "Train/a/1.png", "Train/b/1.png", "test/a/1.png", "test/b/1.png")
+    assert "names of splits: Train = train, test = test" in open_source(tmp_path).notes
+
+
+def test_two_folders_with_blanks_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "cat /1.png", " cat/1.png", "dog/1.png")
+    with pytest.raises(DataError, match="the folders ' cat' and 'cat ' differ only in blanks"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "file_name,label,label\n0.png,a,b\n"),
+        ("metadata.csv", "\ufefflabel,file_name,label \nx,0.png,a\n"),
+        ("metadata.jsonl", '{"file_name": "0.png", "label": "a", "label": "b"}'),
+    ],
+)
+def test_a_label_that_stands_twice_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"found the (column|key) 'label' twice"):
+        open_source(tmp_path)
+
+
+def test_columns_without_a_name_are_no_twins(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,label,,\n0.png,a,,\n")
+    assert by_name(tmp_path) == {"0.png": "a"}
+
+
+def test_folders_are_nested_as_deep_as_they_like(tmp_path: Path) -> None:
+    place = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("a", dir_fd=place)
+        inner = os.open("a", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(place)
+    try:
+        assert len(list_folder(tmp_path).folders) == 1100
+    finally:
+        # shutil.rmtree, with which pytest cleans up, is recursive.
+        for depth in range(1100, 0, -1):
+            (tmp_path / "/".join("a" * depth)).rmdir()

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -20,3 +21,12 @@ def test_every_training_has_a_curve_of_its_own(
     assert len(looks) == len(axis.lines) == count
     legend = axis.get_legend()
     assert [text.get_text() for text in (legend.texts if legend else [])] == list(series)
+
+
+@pytest.mark.parametrize("name", [r"$\foo$", "$10-$20", "\u8c93", "\u0915", "a\tb\0\n\x07"])
+def test_names_of_all_kinds_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    """Warnings are errors here."""
+    pictures.grid(tmp_path / "grid.png", {name: [np.zeros((8, 8, 1), np.uint8)]})
+    pictures.bars(tmp_path / "bars.png", {name: 1.0}, label=name)
+    pictures.curves(tmp_path / "curves.png", {name: pd.Series([1.0])}, x=name, y=name)
+    assert {path.stem for path in tmp_path.iterdir()} == {"grid", "bars", "curves"}

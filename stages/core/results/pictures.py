@@ -28,8 +28,9 @@ def _save(figure: Figure, path: Path) -> None:
         # A box stands for a letter that the font lacks; the text is in the tables.
         warnings.filterwarnings("ignore", r"Glyph \d+ [\s\S]* missing from", UserWarning)
         # No software version in the file: the same figure has the same bytes.
-        look = {"dpi": 110, "bbox_inches": "tight", "metadata": {"Software": None}}
-        figure.savefig(path, format="png", **look)
+        figure.savefig(
+            path, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+        )
     plt.close(figure)
 
 

@@ -21,6 +21,8 @@ from stages.core.results.schema import SCHEMA, Gain
 from stages.core.runner.disk import settle
 from stages.core.runner.params import Section, load_yaml, parse_section
 
+# Columns of predictions that hold names: `01` is no number there.
+NAMES = {"file_name": str, "group": str}
 RESULTS = Path("data/reports/studies")
 # The columns of a row that are not metrics.
 TRIAL, PARAMS, COMMIT, STATE, MESSAGE = "trial", "params", "commit", "state", "message"
@@ -190,7 +192,7 @@ def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:
         content = read_metrics(file, SCHEMA[stage])
         metrics |= flatten(content.model_dump(by_alias=True, exclude_unset=True), f"{stage}.")
         if (path := file.with_name("predictions.csv")).exists():
-            tables.append(pd.read_csv(path))
+            tables.append(pd.read_csv(path, dtype=NAMES, keep_default_na=False, na_values=[""]))
     if not tables:
         return metrics, None
     merged = tables[0]
@@ -242,6 +244,7 @@ class Figures:
         if models[0] == models[1] or not rows:
             return None
         pairs = []
+        numbers: dict[str, int] = {}
         for both in rows:
             tables = [
                 self._predictions[self._predictions[TRIAL] == row[TRIAL]].dropna(axis=1)
@@ -253,7 +256,9 @@ class Figures:
             )
             if tables[0]["file_name"].tolist() != tables[1]["file_name"].tolist():
                 return None
-            labels, groups = (tables[0][c].to_numpy(np.int64) for c in ("label", "group"))
+            labels = tables[0]["label"].to_numpy(np.int64)
+            # By name: in each trial's own numbers, one group may have several, and two the same.
+            groups = np.array([numbers.setdefault(g, len(numbers)) for g in tables[0]["group"]])
             # A single teacher is compared with the students of all seeds.
             count = max(len(left), len(right))
             seeds = zip(*(x * (count // len(x)) for x in (left, right)), strict=True)

@@ -68,6 +68,12 @@ class Dataset:
         return numbers
 
     @property
+    def group_names(self) -> NDArray[np.object_]:
+        """The user's names of the groups (N,), the same whatever other images there are."""
+        names: NDArray[np.object_] = self._manifest["group"].to_numpy(object)
+        return names
+
+    @property
     def image_px(self) -> int:
         """Side of the square images, in pixels."""
         return int(self.pixels.shape[1])

@@ -14,7 +14,7 @@ from stages.core.results.metrics import Logits
 def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -> None:
     """Write the logits (len(rows), K) of each named model on some images, one line per image.
 
-    Columns: file_name (as `spreadsheet_cell` has it), group, label (both as numbers), and
+    Columns: file_name and group (as `spreadsheet_cell` has them), label (its number), and
     MODEL/CLASS for each model and class.
     """
     columns = {
@@ -22,8 +22,11 @@ def write(path: Path, data: Dataset, rows: Rows, logits: Mapping[str, Logits]) -
         for model, values in logits.items()
         for k, name in enumerate(data.classes)
     }
-    files = [spreadsheet_cell(name) for name in data.files[rows]]
-    named = {"file_name": files, "group": data.groups[rows], "label": data.labels[rows]}
+    named = {
+        "file_name": [spreadsheet_cell(name) for name in data.files[rows]],
+        "group": [spreadsheet_cell(name) for name in data.group_names[rows]],
+        "label": data.labels[rows],
+    }
     table = pd.DataFrame(named | columns)
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 

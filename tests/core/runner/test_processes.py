@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np, torch
 from stages.core.runner import processes
 from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.runtime import Resources
 from stages.core.training.fit import fit
 from stages.core.training.inputs import Inputs
 from tests.core.training.test_fit import RECIPE, small_net, views
 from tests.conftest import dataset
 
 torch.set_num_threads(1)
-processes.join(torch.device("cpu"))
+processes.join(Resources(device="cpu", threads=1, processes=2, cache_gb=1.0))
 folder = Path(sys.argv[1])
 shown = views()
 net = small_net()

@@ -4,6 +4,8 @@ Whoever can talk to Prefect's API can run commands as the user. So every server 
 own, even one that lives only as long as a run. Other processes get the secret through their
 environment or a private file, and never through a command line. `flows.guard` refuses requests of
 foreign pages and requests under foreign names.
+
+This module imports no Prefect, so that the server starts while the rest of a run is imported.
 """
 
 import argparse
@@ -24,20 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import httpx
 import psutil
-from prefect import get_client
-from prefect.exceptions import PrefectException
-from prefect.logging.handlers import APILogHandler
-from prefect.settings import (
-    PREFECT_API_AUTH_STRING,
-    PREFECT_API_KEY,
-    PREFECT_API_REQUEST_TIMEOUT,
-    PREFECT_API_URL,
-    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
-    PREFECT_CLIENT_MAX_RETRIES,
-    temporary_settings,
-)
 
 from flows import ROOT
 from flows.guard import OPEN
@@ -243,42 +232,24 @@ class Server:
 
 
 @contextlib.contextmanager
-def connected(meanwhile: Callable[[], None]) -> Iterator[None]:
-    """Use the running server, or one that ends with this process; `meanwhile` runs as it starts.
+def starting() -> Iterator[Callable[[], Address | None]]:
+    """Begin to start a server that ends with this process, unless one of this project runs.
+
+    Yields: a function that waits until the server answers, and returns its address; None for the
+        user's own server, which PREFECT_API_URL names.
 
     Raises: ServerFailed.
     """
     _refuse_socks()
     chosen = os.environ.get("PREFECT_API_URL", "").rstrip("/")
-    with contextlib.ExitStack() as stack:
-        address = running()
-        if chosen and not (address and address.url == chosen):
-            _check_answer(chosen)
-            meanwhile()
-        else:
-            if address is None:
-                log = stack.enter_context(tempfile.TemporaryFile())
-                server = stack.enter_context(Server(log=log))
-                meanwhile()
-                address = server.wait()
-            else:
-                meanwhile()
-            stack.enter_context(
-                temporary_settings(
-                    {
-                        PREFECT_API_URL: address.url,
-                        PREFECT_API_AUTH_STRING: address.auth,
-                        PREFECT_API_KEY: None,
-                        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: True,
-                    }
-                )
-            )
-        try:
-            yield
-        finally:
-            # Records are sent in batches, in the background. Any that are left when the server has
-            # ended hold up the exit for minutes.
-            APILogHandler().flush()
+    address = running()
+    if chosen and not (address and address.url == chosen):
+        yield lambda: None
+    elif address is not None:
+        yield lambda: address
+    else:
+        with tempfile.TemporaryFile() as log, Server(log=log) as server:
+            yield server.wait
 
 
 def _refuse_socks() -> None:
@@ -289,25 +260,6 @@ def _refuse_socks() -> None:
                 f"{kind.upper()}_PROXY = {proxy}: Prefect's client cannot use a SOCKS proxy; unset "
                 "it for this command, or name an HTTP proxy"
             )
-
-
-def _check_answer(url: str) -> None:
-    """Raises: ServerFailed if the user's own server does not answer, or refuses us."""
-    try:
-        with (
-            temporary_settings(
-                {PREFECT_API_REQUEST_TIMEOUT: ANSWER_LIMIT_S, PREFECT_CLIENT_MAX_RETRIES: 0}
-            ),
-            get_client(sync_client=True) as client,
-        ):
-            client.read_flow_runs(limit=1)
-    except (httpx.HTTPError, httpx.InvalidURL, PrefectException, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ServerFailed(
-            f"PREFECT_API_URL = {url}: cannot use this Prefect server ({reason}); start it, set "
-            "PREFECT_API_AUTH_STRING or PREFECT_API_KEY if it asks for one, or unset "
-            "PREFECT_API_URL: a run then starts a server of its own"
-        ) from None
 
 
 def _prefect(*arguments: str) -> list[str]:

@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import ROOT, look, params, server, ui, workspace
+from flows.connection import connected
 from flows.graph import Graph, StageFailed
 from flows.study import (
     CODE,
@@ -219,8 +220,10 @@ def main() -> None:
             results = Results(ROOT / RESULTS, Path(arguments.study).stem)
             print(printable(summary(plan, results, Planner(plan).all_inputs())))
             return
-        with server.connected(lambda: params.check(ROOT / "params.yaml")):
-            state = sweep(arguments.study, arguments.minutes, return_state=True)
+        with server.starting() as wait:
+            params.check(ROOT / "params.yaml")
+            with connected(wait):
+                state = sweep(arguments.study, arguments.minutes, return_state=True)
     except AtelierError as error:
         sys.exit(terminal(f"error: {error}"))
     except KeyboardInterrupt:

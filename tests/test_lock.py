@@ -1,6 +1,7 @@
 """The lock file serves every Python that the project names, not only the one that resolved it."""
 
 import re
+from collections.abc import Set as AbstractSet
 from importlib.metadata import Distribution, distributions
 
 import pytest
@@ -11,7 +12,7 @@ from packaging.utils import canonicalize_name
 from tests.conftest import ROOT
 
 
-def missing(lock: set[str], installed: list[Distribution], python: str) -> list[str]:
+def missing(lock: AbstractSet[str], installed: list[Distribution], python: str) -> list[str]:
     """What installed packages need on Python `python` and the lock lacks."""
     environment = {str(k): str(v) for k, v in default_environment().items()}
     environment |= {

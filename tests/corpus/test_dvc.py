@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flows import look, train
+from flows import look, pipeline
 from stages.core.dataset.folder import Data
 from stages.core.runner.errors import DataError, ParamsError
 from stages.core.runner.params import load_yaml, parse_section
@@ -196,7 +196,7 @@ def test_the_flow_looks_before_anything_runs(
 ) -> None:
     (tmp_path / "params.yaml").write_text("data: {dir: data/mine}")
     words = broken("Latin-1 name", tmp_path / "data" / "mine")
-    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
     with pytest.raises(DataError) as caught:
-        train.prepare_workspace(None)
+        pipeline.prepare_workspace(None)
     assert words in str(caught.value)

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from prefect.workers.process import ProcessJobConfiguration
 from websockets.sync.client import connect
 
 from flows import server
-from flows.server import POOL, POOL_TEMPLATE, Address, Server, connected, home, running
+from flows.connection import connected
+from flows.server import POOL, POOL_TEMPLATE, Address, Server, home, running, starting
 from stages.core.runner.errors import ServerFailed
 from tests.conftest import ROOT
 
@@ -273,10 +274,6 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, folder
         home()
 
 
-def fail() -> None:
-    raise AssertionError("nothing is to start")
-
-
 def test_a_server_of_the_users_own_that_is_not_there(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +282,8 @@ def test_a_server_of_the_users_own_that_is_not_there(
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(ServerFailed, match=expected),
-        connected(fail),
+        starting() as wait,
+        connected(wait),
     ):
         pass
 
@@ -293,7 +291,7 @@ def test_a_server_of_the_users_own_that_is_not_there(
 def test_a_socks_proxy_is_refused_in_a_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
     expected = r"^ALL_PROXY = socks5://127\.0\.0\.1:1080: .*; unset it"
-    with pytest.raises(ServerFailed, match=expected), connected(fail):
+    with pytest.raises(ServerFailed, match=expected), starting():
         pass
 
 
@@ -304,7 +302,8 @@ def test_a_server_of_the_users_own_that_wants_another_secret(
     with (
         temporary_settings({PREFECT_API_URL: address.url, PREFECT_API_AUTH_STRING: "me:old"}),
         pytest.raises(ServerFailed, match=r"401.*PREFECT_API_AUTH_STRING"),
-        connected(fail),
+        starting() as wait,
+        connected(wait),
     ):
         pass
 
@@ -313,19 +312,19 @@ def test_the_running_server_is_used_whatever_the_users_cloud_account(
     alive: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the API's URL in the environment, as people have it, and without."""
-    calls: list[Callable[[], None]] = []
     for url in (None, f"{alive.address.url}/"):
         if url:
             monkeypatch.setenv("PREFECT_API_URL", url)
         monkeypatch.setenv("PREFECT_API_KEY", "of the cloud")
         with (
             server._recorded(alive),
-            connected(lambda: calls.append(fail)),
+            starting() as wait,
+            connected(wait),
             get_client(sync_client=True) as client,
         ):
             assert client.read_flow_runs(limit=1) is not None
+            assert wait() == alive.address
             assert "PREFECT_API_KEY" not in alive.address.environment
-    assert len(calls) == 2
 
 
 def test_our_own_servers_need_no_proxy() -> None:

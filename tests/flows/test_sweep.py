@@ -493,7 +493,7 @@ def test_a_sweep_without_git_says_so(small_project: Path, monkeypatch: pytest.Mo
 def test_a_trial_that_hangs_is_ended(
     small_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows import server, sweep
+    from flows import connection, server, sweep
 
     (small_project / "one.yaml").write_text(ONE)
     monkeypatch.setenv("PREFECT_HOME", str(small_project / "prefect"))
@@ -508,7 +508,7 @@ def test_a_trial_that_hangs_is_ended(
     monkeypatch.setattr("flows.workspace.prepare", hang)
     monkeypatch.setattr(sweep, "TRIAL_LIMIT_S", 1)
     start = time.monotonic()
-    with server.connected(lambda: None):
+    with server.starting() as wait, connection.connected(wait):
         state = sweep.sweep("one.yaml", return_state=True)
     assert time.monotonic() - start < 100
     assert state.message == "1 trial failed"

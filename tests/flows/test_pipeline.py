@@ -7,25 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from flows import train
+from flows import pipeline
 from flows.graph import Graph
+from flows.options import Options
 from stages.core.runner.errors import ParamsError
 from tests.conftest import ROOT
 
 
 def test_only_stages_of_the_run_can_be_forced() -> None:
     graph = Graph(ROOT, "ingest")
-    options = train.Options(target="ingest", force=["ingest", "teacher", "../x/dvc.yaml:y"])
+    options = Options(target="ingest", force=["ingest", "teacher", "../x/dvc.yaml:y"])
     expected = r"^force = \.\./x/dvc\.yaml:y, teacher: not among .*expected some of ingest$"
     with pytest.raises(ParamsError, match=expected):
-        train.run_stages(graph, options)
+        pipeline.run_stages(graph, options)
 
 
 def test_an_overlay_from_the_form_is_not_any_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret.yaml"
     secret.write_text("password: hunter2")
     with pytest.raises(ParamsError, match="expected one of full, gpu, tiny") as error:
-        train.prepare_workspace(str(secret))
+        pipeline.prepare_workspace(str(secret))
     assert "hunter2" not in str(error.value)
 
 
@@ -53,8 +54,8 @@ def test_a_name_in_an_error_does_not_control_the_terminal(
     (tmp_path / "params.yaml").write_text("data: {dir: images}\n")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a\x1b]0;pwn\a\n.png").symlink_to("/nope")
-    monkeypatch.setattr(train, "ROOT", tmp_path)
-    message = train.train.fn(train.Options()).message
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    message = pipeline.train.fn(Options()).message
     assert message is not None
     assert r"a\x1b]0;pwn\x07\n.png: a link to /nope" in message
     assert message.isprintable()

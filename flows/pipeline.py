@@ -1,0 +1,133 @@
+"""The training pipeline as a Prefect flow."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from flows import ROOT, look, params, summary, ui, workspace
+from flows.connection import connected
+from flows.graph import Graph, Node, StageFailed
+from flows.options import Options
+from flows.server import Address
+from flows.terminal import Display, printable, tolerate_any_text
+from stages.core.runner import lock
+from stages.core.runner.errors import AtelierError, ParamsError
+from stages.core.runner.params import load_yaml
+from stages.core.runner.text import terminal
+
+# The form in Prefect's UI shows these.
+DEFAULTS = Options()
+
+
+@task(cache_policy=NO_CACHE)
+def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> State[Any]:
+    """Bring one stage up to date; its lines go to Prefect and to the terminal."""
+    on_line = ui.follow(node.name, display)
+    display.start(node.name)
+    try:
+        unchanged = not force and graph.is_unchanged(node.name)
+        outcome = "unchanged" if unchanged else graph.reproduce(node.name, on_line, force=force)
+    except AtelierError as error:
+        # A stage's own last line already begins with `error: `.
+        message = str(error) if isinstance(error, StageFailed) else terminal(f"error: {error}")
+        display.end(node.name, "Failed", message)
+        return Failed(message=message)
+    ui.publish(node)
+    if outcome == "ran":
+        display.end(node.name, "Completed")
+        return Completed()
+    display.end(node.name, "Cached", outcome)
+    return Completed(name="Cached", message=outcome)
+
+
+@flow(name="train", validate_parameters=True)
+def train(options: Options = DEFAULTS) -> State[Any]:
+    """Bring all stages as far as `target` up to date, in the order of dvc.yaml's graph."""
+    try:
+        root = prepare_workspace(options.overlay)
+        run = str(flow_run.id)
+        with contextlib.chdir(root), lock.held(root, "a flow run", run=run) as killed:
+            if killed:
+                ui.declare_crashed(killed)
+            params.check(root / "params.yaml")
+            states = run_stages(Graph(root, options.target), options)
+    except AtelierError as error:
+        return Failed(message=terminal(f"error: {error}"))
+    bad = {name: state for name, state in states.items() if state.is_failed() or state.is_crashed()}
+    if bad:
+        return Failed(message="\n".join(f"{name}: {state.message}" for name, state in bad.items()))
+    cached = sum(state.name == "Cached" for state in states.values())
+    return Completed(
+        message=f"stages run: {len(states) - cached}, up to date: {cached}", data=list(states)
+    )
+
+
+def prepare_workspace(overlay: str | None) -> Path:
+    """The workspace to run in: the project's own, or one with the overlay's params.
+
+    Raises: ParamsError; WorkspaceFailed; WorkspaceBusy.
+    """
+    if overlay is None:
+        look.check_images(ROOT)
+        return ROOT
+    changes = load_yaml(workspace.overlay_file(ROOT, overlay))
+    look.check_images(ROOT, changes, source=overlay)
+    return workspace.prepare(ROOT, changes, workspace.path(ROOT, overlay), source=overlay)
+
+
+def run_stages(graph: Graph, options: Options) -> dict[str, State[Any]]:
+    """Run the stages one after the other; those that need a failed one are not run.
+
+    Raises: ParamsError for a stage to force that is not among them.
+    """
+    names = [node.name for node in graph.nodes]
+    if unknown := sorted(set(options.force) - set(names)):
+        raise ParamsError(
+            f"force = {', '.join(unknown)}: not among the stages of this run; expected some of "
+            f"{', '.join(names)}"
+        )
+    states: dict[str, State[Any]] = {}
+    with Display(names) as display:
+        for node in graph.nodes:
+            states[node.name] = run_stage.with_options(
+                name=node.name,
+                task_run_name=node.name,
+                timeout_seconds=options.stage_timeout_minutes * 60,
+            )(
+                graph,
+                node,
+                display,
+                force=node.name in options.force,
+                wait_for=[states[name] for name in node.needs],
+                return_state=True,
+            )
+            display.close(node.name, str(states[node.name].name), str(states[node.name].message))
+    return states
+
+
+def run(options: Options, wait: Callable[[], Address | None]) -> None:
+    """Run the flow and print its results. Exits with a message where the flow has failed.
+
+    Args:
+        wait: as `server.starting` yields it.
+
+    Raises: AtelierError.
+    """
+    tolerate_any_text()
+    root = workspace.path(ROOT, options.overlay) if options.overlay else ROOT
+    # Checking every stage's params takes as long as the server takes to start.
+    params.check(ROOT / "params.yaml")
+    with connected(wait):
+        state = train(options, return_state=True)
+    if not state.is_completed():
+        sys.exit(printable(str(state.message)))
+    stages: Any = state.result()
+    summary.show(root, stages, str(state.message))

@@ -21,9 +21,9 @@ from tests.benchmarks.record import Result, interleaved, ratios, seconds
 BATCHES, STEPS, ROUNDS = (32, 256), 100, 5
 
 
-def training(made: Transfer, batch: int, steps: int, *, fast: bool) -> Callable[[], float]:
+def training(transfer: Transfer, batch: int, steps: int, *, fast: bool) -> Callable[[], float]:
     """What takes so many steps and gives the seconds; the first ones, which compile, are over."""
-    net = made.probed()
+    net = transfer.probed()
     net.freeze_lowest(0)
     net.train()
     run = torch.compile(net) if fast else net
@@ -48,13 +48,13 @@ def training(made: Transfer, batch: int, steps: int, *, fast: bool) -> Callable[
 
 def measure(work: Path, scale: float, device: str) -> list[Result]:
     """Measure on this device."""
-    made = Transfer(work, default_run(WAITING_SHARE), device)
+    transfer = Transfer(work, default_run(WAITING_SHARE), device)
     steps = max(round(STEPS * scale), 1)
     results = []
     for batch in BATCHES:
-        plain, fast = (training(made, batch, steps, fast=fast) for fast in (False, True))
+        plain, fast = (training(transfer, batch, steps, fast=fast) for fast in (False, True))
         times = interleaved(ROUNDS, plain, fast)
-        what = f"steps of {batch} images of {made.data.image_px} px, all of the teacher learns"
+        what = f"steps of {batch} images of {transfer.data.image_px} px, all of the teacher learns"
         results.append(
             Result(
                 f"accelerated_{batch}", f"{what}: eager float32 over bfloat16 and torch.compile",
@@ -64,9 +64,9 @@ def measure(work: Path, scale: float, device: str) -> list[Result]:
         for name, found in zip(("eager", "compiled"), times, strict=True):
             speeds = [batch * steps / second for second in found]
             results.append(Result(f"{name}_{batch}", f"{what}: {name}", speeds, unit="images/s"))
-    what = f"steps of the teacher's fine-tuning on {len(made.train)} cells, {device}"
-    stored = waiting(made, Inputs, "activations", 1e3)
-    made_then = waiting(made, Views, "batch", 0.0)
+    what = f"steps of the teacher's fine-tuning on {len(transfer.train)} cells, {device}"
+    stored = waiting(transfer, Inputs, "activations", 1e3)
+    made_then = waiting(transfer, Views, "batch", 0.0)
     return [
         *results,
         Result(f"waiting_{device}", f"{what}: frozen layers' output", stored, 5.0, unit="%"),

@@ -64,14 +64,14 @@ class Live(Targets):
     def asked(cls, teacher: Ensemble, views: Views, count: int) -> "Live":
         """`count` views, none of them known beforehand."""
         nothing = np.empty((0, len(teacher.spec.classes)), np.float32)
-        made = cls(views, count, nothing, torch.empty(0), None, np.empty(0, np.int64))
-        object.__setattr__(made, "teacher", teacher)
-        return made
+        live = cls(views, count, nothing, torch.empty(0), None, np.empty(0, np.int64))
+        object.__setattr__(live, "teacher", teacher)
+        return live
 
     def logits(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
         with torch.no_grad():
-            found: torch.Tensor = self.teacher(self.views.batch(rows, view))
-        return found
+            logits: torch.Tensor = self.teacher(self.views.batch(rows, view))
+        return logits
 
 
 class RandomViews(TorchDataset[tuple[torch.Tensor, int]]):
@@ -105,16 +105,16 @@ class Distillation:
         """Time one way, and measure what it has trained."""
         net: list[Net] = []
         with tempfile.TemporaryDirectory(dir=self.work) as folder, quiet():
-            found = seconds(lambda: net.append(train(Path(folder))))
+            elapsed = seconds(lambda: net.append(train(Path(folder))))
         test = self.data.rows("test")
         logits = logits_of(net[0], self.views.plain, test)
         figures = metrics.classification(logits, self.data.labels[test], self.data.classes)
         self.accuracies.setdefault(name, []).append(100 * figures.accuracy)
-        return found
+        return elapsed
 
-    def _untrained(self, folder: Path, known: Targets) -> Net:
+    def _untrained(self, folder: Path, given: Targets) -> Net:
         paths = work_paths(distill.Paths, folder)
-        trainer = distill.StudentTrainer(self.params, paths, self.data, known, resources())
+        trainer = distill.StudentTrainer(self.params, paths, self.data, given, resources())
         return trainer.untrained(self.seed)
 
     def _targets(self, folder: Path) -> Targets:
@@ -128,16 +128,16 @@ class Distillation:
         save_targets(folder, self.views, VIEWS, outputs, plain)
         return load_targets(folder, self.data)
 
-    def _fit(self, folder: Path, known: Targets, most_gb: float) -> Net:
-        net, recipe = self._untrained(folder, known), self.params.recipe
+    def _fit(self, folder: Path, given: Targets, most_gb: float) -> Net:
+        net, recipe = self._untrained(folder, given), self.params.recipe
         train = self.data.rows("train")
-        views, nothing = min(known.view_count, recipe.epochs), train[:0]
-        prefix = Inputs(
-            net, known.views, train, views, folder / "kept", plain=nothing, most_gb=most_gb
+        views, nothing = min(given.view_count, recipe.epochs), train[:0]
+        inputs = Inputs(
+            net, given.views, train, views, folder / "kept", plain=nothing, most_gb=most_gb
         )
         fit(
             net,
-            distillation_loss(self.data, known, prefix, self.params),
+            distillation_loss(self.data, given, inputs, self.params),
             train,
             recipe,
             seed=self.seed,
@@ -227,16 +227,16 @@ class Distillation:
 def run(work: Path, scale: float) -> list[Result]:
     """Measure."""
     epochs = max(round(EPOCHS * scale), 1)
-    made = Distillation(work, default_run(SHARE), epochs)
-    cached, *others = interleaved(ROUNDS, made.cached, made.live, made.torchdistill)
+    benchmark = Distillation(work, default_run(SHARE), epochs)
+    cached, *others = interleaved(ROUNDS, benchmark.cached, benchmark.live, benchmark.torchdistill)
     results = []
     for name, other, goal in zip(("live", "torchdistill"), others, (3.0, None), strict=True):
-        what = f"{epochs} epochs of {len(made.data.rows('train'))} cells, {VIEWS} cached views"
+        what = f"{epochs} epochs of {len(benchmark.data.rows('train'))} cells, {VIEWS} cached views"
         results += [
             Result(f"distill_{name}", f"{what}, targets included: {name} over them",
                    ratios(other, cached), goal),
             Result(f"distill_{name}_accuracy", f"{what}: accuracy lost against {name}",
-                   [made.lost(name)], goal and 0.5, unit="points"),
+                   [benchmark.lost(name)], goal and 0.5, unit="points"),
         ]  # fmt: skip
-    print(f"  accuracies in per cent: {made.accuracies}", flush=True)
+    print(f"  accuracies in per cent: {benchmark.accuracies}", flush=True)
     return results

@@ -71,9 +71,9 @@ def train(work: Path) -> None:
 def probe(work: Path) -> None:
     """The teacher's probe on what `validate` has left."""
     where = work / "stage" / "validated"
-    known = {"validated": where, "weights": work, "cache": work / "cache"}
+    inputs = {"validated": where, "weights": work, "cache": work / "cache"}
     outputs_ = {name: work / f"{name}.probe" for name in teacher.Paths.outputs()}
-    at = teacher.Paths(scratch=work / "scratch", **known, **outputs_)
+    at = teacher.Paths(scratch=work / "scratch", **inputs, **outputs_)
     params = section("teacher", teacher.Params)
     teacher.TeacherTrainer(params, at, load_dataset(where), resources()).probe(0)
 
@@ -102,9 +102,9 @@ def peak(work: Path, step: str) -> float:
             time.sleep(0.005)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    found = highest * 1024 / 1e9
-    print(f"  {step}: {found:.2f} GB, {time.monotonic() - started:.0f} s", flush=True)
-    return found
+    gigabytes = highest * 1024 / 1e9
+    print(f"  {step}: {gigabytes:.2f} GB, {time.monotonic() - started:.0f} s", flush=True)
+    return gigabytes
 
 
 def run(work: Path, scale: float) -> list[Result]:

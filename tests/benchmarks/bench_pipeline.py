@@ -68,29 +68,29 @@ def loader(folder: Path, px: int) -> DataLoader[tuple[torch.Tensor, int]]:
 @contextmanager
 def stopwatch(owner: Any, name: str) -> Iterator[list[float]]:
     """While it lasts, the seconds of every call of `owner.name` are added to the list."""
-    called, found = getattr(owner, name), []
+    called, elapsed = getattr(owner, name), []
 
     def timed(*args: Any, **options: Any) -> Any:
         start = time.perf_counter()
         try:
             return called(*args, **options)
         finally:
-            found.append(time.perf_counter() - start)
+            elapsed.append(time.perf_counter() - start)
 
     with patch.object(owner, name, timed):
-        yield found
+        yield elapsed
 
 
-def waiting(made: Transfer, owner: Any, name: str, most_gb: float) -> list[float]:
+def waiting(transfer: Transfer, owner: Any, name: str, most_gb: float) -> list[float]:
     """Share of fine-tuning's steps, in per cent, that `owner.name` takes; each round."""
-    found = []
+    shares = []
     for _ in range(WAITING_ROUNDS):
         with quiet():
-            net = made.trainer.probe(0)
+            net = transfer.trainer.probe(0)
         with stopwatch(owner, name) as waits, stopwatch(bench_transfer, "fit") as steps:
-            made.tune(net, 1, made.trainer.params.frozen_groups, most_gb)
-        found.append(100 * sum(waits) / sum(steps))
-    return found
+            transfer.tune(net, 1, transfer.trainer.params.frozen_groups, most_gb)
+        shares.append(100 * sum(waits) / sum(steps))
+    return shares
 
 
 def run(work: Path, scale: float) -> list[Result]:
@@ -114,8 +114,8 @@ def run(work: Path, scale: float) -> list[Result]:
     slow, fast = interleaved(
         max(round(ROUNDS * scale), 1), lambda: seconds(their_epoch), lambda: seconds(our_epoch)
     )
-    made = Transfer(work, default_run(WAITING_SHARE))
-    steps = f"steps of the teacher's fine-tuning on {len(made.train)} cells"
+    transfer = Transfer(work, default_run(WAITING_SHARE))
+    steps = f"steps of the teacher's fine-tuning on {len(transfer.train)} cells"
     what = f"an epoch of {len(rows):,} augmented cells of {data.image_px} px"
     return [
         Result(
@@ -124,10 +124,10 @@ def run(work: Path, scale: float) -> list[Result]:
         ),
         Result(
             "waiting", f"{steps}: reading the frozen layers' output",
-            waiting(made, Inputs, "activations", 1e3), 5.0, unit="%",
+            waiting(transfer, Inputs, "activations", 1e3), 5.0, unit="%",
         ),
         Result(
             "waiting_views", f"{steps}: making views where nothing is stored",
-            waiting(made, Views, "batch", 0.0), 5.0, unit="%",
+            waiting(transfer, Views, "batch", 0.0), 5.0, unit="%",
         ),
     ]  # fmt: skip

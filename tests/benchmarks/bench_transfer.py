@@ -106,11 +106,11 @@ class Transfer:
 
 def run(work: Path, scale: float) -> Iterator[Result]:
     """Measure; an hour in all, so each result is written as it comes."""
-    made = Transfer(work, default_run(SHARE))
+    transfer = Transfer(work, default_run(SHARE))
     epochs = max(round(EPOCHS * scale), 1)
-    groups = len(made.probed().layer_groups())
-    few = made.trainer.params.frozen_groups
-    cells = f"{len(made.train)} cells"
+    groups = len(transfer.probed().layer_groups())
+    few = transfer.trainer.params.frozen_groups
+    cells = f"{len(transfer.train)} cells"
     for name, frozen, rounds in (
         ("prefix_top", groups - 1, ROUNDS),
         ("prefix", groups - 2, ROUNDS),
@@ -118,7 +118,7 @@ def run(work: Path, scale: float) -> Iterator[Result]:
     ):
 
         def tune(most_gb: float, frozen: int = frozen) -> float:
-            return made.tune(made.probed(), epochs, frozen, most_gb)
+            return transfer.tune(transfer.probed(), epochs, frozen, most_gb)
 
         slow, fast = interleaved(rounds, lambda: tune(0.0), lambda: tune(1e3))
         what = f"fine-tuning for {epochs} epochs, {cells}, {frozen} of {groups} layer groups frozen"
@@ -127,14 +127,14 @@ def run(work: Path, scale: float) -> Iterator[Result]:
     for name, frozen in (("folding_default", few), ("folding", 0)):
 
         def apart(frozen: int = frozen) -> float:
-            return made.tune_apart(made.probed(), epochs, frozen)
+            return transfer.tune_apart(transfer.probed(), epochs, frozen)
 
         def together(frozen: int = frozen) -> float:
-            return made.tune(made.probed(), epochs, frozen, 1e3)
+            return transfer.tune(transfer.probed(), epochs, frozen, 1e3)
 
         slow, fast = interleaved(ROUNDS, apart, together)
         what = f"fine-tuning for {epochs} epochs, {cells}, {frozen} of {groups} layer groups frozen"
         yield Result(name, f"{what}: BatchNorm by itself over folded", ratios(slow, fast))
-    slow, fast = interleaved(ROUNDS, made.plain_probe, made.probe)
+    slow, fast = interleaved(ROUNDS, transfer.plain_probe, transfer.probe)
     what = f"{PROBE_EPOCHS} epochs, {cells}: a frozen backbone over its features, computed once"
     yield Result("probe", what, ratios(slow, fast), 10.0)

@@ -58,9 +58,9 @@ def validate_stage(where: validate.Paths, **changed: object) -> None:
 
 def work_paths(kind: type[SomePaths], root: Path) -> SomePaths:
     """A stage's paths on the default run's data: what it writes, and its caches, below `root`."""
-    known = {"validated": VALIDATED, "teacher": TEACHER, "weights": Path("data/weights")}
-    known = {name: path for name, path in known.items() if name not in kind.outputs()}
-    options = {name: known.get(name, root / name) for name in kind.options()}
+    inputs = {"validated": VALIDATED, "teacher": TEACHER, "weights": Path("data/weights")}
+    inputs = {name: path for name, path in inputs.items() if name not in kind.outputs()}
+    options = {name: inputs.get(name, root / name) for name in kind.options()}
     return kind(scratch=root / "scratch", **options)
 
 
@@ -71,6 +71,6 @@ def default_run(share: float = 1.0) -> Dataset:
     data = load_dataset(VALIDATED)
     train = data.splits == "train"
     groups = np.unique(data.groups[train])
-    kept = groups[np.linspace(0, len(groups) - 1, max(round(share * len(groups)), 1)).astype(int)]
-    splits = np.where(train & ~np.isin(data.groups, kept), "left out", data.splits)
+    chosen = groups[np.linspace(0, len(groups) - 1, max(round(share * len(groups)), 1)).astype(int)]
+    splits = np.where(train & ~np.isin(data.groups, chosen), "left out", data.splits)
     return dataclasses.replace(data, splits=splits)

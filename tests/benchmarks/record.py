@@ -39,9 +39,9 @@ class Result:
     def entry(self) -> dict[str, Any]:
         """As in bench.json."""
         middle = statistics.median(self.figures)
-        found = max(self.figures) if self.summary == "largest" else middle
+        figure = max(self.figures) if self.summary == "largest" else middle
         return {
-            ("value" if self.unit else "ratio"): _rounded(found),
+            ("value" if self.unit else "ratio"): _rounded(figure),
             "low": _rounded(min(self.figures)),
             "high": _rounded(max(self.figures)),
             "goal": self.goal,
@@ -71,14 +71,14 @@ def quiet() -> Iterator[None]:
 
 
 def interleaved(rounds: int, *runs: Callable[[], float]) -> list[list[float]]:
-    """What each of `runs` gives (its seconds), called in turn: A, B, A, B; one list a run."""
-    found: list[list[float]] = [[] for _ in runs]
+    """What each of `runs` gives (its seconds), called in turn: A, B, A, B; one list per run."""
+    times: list[list[float]] = [[] for _ in runs]
     for number in range(rounds):
-        for place, run in zip(found, runs, strict=True):
+        for place, run in zip(times, runs, strict=True):
             place.append(run())
-        shown = ", ".join(f"{place[-1]:.2f} s" for place in found)
-        print(f"  round {number + 1} of {rounds}: {shown}", flush=True)
-    return found
+        latest = ", ".join(f"{place[-1]:.2f} s" for place in times)
+        print(f"  round {number + 1} of {rounds}: {latest}", flush=True)
+    return times
 
 
 def ratios(slow: list[float], fast: list[float]) -> list[float]:
@@ -88,10 +88,10 @@ def ratios(slow: list[float], fast: list[float]) -> list[float]:
 
 def merge(path: Path, results: list[Result]) -> dict[str, dict[str, Any]]:
     """Put results into the file, beside what is there; gives all of it."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    found: dict[str, dict[str, Any]] = known | {r.name: r.entry() for r in results}
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    together: dict[str, dict[str, Any]] = earlier | {r.name: r.entry() for r in results}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial.{path.name}")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.write_text(json.dumps(together, indent=1) + "\n")
     partial.replace(path)
-    return found
+    return together

@@ -107,9 +107,9 @@ class Distilled:
         self.labels = self.data.labels[self.data.rows("test")]
 
     def said(self, name: str) -> Any:
-        found = predictions.logits(self.table, name)
-        assert found.size
-        return found
+        actual = predictions.logits(self.table, name)
+        assert actual.size
+        return actual
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -130,5 +130,5 @@ def enrolled(root: Path, *, target: bool) -> Classroom:
     return Classroom(root, images, root / "teacher", *written)
 
 
-def close(found: Any, expected: Any, tolerance: float = 1e-2) -> bool:
-    return bool(np.abs(np.asarray(found) - np.asarray(expected)).max() < tolerance)
+def close(actual: Any, expected: Any, tolerance: float = 1e-2) -> bool:
+    return bool(np.abs(np.asarray(actual) - np.asarray(expected)).max() < tolerance)

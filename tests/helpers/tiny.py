@@ -56,10 +56,10 @@ class Workspace:
         return {o["path"]: o["md5"] for s in DETERMINISTIC for o in lock[s]["outs"]}
 
     def metrics(self, stage: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
+        metrics: dict[str, Any] = json.loads(
             (self.root / "data" / "reports" / stage / "metrics.json").read_text()
         )
-        return found
+        return metrics
 
     def states(self, what: str) -> list[str]:
         """Different states that Prefect's database has for flow runs or task runs."""
@@ -69,6 +69,6 @@ class Workspace:
 
 
 def make(at: Path) -> Iterator[Workspace]:
-    made = Workspace(at)
-    yield made
-    workspace.remove(ROOT, made.root)
+    project = Workspace(at)
+    yield project
+    workspace.remove(ROOT, project.root)

@@ -25,8 +25,8 @@ def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
 @pytest.mark.parametrize("view", range(VIEWS))
 def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, view: int) -> None:
     data, teacher = classroom.data, load_teacher(classroom.teacher)
-    found = load_targets(classroom.targets, data)
-    assert (found.view_count, found.views.seed, found.views.jitter) == (VIEWS, 2, 0.1)
+    loaded = load_targets(classroom.targets, data)
+    assert (loaded.view_count, loaded.views.seed, loaded.views.jitter) == (VIEWS, 2, 0.1)
     rows = data.rows("train")[[5, 0, 11, 3]]
     images = Views(data.pixels, 2, 0.1).batch(rows, view)
     with torch.inference_mode():
@@ -34,10 +34,10 @@ def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, vi
         logits = teacher(images)
         assert not close(teacher.each()[0](images), logits, 0.1)
     # Logits and features are stored as float16.
-    assert close(found.logits(rows, view), logits)
-    assert not close(found.logits(rows, (view + 1) % VIEWS), logits, 0.1)
-    assert close(found.features(rows, view), torch.cat(each, 1), 0.05)
-    assert not close(found.features(rows, (view + 1) % VIEWS), torch.cat(each, 1), 0.5)
+    assert close(loaded.logits(rows, view), logits)
+    assert not close(loaded.logits(rows, (view + 1) % VIEWS), logits, 0.1)
+    assert close(loaded.features(rows, view), torch.cat(each, 1), 0.05)
+    assert not close(loaded.features(rows, (view + 1) % VIEWS), torch.cat(each, 1), 0.5)
 
 
 def test_targets_go_on_after_the_last_finished_view(
@@ -65,13 +65,13 @@ def test_targets_go_on_after_the_last_finished_view(
 
 def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
     data, teacher = classroom.data, load_teacher(classroom.teacher)
-    found = load_targets(classroom.targets, data)
+    loaded = load_targets(classroom.targets, data)
     assert (data.labels == -1).any()
     with torch.inference_mode():
-        plain = teacher(found.views.plain(np.arange(len(data.labels))))
-    assert close(found.plain, plain, 1e-3)
+        plain = teacher(loaded.views.plain(np.arange(len(data.labels))))
+    assert close(loaded.plain, plain, 1e-3)
     train = data.rows("train")
-    said = json.loads((classroom.targets.parent / "metrics").read_text())
-    for name, logits in (("view", found.logits(train, 0)), ("plain", found.plain[train])):
+    written = json.loads((classroom.targets.parent / "metrics").read_text())
+    for name, logits in (("view", loaded.logits(train, 0)), ("plain", loaded.plain[train])):
         auroc = metrics.auroc(np.asarray(logits), data.labels[train])
-        assert said[f"{name}_auroc"] == pytest.approx(auroc, abs=1e-3)
+        assert written[f"{name}_auroc"] == pytest.approx(auroc, abs=1e-3)

@@ -55,9 +55,9 @@ def is_folded(net: Net) -> bool:
     return any("forward" in module.__dict__ for module in net.modules())
 
 
-def worst(found: list[Tensor], expected: list[Tensor]) -> float:
+def worst(actual: list[Tensor], expected: list[Tensor]) -> float:
     """Largest difference, as a share of the largest number of its tensor."""
-    pairs = zip(found, expected, strict=True)
+    pairs = zip(actual, expected, strict=True)
     return max(((a - b).abs().max() / (b.abs().max() + 1e-6)).item() for a, b in pairs)
 
 
@@ -84,8 +84,8 @@ def test_batchnorm_that_learns_its_statistics_is_left_alone() -> None:
     pairs = folding.pairs(net)
     net.frozen_statistics = False
     plain = copy.deepcopy(net)
-    found, expected = learn(net, pairs), learn(plain, [])
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    actual, expected = learn(net, pairs), learn(plain, [])
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     after, before = net.state_dict(), used("resnet18").state_dict()
     moved = [name for name in after if "running_mean" in name]
     assert not any(torch.equal(after[name], before[name]) for name in moved)

@@ -46,8 +46,8 @@ def both(module: torch.nn.Module) -> tuple[Frozen, Frozen]:
     return few, many
 
 
-def close(found: list[Tensor], expected: list[Tensor]) -> bool:
-    pairs = zip(found, expected, strict=True)
+def close(actual: list[Tensor], expected: list[Tensor]) -> bool:
+    pairs = zip(actual, expected, strict=True)
     return all(torch.allclose(a, b, atol=2e-4, rtol=2e-4) for a, b in pairs)
 
 
@@ -83,8 +83,8 @@ def test_other_families_are_exported_too(backbone: str) -> None:
 
 
 def test_elsewhere_than_on_a_cpu_pytorch_runs_it_on_the_modules_device() -> None:
-    found = Frozen(lowest().to("meta"), IMAGES[:2], images=WORTH)(IMAGES)
-    assert {x.device.type for x in found} == {"meta"}
+    actual = Frozen(lowest().to("meta"), IMAGES[:2], images=WORTH)(IMAGES)
+    assert {x.device.type for x in actual} == {"meta"}
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +92,8 @@ def test_what_cannot_be_exported_is_refused_in_one_line(monkeypatch: pytest.Monk
     forward = module.forward
 
     def undecided(images: Tensor) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = forward(images if images.sum() > 0 else images + 1)
-        return found
+        actual: tuple[Tensor, Tensor] = forward(images if images.sum() > 0 else images + 1)
+        return actual
 
     monkeypatch.setattr(module, "forward", undecided)
     with pytest.raises(ParamsError, match=f"^backbone {LITE}: PyTorch cannot write it") as raised:

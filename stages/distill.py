@@ -183,8 +183,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             net = trainer.train(params.seed + number, control=control, name=name + suffix)
             logits.append(logits_of(net, targets.views.plain, test))
             on_val = logits_of(net, targets.views.plain, val)
-            auroc = metrics.auroc(on_val, data.labels[val])
-            validation[name + suffix] = Auroc(auroc=auroc)
+            of_val = metrics.ranking(on_val, data.labels[val], data.groups[val])
+            validation[name + suffix] = of_val
             by_model[name + suffix] = logits[-1]
             if name == "student":
                 students.append(net)
@@ -199,8 +199,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             backbone=params.backbone,
             parameters=count_parameters(students[0]),
             macs=count_macs(students[0]),
-            student=metrics.classification(first.better, labels, data.classes),
-            control=metrics.classification(first.worse, labels, data.classes),
+            student=metrics.classification(first.better, labels, groups, data.classes),
+            control=metrics.classification(first.worse, labels, groups, data.classes),
             seeds=Seeds(
                 count=params.seeds,
                 student=spread([metrics.auroc(pair.better, labels) for pair in pairs]),

@@ -64,7 +64,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     net = load_net(paths.refined)
     views = Views(data.pixels, seed=0, jitter=0)
     val, test = data.rows("val"), data.rows("test")
-    labels = data.labels[test]
+    labels, groups = data.labels[test], data.groups[test]
     temperature = fit_temperature(
         logits_of(net, views.plain, val), data.labels[val], params.max_temperature
     )
@@ -94,9 +94,11 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
                 max_abs=float(np.abs(shipped - expected).max()),
                 decisions_changed=int((shipped.argmax(1) != expected.argmax(1)).sum()),
             ),
-            uncalibrated=metrics.classification(logits, labels, data.classes),
-            calibrated=metrics.classification(logits / temperature, labels, data.classes),
-            auroc=metrics.auroc(np.log(shipped + 1e-12), labels),
+            uncalibrated=metrics.classification(logits, labels, groups, data.classes),
+            calibrated=metrics.classification(logits / temperature, labels, groups, data.classes),
+            **metrics.ranking(np.log(shipped + 1e-12), labels, groups).model_dump(
+                exclude_unset=True
+            ),
         ),
     )
 

@@ -13,6 +13,7 @@ Run:    dvc repro refine
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,10 +148,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     nets = refine(params, paths, data, targets, synthetic, resources)
 
     images, val, test = targets.views.plain, data.rows("val"), data.rows("test")
-    on_val = {
-        name: metrics.auroc(logits_of(net, images, val), data.labels[val])
+    rankings = {
+        name: metrics.ranking(logits_of(net, images, val), data.labels[val], data.groups[val])
         for name, net in nets.items()
     }
+    on_val = {name: each.auroc for name, each in rankings.items()}
+    within = {name: each.auroc_within_groups for name, each in rankings.items()}
     on_test = {name: logits_of(net, images, test) for name, net in nets.items()}
     accepted = on_val["synthetic"] > max(on_val["real"], on_val["distilled"])
     if accepted:
@@ -158,15 +161,18 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     else:
         shutil.copytree(paths.student, paths.refined)
     labels, groups = data.labels[test], data.groups[test]
+    figures: dict[str, Any] = {
+        name: metrics.classification(x, labels, groups, data.classes) for name, x in on_test.items()
+    }
+    if None not in within.values():
+        figures["val_auroc_within_groups"] = within
     report.write_metrics(
         paths.metrics,
         RefineMetrics(
             accepted=accepted,
             winner="synthetic" if accepted else "distilled",
             val_auroc=ValidationAuroc(**on_val),
-            **{
-                name: metrics.classification(x, labels, data.classes) for name, x in on_test.items()
-            },
+            **figures,
             gain_over_real=metrics.paired_gain(
                 on_test["synthetic"], on_test["real"], labels, groups
             ),

@@ -210,12 +210,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     predictions.write(paths.predictions, data, test, logits)
     val = data.rows("val")
     on_val = np.mean([logits_of(net, views.plain, val) for net in members], axis=0)
-    val_auroc = metrics.auroc(on_val, data.labels[val])
-    report.write_metrics(paths.metrics, figures(members, data, logits, val_auroc))
+    validation = metrics.ranking(on_val, data.labels[val], data.groups[val])
+    report.write_metrics(paths.metrics, figures(members, data, logits, validation))
 
 
 def figures(
-    members: list[Net], data: Dataset, logits: dict[str, metrics.Logits], val_auroc: float
+    members: list[Net], data: Dataset, logits: dict[str, metrics.Logits], validation: Auroc
 ) -> TeacherMetrics:
     """The stage's metrics.
 
@@ -227,7 +227,9 @@ def figures(
     labels, groups = data.labels[test], data.groups[test]
     finetuned = logits["finetuned"]
     gain = metrics.paired_gain(finetuned, logits["probe"], labels, groups)
-    quality = {name: metrics.classification(x, labels, data.classes) for name, x in logits.items()}
+    quality = {
+        name: metrics.classification(x, labels, groups, data.classes) for name, x in logits.items()
+    }
     adaptation: dict[str, Any] = {}
     if "source_only" in logits:
         before = metrics.paired_gain(finetuned, logits["source_only"], labels, groups)
@@ -242,7 +244,7 @@ def figures(
         finetuned=quality["finetuned"],
         **adaptation,
         finetuning_gain=gain,
-        validation=Auroc(auroc=val_auroc),
+        validation=validation,
     )
 
 

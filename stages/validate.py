@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core.dataset.data import SPLITS, UNLABELLED, FileRules, save_dataset
+from stages.core.dataset.data import HAS_GROUP, SPLITS, UNLABELLED, FileRules, save_dataset
 from stages.core.dataset.folder import Data
 from stages.core.intake import drift
 from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
@@ -270,7 +270,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
                 max_pixels=max_pixels,
                 bit_depth=params.bit_depth,
             )
-            source = keep_apart(source, list(look))
+            source = keep_apart(source, [*look, HAS_GROUP])
             own = load_expectations(paths.expectations, [*source.table, *look])
             fit = accepted_images(source, look, classes, own, params, contract, quarantine)
             pairs, duplicates = near_duplicates(fit, params.near_duplicate_bits)
@@ -377,7 +377,9 @@ def accepted_images(
     table.loc[unlabelled, "problem"] = "it has no label; give it one, or take its row out"
     table["problem"] = table["problem"].where(table["problem"] != "", None)
     alone = table["group"] == ""
-    table.loc[alone, "group"] = table.loc[alone, "file_name"]
+    if alone.any():
+        table[HAS_GROUP] = ~alone
+        table.loc[alone, "group"] = table.loc[alone, "file_name"]
 
     images = image_suite(
         table, classes, min_source_px=params.min_source_px, min_contrast=params.min_contrast

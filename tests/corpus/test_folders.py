@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from stages import validate
+from stages.core.dataset.data import load_dataset
 from stages.core.runner.errors import DataError
 from stages.core.runner.params import parse_section
 from tests.corpus.folders import (
@@ -554,6 +555,8 @@ def test_groups_for_some_rows_may_be_allowed(tmp_path: Path) -> None:
     groups = manifest(out).set_index("file_name")["group"]
     assert groups["0.png"] == "0.png"
     assert groups["1.png"] == groups["2.png"] == "p0"
+    data = load_dataset(out / "validated")
+    assert ((data.groups < 0) == (data.group_names == data.files)).all()
     assert metrics(out)["groups_given"] is True
 
 

@@ -107,7 +107,20 @@ def test_refinement_learns_from_what_the_student_did(
         }
     )  # fmt: skip
     refine.run(how, paths=paths, resources=RESOURCES)
-    assert np.isfinite(json.loads(paths.metrics.read_text())["real"]["nll"])
+    figures = json.loads(paths.metrics.read_text())
+    assert np.isfinite(figures["real"]["nll"])
+    distilled, images = load_net(paths.student), Views(data.pixels, 0, 0).plain
+    on_val, on_test = (
+        metrics.ranking(logits_of(distilled, images, rows), data.labels[rows], data.groups[rows])
+        for rows in (data.rows("val"), data.rows("test"))
+    )
+    assert figures["val_auroc"]["distilled"] == pytest.approx(on_val.auroc)
+    within = figures["val_auroc_within_groups"]["distilled"]
+    assert within == pytest.approx(on_val.auroc_within_groups)
+    assert figures["distilled"]["auroc"] == pytest.approx(on_test.auroc)
+    within = figures["distilled"]["auroc_within_groups"]
+    assert within == pytest.approx(on_test.auroc_within_groups)
+    assert "within_groups" in figures["gain_over_real"]
 
     fitted = rows_fitted()
     again = {name: root / f"refine again {name}" for name in refine.Paths.outputs()}
@@ -165,15 +178,24 @@ def test_figures_are_those_of_the_predictions(classroom: Classroom) -> None:
         name: metrics.auroc(two.said(name), two.labels)
         for name in ("teacher", "student", "control", "student 1", "control 1")
     }
+    within = {
+        name: metrics.auroc_within_groups(two.said(name), two.labels, two.data.groups[test])
+        for name in auroc
+    }
     for name in ("student", "control"):
         loss = metrics.negative_log_likelihood(two.said(name), two.labels)
         assert two.metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
         assert two.metrics[name]["auroc"] == pytest.approx(auroc[name])
+        assert two.metrics[name]["auroc_within_groups"] == pytest.approx(within[name])
         mean = (auroc[name] + auroc[f"{name} 1"]) / 2
         assert two.metrics["seeds"][name]["mean"] == pytest.approx(mean)
     assert two.metrics["seeds"]["count"] == 2
     gains = [auroc["student"] - auroc["control"], auroc["student 1"] - auroc["control 1"]]
     assert two.metrics["gain_over_control"]["gain"] == pytest.approx(np.mean(gains))
+    inside = np.array([within[name] for name in ("student", "student 1", "control", "control 1")])
+    gain = inside[:2].mean() - inside[2:].mean()
+    assert two.metrics["gain_over_control"]["within_groups"]["gain"] == pytest.approx(gain)
+    assert all("auroc_within_groups" in each for each in two.metrics["validation"].values())
     assert two.metrics["retention"] == pytest.approx(auroc["student"] / auroc["teacher"])
     gain = two.metrics["gain_over_teacher"]["gain"]
     assert gain == pytest.approx(auroc["student"] - auroc["teacher"])

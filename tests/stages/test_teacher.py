@@ -173,10 +173,13 @@ def test_figures_are_those_of_the_predictions(teach: Teach, way: dict[str, Any])
     found = teach(**way)
     assert found.predictions["file_name"].tolist() == list(found.data.files[found.rows["test"]])
     aurocs = {}
+    groups = found.data.groups[found.rows["test"]]
     for name in ("probe", *["source_only"] * bool(way), "finetuned"):
         aurocs[name] = metrics.auroc(found.said(name), found.labels)
         loss = metrics.negative_log_likelihood(found.said(name), found.labels)
         assert found.metrics[name]["auroc"] == pytest.approx(aurocs[name])
+        within = metrics.auroc_within_groups(found.said(name), found.labels, groups)
+        assert found.metrics[name]["auroc_within_groups"] == pytest.approx(within)
         assert found.metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
     assert len(set(aurocs.values())) == len(aurocs)
     for name, before in (("finetuning_gain", "probe"), ("adaptation_gain", "source_only")):
@@ -185,10 +188,13 @@ def test_figures_are_those_of_the_predictions(teach: Teach, way: dict[str, Any])
             gain = aurocs["finetuned"] - aurocs[before]
             assert found.metrics[name]["gain"] == pytest.approx(gain)
             assert found.metrics[name]["low"] <= gain <= found.metrics[name]["high"]
+            better, worse = (found.metrics[m]["auroc_within_groups"] for m in ("finetuned", before))
+            gain = better - worse
+            assert found.metrics[name]["within_groups"]["gain"] == pytest.approx(gain, abs=1e-6)
     val = found.rows["val"]
     seen = logits_of(found.members[0], Views(found.data.pixels, 0, 0).plain, val)
-    auroc = metrics.auroc(seen, found.data.labels[val])
-    assert found.metrics["validation"]["auroc"] == pytest.approx(auroc)
+    expected = metrics.ranking(seen, found.data.labels[val], found.data.groups[val])
+    assert found.metrics["validation"] == pytest.approx(expected.model_dump())
 
 
 def test_feature_extraction_leaves_the_probe_as_it_is(teach: Teach) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stages import validate
-from stages.core.dataset.data import load_dataset
+from stages.core.dataset.data import HAS_GROUP, load_dataset
 from stages.core.intake.images import Cache, Look
 from stages.core.runner.errors import DataError, ParamsError
 from stages.core.runner.params import parse_section
@@ -65,6 +65,7 @@ def test_a_good_folder_comes_out_whole(
     assert len(outcomes) == actual["expectations"]
     rows = manifest(out)
     assert {"bytes", "width", "height", "mode", "sha256", "phash", "sharpness"} <= set(rows)
+    assert HAS_GROUP not in rows
     assert (rows["domain"] == "mono").all()
     pages = list((out / "docs").rglob("*.html"))
     assert pages
@@ -237,6 +238,21 @@ def test_near_duplicates_share_a_split(
         "identical": 0, "near": 1, "across_groups": 1, "contradicting": 0,
     }  # fmt: skip
     assert metrics(out)["leaks"] == {"groups_joined": 1, "left_out": 0, "leaking": 0}
+
+
+def test_near_duplicates_without_groups_form_none_that_figures_are_within(
+    tmp_path: Path, image_folder: MakeFolder
+) -> None:
+    image_folder()
+    near_copy(tmp_path)
+    file = tmp_path / "images" / "metadata.csv"
+    pd.read_csv(file).drop(columns="group").to_csv(file, index=False)
+    out = run(tmp_path)
+    data = load_dataset(out / "validated")
+    group = dict(zip(data.files, data.groups, strict=True))
+    assert group["g1_1.png"] == group["g2_1.png"]
+    assert len(set(data.groups)) == 47
+    assert (data.groups < 0).all()
 
 
 def test_what_leaks_out_of_a_given_split_is_left_out(

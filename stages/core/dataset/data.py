@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 Split = Literal["train", "val", "test", "unlabelled"]
+# Column of the manifest where some image came without a group: whether this one had one.
+HAS_GROUP = "has_group"
 # The splits of labelled images. The fourth, `unlabelled`, holds a target domain's images; no
 # network may learn their labels.
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -37,7 +39,8 @@ class Dataset:
     Attributes:
         pixels: uint8 (N, P, P, C), C = 1 (grey) or 3 (RGB), memory-mapped.
         labels: int64 (N,), index into `classes`; -1 for unlabelled images.
-        groups: int64 (N,); images of one group are never in two splits.
+        groups: int64 (N,); images of one group are never in two splits. Negative where the images
+            came without groups: each is alone, or with its near duplicates.
         domains: object (N,), text, `""` where the data names none.
         splits: object (N,), one of `SPLITS`, or `UNLABELLED`.
         files: object (N,), names relative to the user's folder.
@@ -113,6 +116,9 @@ def load_dataset(folder: Path) -> Dataset:
     rules = FileRules(**json.loads((folder / "rules.json").read_text()))
     number = {name: k for k, name in enumerate(classes)} | {"": -1}
     groups, _ = pd.factorize(manifest["group"])
+    if HAS_GROUP in manifest:
+        given = manifest.groupby("group")[HAS_GROUP].transform("any")
+        groups = np.where(given, groups, -1 - groups)
     return Dataset(
         pixels=np.load(folder / "pixels.npy", mmap_mode="r"),
         # A copy, since torch wants arrays that it could write to.

@@ -5,6 +5,7 @@ them back as one with `report.read_metrics`. An optional field that is left out 
 that is None is null.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,16 +22,27 @@ class Metrics(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
-class Quality(Metrics):
+class Auroc(Metrics):
+    """AUROC of one model on one split, 0 to 1.
+
+    Attributes:
+        auroc_within_groups: over the pairs of images of the same group; left out where no group
+            has two classes, or where no groups are given.
+    """
+
+    auroc: float
+    auroc_within_groups: float | None = None
+
+
+class Quality(Auroc):
     """One model on one split.
 
     Attributes:
-        auroc, accuracy, macro_f1, recall: 0 to 1; `recall` by class, in the order of the logits.
+        accuracy, macro_f1, recall: 0 to 1; `recall` by class, in the order of the logits.
         ece: expected calibration error, 0 to 1.
         nll: mean cross-entropy in nats.
     """
 
-    auroc: float
     accuracy: float
     macro_f1: float
     ece: float
@@ -38,7 +50,7 @@ class Quality(Metrics):
     recall: dict[str, float]
 
 
-class Gain(Metrics):
+class Difference(Metrics):
     """Difference in AUROC of two models on the same images.
 
     Attributes:
@@ -55,10 +67,26 @@ class Gain(Metrics):
         return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-class Auroc(Metrics):
-    """AUROC of one model on the validation split."""
+class Gain(Difference):
+    """Difference in AUROC of two models, overall and within groups.
 
-    auroc: float
+    Attributes:
+        within_groups: left out where no group has two classes, or where no groups are given.
+    """
+
+    within_groups: Difference | None = None
+
+
+def count_intervals(gains: Iterable[Gain]) -> int:
+    """How many intervals some gains have."""
+    each = (part for gain in gains for part in (gain, gain.within_groups) if part is not None)
+    return sum(part.low is not None for part in each)
+
+
+def intervals_note(gains: Iterable[Gain]) -> str:
+    """A sentence that says how many intervals a table of gains holds, and what that means."""
+    count = count_intervals(gains)
+    return f"95 % intervals: {count}; each misses the true gain one time in twenty."
 
 
 class IngestMetrics(Metrics):
@@ -242,13 +270,15 @@ class RefineMetrics(Metrics):
     """What refinement gives, on the test split but for `val_auroc`.
 
     Attributes:
-        accepted: whether the synthetic images helped on validation.
+        accepted: whether the synthetic images helped on validation, by `val_auroc`.
+        val_auroc_within_groups: left out where there is none, as in `Auroc`.
         winner: what goes on.
     """
 
     accepted: bool
     winner: Literal["synthetic", "distilled"]
     val_auroc: ValidationAuroc
+    val_auroc_within_groups: ValidationAuroc | None = None
     distilled: Quality
     real: Quality
     synthetic: Quality
@@ -269,7 +299,7 @@ class ExportMetrics(Metrics):
     Attributes:
         bytes: the file's size.
         uncalibrated, calibrated: PyTorch, before and after the temperature.
-        auroc: of the file itself.
+        auroc, auroc_within_groups: of the file itself; the latter as in `Auroc`.
     """
 
     temperature: float
@@ -278,6 +308,7 @@ class ExportMetrics(Metrics):
     uncalibrated: Quality
     calibrated: Quality
     auroc: float
+    auroc_within_groups: float | None = None
 
 
 class Latency(Metrics):

@@ -13,7 +13,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from stages.core.results import metrics
 from stages.core.results.metrics import Logits, Paired
-from stages.core.results.schema import Gain
+from stages.core.results.schema import Difference
 from stages.core.runner.errors import DataError
 
 Floats = NDArray[np.floating[Any]]
@@ -123,13 +123,59 @@ def test_knowing_only_the_group_scores_one_half_within_groups() -> None:
     assert metrics.auroc_within_groups(logits, labels, np.arange(200)) is None
 
 
+def test_images_of_negative_groups_are_in_no_pair_within_groups() -> None:
+    logits, labels = random_logits(120, 3)
+    groups = np.arange(120) // 10
+    given = groups < 7
+    some = np.where(given, groups, -1 - groups)
+    expected = metrics.auroc_within_groups(logits[given], labels[given], groups[given])
+    assert metrics.auroc_within_groups(logits, labels, some) == expected
+    assert metrics.auroc_within_groups(logits, labels, -1 - groups) is None
+    pairs = [Paired(logits, -logits, labels, each) for each in (groups, some, -1 - groups)]
+    all_given, some_given, none_given = map(metrics.mean_paired_gain, [[pair] for pair in pairs])
+    # Overall, they count for the interval as before.
+    assert interval(some_given) == interval(none_given) == interval(all_given)
+    part = metrics.paired_gain(logits[given], -logits[given], labels[given], groups[given])
+    assert some_given.within_groups == part.within_groups != all_given.within_groups
+    assert none_given.within_groups is None
+
+
+def test_a_ranking_is_overall_and_within_groups() -> None:
+    logits, labels = random_logits(60, 2)
+    groups = np.arange(60) // 6
+    both = {
+        "auroc": metrics.auroc(logits, labels),
+        "auroc_within_groups": metrics.auroc_within_groups(logits, labels, groups),
+    }
+    assert metrics.ranking(logits, labels, groups).model_dump(exclude_unset=True) == both
+    quality = metrics.classification(logits, labels, groups, ["a", "b"]).model_dump()
+    assert {key: quality[key] for key in both} == both
+    alone = metrics.ranking(logits, labels, np.arange(60)).model_dump(exclude_unset=True)
+    assert alone == {"auroc": both["auroc"]}
+
+
+def test_what_the_group_tells_is_how_its_other_images_are_labelled() -> None:
+    draws = np.random.default_rng(2)
+    groups = np.append(draws.integers(0, 8, 90), 99)
+    labels = (draws.random(91) < groups / 12).astype(np.int64)
+    shares = []
+    for i in range(90):
+        others = labels[(groups == groups[i]) & (np.arange(91) != i)]
+        shares.append(others.mean())
+    # Nothing is known of the image that is alone in its group.
+    expected = roc_auc_score(labels, [*shares, 0.5])
+    assert metrics.auroc(metrics.group_shares(labels, groups, 2), labels) == pytest.approx(expected)
+
+
 def test_paired_gain_of_a_model_over_itself_is_zero() -> None:
     logits, labels = random_logits(120, 2)
     gain = metrics.paired_gain(logits, logits, labels, np.repeat(np.arange(12), 10))
-    assert gain == Gain(gain=0.0, low=0.0, high=0.0)
+    nothing = {"gain": 0.0, "low": 0.0, "high": 0.0}
+    assert gain.model_dump() == nothing | {"within_groups": nothing}
 
 
-def interval(gain: Gain) -> tuple[float, float]:
+def interval(gain: Difference | None) -> tuple[float, float]:
+    assert gain is not None
     assert gain.low is not None
     assert gain.high is not None
     return gain.low, gain.high
@@ -186,6 +232,58 @@ def test_interval_is_the_jackknife_over_folds_and_seeds(k: int) -> None:
     assert interval(result) == pytest.approx((gain - reach, gain + reach))
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_interval_within_groups_is_the_jackknife_over_groups_with_pairs(k: int) -> None:
+    """Two seeds of a fold, and a fold that shares some of its groups; some hold one class only."""
+    draws = np.random.default_rng(8)
+    fold, other = draws.integers(0, 9, 200), draws.integers(6, 14, 150)
+    pairs = []
+    for seed, groups in enumerate((fold, fold, other)):
+        pair = random_pair(k, groups, seed)
+        keep = ~((pair.groups == 3) & (pair.labels != 1))
+        rows = [x[keep] for x in (pair.better, pair.worse, pair.labels, pair.groups)]
+        pairs.append(Paired(*rows))
+
+    def gain_without(group: int) -> float:
+        gains = []
+        for pair in pairs:
+            rows = pair.groups != group
+            labels, groups = pair.labels[rows], pair.groups[rows]
+            better, worse = (
+                metrics.auroc_within_groups(logits[rows], labels, groups)
+                for logits in (pair.better, pair.worse)
+            )
+            assert better is not None
+            assert worse is not None
+            gains.append(better - worse)
+        return float(np.mean(gains))
+
+    mixed = sorted({*fold.tolist(), *other.tolist()} - {3})
+    gain, count = gain_without(-1), len(mixed)
+    squares = sum((gain_without(group) - gain) ** 2 for group in mixed)
+    reach = student_t.ppf(0.975, count - 1) * np.sqrt((count - 1) / count * squares)
+    within = metrics.mean_paired_gain(pairs).within_groups
+    assert interval(within) == pytest.approx((gain - reach, gain + reach))
+
+
+def test_a_fold_without_pairs_within_groups_is_left_out_there() -> None:
+    pair = random_pair(2, np.arange(120) // 10, 0)
+    one_class = random_pair(2, 100 + np.arange(90), 1)
+    both, one = metrics.mean_paired_gain([pair, one_class]), metrics.mean_paired_gain([pair])
+    assert both.within_groups == one.within_groups is not None
+    assert both.gain != one.gain
+    assert metrics.mean_paired_gain([one_class]).within_groups is None
+
+
+def test_no_interval_within_groups_where_one_group_has_all_pairs() -> None:
+    groups = np.append(np.zeros(40, np.int64), np.arange(1, 61))
+    gain = metrics.mean_paired_gain([random_pair(2, groups, 0)])
+    interval(gain)
+    within = gain.within_groups
+    assert within is not None
+    assert within.low is within.high is None
+
+
 def test_groups_that_hold_one_class_only_have_an_interval() -> None:
     logits, labels = random_logits(60, 2, seed=5)
     order = np.argsort(labels, kind="stable")
@@ -196,10 +294,16 @@ def test_groups_that_hold_one_class_only_have_an_interval() -> None:
     assert np.isfinite(interval(gain)).all()
 
 
-def test_many_classes_of_few_groups_are_done_at_once() -> None:
-    """20 classes of 4 patients each: a bootstrap's draw that holds all of them never comes."""
+@pytest.mark.parametrize("mixed", [False, True])
+def test_many_classes_of_few_groups_are_done_at_once(mixed: bool) -> None:
+    """20 classes of 4 patients each: a bootstrap's draw that holds all of them never comes.
+
+    With `mixed`, a few images of each patient are of another class, which has no other pairs.
+    """
     labels = np.repeat(np.arange(20), 40)
     patients = np.repeat(np.arange(80), 10)
+    if mixed:
+        patients[::10] = (patients[::10] + 4) % 80
     draws = np.random.default_rng(0)
     better, worse = (
         (draws.normal(size=(800, 20)) + strength * np.eye(20)[labels]).astype(np.float32)
@@ -209,12 +313,18 @@ def test_many_classes_of_few_groups_are_done_at_once() -> None:
     gain = metrics.paired_gain(better, worse, labels, patients)
     assert time.perf_counter() - start < 1
     assert 0 < interval(gain)[0] < gain.gain
+    if mixed:
+        assert np.isfinite(interval(gain.within_groups)).all()
+    else:
+        assert gain.within_groups is None
 
 
 def test_as_many_groups_as_images_are_done_at_once() -> None:
     pair = random_pair(5, np.arange(20_000), 0)
+    pairs = random_pair(5, np.arange(20_000) // 2, 0)
     start = time.perf_counter()
     interval(metrics.mean_paired_gain([pair]))
+    interval(metrics.mean_paired_gain([pairs]).within_groups)
     assert time.perf_counter() - start < 5
 
 

@@ -14,17 +14,35 @@ from stages.core.intake.listing import list_folder
 from stages.core.release.predict import READABLE
 from stages.core.results.report import read_metrics
 from stages.core.results.schema import (
+    Auroc,
     BenchmarkMetrics,
     CheckMetrics,
     DistillMetrics,
     ExportMetrics,
+    Gain,
     RefineMetrics,
     TeacherMetrics,
     ValidateMetrics,
+    count_intervals,
 )
 from stages.core.runner.errors import DataError
 from stages.core.runner.params import load_yaml
 from stages.core.runner.text import terminal
+
+WITHIN = "  within groups"
+
+
+def _aurocs(
+    name: str, model: Auroc, reference: str, other: Auroc, gain: Gain | None = None
+) -> list[tuple[str, str, str]]:
+    """AUROC of a model beside another's, and within groups where there is such a figure."""
+    compared = "" if gain is None else f", gain {gain}"
+    lines = [(f"{name}: AUROC", f"{model.auroc:.3f}", f"{reference} {other.auroc:.3f}{compared}")]
+    if model.auroc_within_groups is not None and other.auroc_within_groups is not None:
+        compared = "" if gain is None else f", gain {gain.within_groups}"
+        within = f"{reference} {other.auroc_within_groups:.3f}{compared}"
+        lines.append((WITHIN, f"{model.auroc_within_groups:.3f}", within))
+    return lines
 
 
 def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
@@ -43,15 +61,15 @@ def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
         lines.append(("images", f"{validate.images:,}", ", ".join(splits)))
     if "teacher" in stages:
         teacher = read_metrics(reports / "teacher" / "metrics.json", TeacherMetrics)
-        probe = f"linear probe {teacher.probe.auroc:.3f}"
-        lines.append(("teacher, fine-tuned: AUROC", f"{teacher.finetuned.auroc:.3f}", probe))
+        lines += _aurocs("teacher, fine-tuned", teacher.finetuned, "linear probe", teacher.probe)
     if "distill" in stages:
         distill = read_metrics(reports / "distill" / "metrics.json", DistillMetrics)
-        control = f"without teacher {distill.control.auroc:.3f}, gain {distill.gain_over_control}"
-        lines += [
-            ("student: AUROC", f"{distill.student.auroc:.3f}", control),
-            ("student: parameters", f"{distill.parameters:,}", f"teacher {teacher.parameters:,}"),
-        ]
+        gain = distill.gain_over_control
+        lines += _aurocs("student", distill.student, "without teacher", distill.control, gain)
+        if intervals := count_intervals([gain]):
+            lines.append(("95 % intervals above", str(intervals), ""))
+        size = f"{distill.parameters:,}"
+        lines.append(("student: parameters", size, f"teacher {teacher.parameters:,}"))
     if "refine" in stages:
         refine = read_metrics(reports / "refine" / "metrics.json", RefineMetrics)
         validation = refine.val_auroc
@@ -62,13 +80,17 @@ def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
                 f"validation {validation.synthetic:.3f}, real alone {validation.real:.3f}",
             )
         )
+    benchmark = None
+    if "benchmark" in stages:
+        benchmark = read_metrics(reports / "benchmark" / "metrics.json", BenchmarkMetrics)
     if "export" in stages:
         export = read_metrics(reports / "export" / "metrics.json", ExportMetrics)
         size = f"{export.auroc:.3f}, {export.bytes / 1e6:.2f} MB"
-        lines.append(("shipped model: AUROC, size", size, ""))
-    if "benchmark" in stages:
-        benchmark = read_metrics(reports / "benchmark" / "metrics.json", BenchmarkMetrics)
-        lines[-1] = (*lines[-1][:2], f"teacher {benchmark.bytes['teacher'] / 1e6:.1f} MB")
+        other = f"teacher {benchmark.bytes['teacher'] / 1e6:.1f} MB" if benchmark else ""
+        lines.append(("shipped model: AUROC, size", size, other))
+        if export.auroc_within_groups is not None:
+            lines.append((WITHIN, f"{export.auroc_within_groups:.3f}", ""))
+    if benchmark:
         torch, ort, student = (
             benchmark.rows[f"{model}_cpu_b1"].p50_ms
             for model in ("teacher_torch", "teacher_ort", "student_ort")

@@ -17,7 +17,7 @@ from pydantic import Field
 from stages.core.release import page, predict
 from stages.core.results import report
 from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Gate, Number
+from stages.core.results.schema import CheckMetrics, Difference, Gate, Number
 from stages.core.runner import stage
 from stages.core.runner.errors import GateFailed
 from stages.core.runner.params import Section
@@ -28,9 +28,11 @@ class Params(Section):
     """Section `check`: the gates."""
 
     min_auroc: float = Field(ge=0, le=1)
+    min_auroc_within_groups: float | None = Field(ge=0, le=1)
     min_finetuning_gain: float = Field(ge=-1, le=1)
     min_retention: float = Field(ge=0, le=2)
     min_gain_over_control: float = Field(ge=-1, le=1)
+    min_gain_over_control_within_groups: float | None = Field(ge=-1, le=1)
     max_parameter_share: float = Field(gt=0, le=1)
     max_parity: float = Field(ge=0, le=1)
     max_decisions_changed: int = Field(ge=0)
@@ -68,13 +70,27 @@ def at_most(value: Number, limit: Number) -> Gate:
     return Gate(value=value, limit=limit, margin=margin, passed=margin >= 0)
 
 
-def gates(params: Params, reports: Reports) -> dict[str, Gate]:
-    """Every gate by name.
+def _low(gain: Difference) -> float:
+    """The low end of a gain's interval; the gain itself where the groups are too few for one."""
+    return gain.gain if gain.low is None else gain.low
 
-    Where the groups are too few for an interval, the gain itself stands for its low end.
-    """
+
+def within_groups(params: Params, reports: Reports) -> dict[str, Gate]:
+    """The gates on figures within groups: those that are set, where there are such figures."""
+    auroc, limit = reports.export.auroc_within_groups, params.min_auroc_within_groups
+    gain = reports.distill.gain_over_control.within_groups
+    low = params.min_gain_over_control_within_groups
+    by_name = {}
+    if auroc is not None and limit is not None:
+        by_name["auroc_within_groups"] = at_least(auroc, limit)
+    if gain is not None and low is not None:
+        by_name["gain_over_control_within_groups_low"] = at_least(_low(gain), low)
+    return by_name
+
+
+def gates(params: Params, reports: Reports) -> dict[str, Gate]:
+    """Every gate by name."""
     teacher, distill, export = reports.teacher, reports.distill, reports.export
-    gain = distill.gain_over_control
     speed = reports.benchmark.speed_up["student_ort_over_teacher_torch_b1"]
     return {
         "auroc": at_least(export.auroc, params.min_auroc),
@@ -83,8 +99,9 @@ def gates(params: Params, reports: Reports) -> dict[str, Gate]:
         ),
         "retention": at_least(export.auroc / teacher.finetuned.auroc, params.min_retention),
         "gain_over_control_low": at_least(
-            gain.gain if gain.low is None else gain.low, params.min_gain_over_control
+            _low(distill.gain_over_control), params.min_gain_over_control
         ),
+        **within_groups(params, reports),
         "parameter_share": at_most(
             distill.parameters / teacher.parameters, params.max_parameter_share
         ),

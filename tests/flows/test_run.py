@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,25 @@ def test_a_run_writes_exactly_its_files(trained: tuple[Workspace, str]) -> None:
         assert sorted(p.name for p in (workspace.root / folder).iterdir()) == names
     assert not list((workspace.root / "data").rglob(".partial*"))
     assert "up to date" in workspace.run([sys.executable, "-m", "dvc", "status"])
+
+
+def test_each_auroc_and_gain_has_one_within_groups(trained: tuple[Workspace, str]) -> None:
+    workspace, output = trained
+
+    def overall_only(content: dict[str, Any], name: str) -> list[str]:
+        names = [] if "auroc_within_groups" in content or "auroc" not in content else [name]
+        names += [name] if "low" in content and "within_groups" not in content else []
+        for key, value in content.items():
+            if isinstance(value, dict) and key != "within_groups":
+                names += overall_only(value, f"{name}.{key}")
+        return names
+
+    for stage in ("teacher", "distill", "refine", "export"):
+        assert overall_only(workspace.metrics(stage), stage) == []
+    assert "val_auroc_within_groups" in workspace.metrics("refine")
+    gates = workspace.metrics("check")["gates"]
+    assert {"auroc_within_groups", "gain_over_control_within_groups_low"} <= set(gates)
+    assert output.count("\n  within groups ") == 3
     assert "try it" in output
 
 

@@ -41,7 +41,31 @@ def test_each_target_has_a_table(clone: Path, count: int) -> None:
     order = ["validate", "teacher", "targets", "distill", "augment", "refine", "export"]
     stages = [*order, "benchmark", "check"][:count]
     rows = summary.rows(clone / "data" / "reports", stages)
-    assert len(rows) == sum((1, 1, 0, 2, 0, 1, 1, 1, 1)[:count])
+    assert len(rows) == sum((1, 1, 0, 3, 0, 1, 1, 1, 1)[:count])
+
+
+def test_figures_within_groups_are_below_the_overall_ones(clone: Path) -> None:
+    reports = clone / "data" / "reports"
+    gain = {"gain": 0.011, "low": 0.002, "high": 0.02}
+    for stage, key, value in (
+        ("teacher", "finetuned.auroc_within_groups", 0.813),
+        ("teacher", "probe.auroc_within_groups", 0.793),
+        ("distill", "student.auroc_within_groups", 0.807),
+        ("distill", "control.auroc_within_groups", 0.789),
+        ("distill", "gain_over_control.within_groups", gain),
+        ("export", "auroc_within_groups", 0.806),
+    ):
+        change(reports / stage / "metrics.json", key, value)
+    rows = summary.rows(reports, ["teacher", "distill", "export", "benchmark"])
+    within = [row[1:] for row in rows if row[0] == "  within groups"]
+    assert within == [
+        ("0.813", "linear probe 0.793"),
+        ("0.807", "without teacher 0.789, gain +0.011 [+0.002, +0.020]"),
+        ("0.806", ""),
+    ]
+    names = [row[0] for row in rows]
+    assert names[names.index("shipped model: AUROC, size") + 1] == "  within groups"
+    assert ("95 % intervals above", "2", "") in rows
 
 
 def test_a_gain_without_an_interval_says_so(

@@ -25,10 +25,12 @@ PICTURES = {
 
 def quality(auroc: float) -> dict[str, Any]:
     figures = dict.fromkeys(("accuracy", "macro_f1", "ece", "nll"), 0.5)
-    return {"auroc": auroc, **figures, "recall": {"functional": 0.9, "defective": 0.7}}
+    recall = {"functional": 0.9, "defective": 0.7}
+    return {"auroc": auroc, "auroc_within_groups": auroc - 0.05, **figures, "recall": recall}
 
 
-GAIN = {"gain": 0.02, "low": 0.001, "high": 0.04}
+WITHIN = {"gain": 0.03, "low": 0.011, "high": 0.05}
+GAIN: dict[str, Any] = {"gain": 0.02, "low": 0.001, "high": 0.04, "within_groups": WITHIN}
 
 
 def reports(root: Path) -> None:
@@ -64,11 +66,12 @@ def reports(root: Path) -> None:
         "refine": {
             "accepted": False, "winner": "distilled",
             "val_auroc": {"distilled": 0.8, "real": 0.8, "synthetic": 0.7},
+            "val_auroc_within_groups": {"distilled": 0.81, "real": 0.82, "synthetic": 0.71},
             "distilled": quality(0.86), "real": quality(0.86), "synthetic": quality(0.8),
             "gain_over_real": GAIN,
         },
         "export": {
-            "auroc": 0.86, "bytes": 250_000, "temperature": 1.1,
+            "auroc": 0.86, "auroc_within_groups": 0.81, "bytes": 250_000, "temperature": 1.1,
             "parity": {"max_abs": 1e-7, "decisions_changed": 0, "images": 100},
             "calibrated": quality(0.86), "uncalibrated": quality(0.86),
         },
@@ -138,9 +141,16 @@ def test_a_good_model_is_released(paths: check.Paths) -> None:
     ("stage_name", "key", "value", "gate"),
     [
         ("export", "auroc", 0.5, "auroc"),
+        ("export", "auroc_within_groups", 0.6, "auroc_within_groups"),
         ("teacher", "probe.auroc", 0.9, "finetuning_gain"),
         ("teacher", "finetuned.auroc", 0.95, "retention"),
         ("distill", "gain_over_control.low", -0.3, "gain_over_control_low"),
+        (
+            "distill",
+            "gain_over_control.within_groups.low",
+            -0.3,
+            "gain_over_control_within_groups_low",
+        ),
         ("distill", "parameters", 500, "parameter_share"),
         ("export", "parity.max_abs", 0.01, "parity_max_abs"),
         ("export", "parity.decisions_changed", 1, "decisions_changed"),
@@ -249,12 +259,63 @@ def test_the_test_split_is_described_as_it_is(
 def test_a_gain_without_an_interval(paths: check.Paths) -> None:
     """One group in the test split: the gain itself is held against the limit."""
     lonely = {"gain": -0.01, "low": None, "high": None}
-    change(paths.distill / "metrics.json", "gain_over_control", lonely)
-    change(paths.teacher / "metrics.json", "finetuning_gain", lonely)
+    gain = lonely | {"within_groups": lonely | {"gain": -0.02}}
+    change(paths.distill / "metrics.json", "gain_over_control", gain)
     run(paths)
-    assert json.loads(paths.metrics.read_text())["gates"]["gain_over_control_low"]["value"] == -0.01
+    gates = json.loads(paths.metrics.read_text())["gates"]
+    assert gates["gain_over_control_low"]["value"] == -0.01
+    assert gates["gain_over_control_within_groups_low"]["value"] == -0.02
     for document in (paths.page, paths.release / "MODEL_CARD.md"):
-        assert "-0.010 (no interval: too few groups)" in document.read_text()
+        assert "-0.010 [no interval: too few groups]" in document.read_text()
+        assert "-0.020 [no interval: too few groups]" in document.read_text()
+
+
+def test_figures_within_groups_are_beside_the_overall_ones(paths: check.Paths) -> None:
+    run(paths)
+    page = paths.page.read_text()
+    card = (paths.release / "MODEL_CARD.md").read_text()
+    for text in ("+0.020 [+0.001, +0.040]", "+0.030 [+0.011, +0.050]"):
+        assert page.count(text) == 4
+        assert card.count(text) == 1
+    rows = [row for name in ("student, distilled", "student") for row in (name, 0.86, 0.81)]
+    assert f"| {rows[0]} | {rows[1]:.3f} | {rows[2]:.3f} |" in card
+    cells = "".join(f'<td class="n">{value:.3f}</td>' for value in rows[4:])
+    assert f"<td>{rows[3]}</td>{cells}" in page
+    assert [page.count(f"95 % intervals: {n};") for n in (2, 4)] == [2, 1]
+    assert "95 % intervals: 2;" in card
+    assert "0.710, 0.820 and 0.810" in page
+
+
+def without_within(value: Any) -> Any:
+    """Metrics less their figures within groups."""
+    if not isinstance(value, dict):
+        return value
+    return {k: without_within(v) for k, v in value.items() if not k.endswith("within_groups")}
+
+
+def test_a_folder_without_groups_has_no_gates_within_them(paths: check.Paths) -> None:
+    run(paths)
+    every = json.loads(paths.metrics.read_text())["gates"]
+    for name in STAGES:
+        file = getattr(paths, name) / "metrics.json"
+        file.write_text(json.dumps(without_within(json.loads(file.read_text()))))
+    run(paths)
+    left = json.loads(paths.metrics.read_text())["gates"]
+    assert every.keys() - left.keys() == {
+        "auroc_within_groups", "gain_over_control_within_groups_low",
+    }  # fmt: skip
+    for document in (paths.page, paths.release / "MODEL_CARD.md"):
+        assert "ithin groups" not in document.read_text()
+
+
+def test_gates_within_groups_may_be_left_out(paths: check.Paths) -> None:
+    params = load_section(ROOT / "params.yaml", "check", check.Params)
+    limits = dict.fromkeys(("min_auroc_within_groups", "min_gain_over_control_within_groups"))
+    change(paths.export / "metrics.json", "auroc_within_groups", 0.1)
+    change(paths.distill / "metrics.json", "gain_over_control.within_groups.low", -0.9)
+    with stage.staged(paths) as partial:
+        check.run(params.model_copy(update=limits), paths=partial, resources=RESOURCES)
+    assert not any("within" in name for name in json.loads(paths.metrics.read_text())["gates"])
 
 
 def test_metrics_of_other_code_are_refused_by_name(paths: check.Paths) -> None:

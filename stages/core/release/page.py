@@ -8,18 +8,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.core.results.escape import markdown_cell
 from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Gain, ValidateMetrics
+from stages.core.results.schema import CheckMetrics, ValidateMetrics, intervals_note
 
 
 def _picture(path: Path) -> str:
     """A PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _interval(gain: Gain) -> str:
-    if gain.low is None or gain.high is None:
-        return f"{gain.gain:+.3f} (no interval: too few groups)"
-    return f"{gain.gain:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
 
 
 def _test_split(validate: ValidateMetrics) -> str:
@@ -51,7 +45,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "cell": markdown_cell,
-        "interval": _interval,
+        "intervals_note": intervals_note,
         "test_split": _test_split,
     }
     return environment

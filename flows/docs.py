@@ -30,9 +30,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from flows import ROOT, study, summary
+from flows import ROOT, study, summary, tables
 from flows.ui import flatten
-from stages.core.results.schema import Gain
+from stages.core.results.schema import Difference
 from stages.core.runner.errors import AtelierError, ParamsError, Unavailable
 
 REPORTS = Path("data/reports")
@@ -64,7 +64,13 @@ MODELS = (
     ("student refined with synthetic images", "distill.parameters", "refine.synthetic"),
     ("**shipped**: calibrated, as ONNX", "distill.parameters", "export.calibrated"),
 )
-COLUMNS = {"AUROC": "auroc", "accuracy": "accuracy", "macro F1": "macro_f1", "ECE": "ece"}
+COLUMNS = {
+    "AUROC": "auroc",
+    "within groups": "auroc_within_groups",
+    "accuracy": "accuracy",
+    "macro F1": "macro_f1",
+    "ECE": "ece",
+}
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -120,17 +126,26 @@ class StudyFigures:
     @cached_property
     def table(self) -> str:
         """The tables in Markdown, as `python -m flows.sweep STUDY --summary` prints them."""
-        return study.summary(self._study, self._results)
+        return tables.summary(self._study, self._results)
 
     @cached_property
-    def _rows(self) -> study.Figures:
-        return study.Figures(self._study, self._results)
+    def _rows(self) -> tables.Figures:
+        return tables.Figures(self._study, self._results)
 
-    def gain(self, trial: str, heading: str) -> str:
+    def gain(self, trial: str, heading: str, *, within_groups: bool = False) -> str:
         """A gain with its interval, as the table has it. Raises: ParamsError."""
         _get(self._study.trials, trial, "trial")
         _get(self._study.gains, heading, "gain")
-        return str(self._rows.gain(trial, heading) or "-")
+        gain = self._rows.gain(trial, heading)
+        return str((gain and gain.within_groups if within_groups else gain) or "-")
+
+    def of_groups(self, trial: str) -> float:
+        """AUROC of a model that knows only how the rest of each image's group is labelled.
+
+        The mean over the grid. Raises: ParamsError.
+        """
+        _get(dict.fromkeys(self._rows.done["name"]), trial, "run")
+        return self._rows.auroc_of_groups(trial)
 
     def value(self, label: str, heading: str, model: str = "") -> float:
         """One run's value under a heading of the table.
@@ -148,7 +163,7 @@ class StudyFigures:
         return self._mean("name", trial, heading, model)
 
     def _mean(self, column: str, name: str, heading: str, model: str) -> float:
-        key = str(_get(self._study.show, heading, "heading"))
+        key = str(_get(self._study.columns, heading, "heading"))
         if self._study.models:
             key = f"{_get(self._study.models, model, 'model')}.{key}"
         rows = self._rows.done
@@ -158,7 +173,10 @@ class StudyFigures:
     @property
     def answer(self) -> str:
         """The study's answer with its figures. Raises: ParamsError."""
-        functions = {"mean": self.mean, "gain": self.gain, "value": self.value}
+        functions = {
+            "mean": self.mean, "value": self.value, "gain": self.gain,
+            "of_groups": self.of_groups,
+        }  # fmt: skip
         try:
             return _JINJA.from_string(self._study.answer).render(**self._names, **functions)
         except TemplateError as error:
@@ -229,14 +247,30 @@ class Figures:
         return _get(self._flat, key, "metric")
 
     def interval(self, key: str) -> str:
-        """A gain of the last run with its 95 % interval. Raises: ParamsError."""
-        return str(Gain(**{end: self.metric(f"{key}.{end}") for end in Gain.model_fields}))
+        """A gain of the last run with its 95 % interval, and within groups, if it has it.
+
+        Raises: ParamsError.
+        """
+        ends = Difference.model_fields
+        gain = str(Difference(**{end: self.metric(f"{key}.{end}") for end in ends}))
+        if f"{key}.within_groups.gain" in self._flat:
+            gain += f" (within groups {self.interval(f'{key}.within_groups')})"
+        return gain
 
     def results(self) -> str:
-        """The last run's models beside each other, as a table in Markdown."""
-        rows = [["", "parameters", *COLUMNS]]
+        """The last run's models beside each other, as a table in Markdown.
+
+        Without those columns that it has no figures for.
+        """
+        keys = [key for _, _, key in MODELS]
+        columns = {
+            heading: column
+            for heading, column in COLUMNS.items()
+            if any(f"{key}.{column}" in self._flat for key in keys)
+        }
+        rows = [["", "parameters", *columns]]
         for name, parameters, key in MODELS:
-            figures = [_text(self.metric(f"{key}.{column}")) for column in COLUMNS.values()]
+            figures = [_text(self.metric(f"{key}.{column}")) for column in columns.values()]
             rows.append([name, _text(self.metric(parameters)), *figures])
         return _table(rows)
 

@@ -1,23 +1,19 @@
-"""A study: many runs of the graph with different params, and the tables of their results."""
+"""A study: many runs of the graph with different params, and their results, row by row."""
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from flows.graph import Graph
 from flows.ui import flatten
-from stages.core.results import predictions
-from stages.core.results.escape import markdown_cell
-from stages.core.results.metrics import Paired, mean_paired_gain
 from stages.core.results.report import read_metrics
-from stages.core.results.schema import SCHEMA, Gain
+from stages.core.results.schema import SCHEMA
 from stages.core.runner.disk import settle
 from stages.core.runner.params import Section, load_yaml, parse_section
 
@@ -29,8 +25,8 @@ TRIAL, PARAMS, COMMIT, STATE, MESSAGE = "trial", "params", "commit", "state", "m
 # Rows from before these were recorded lack them.
 DATA, CODE, DEVICE = "data", "code", "device"
 TEXTS = (TRIAL, "name", PARAMS, DATA, CODE, COMMIT, DEVICE, STATE, MESSAGE)
-# Longer lists of names give their number instead.
-MOST_NAMES = 6
+# What a metric's name ends with that is the AUROC within groups.
+WITHIN = "_within_groups"
 
 
 class Study(Section):
@@ -43,7 +39,8 @@ class Study(Section):
         base: a params overlay for all trials.
         trials: a params overlay by name.
         grid: dotted key of params.yaml to its values; every trial is run with all combinations.
-        show: heading to dotted metric (STAGE.KEY): the columns of the summary.
+        show: heading to dotted metric (STAGE.KEY): the columns of the summary. Beside each AUROC
+            stands the one within groups.
         models: name to the metrics of one model (STAGE.MODEL), in which the keys of `show` are then
             looked up: the summary has a line for each. Without it, one line per trial.
         gains: heading to two models, the better one and its reference. A model is a name
@@ -62,6 +59,22 @@ class Study(Section):
     models: dict[str, str] = Field(default={})
     gains: dict[str, list[str]] = Field(default={})
     front: list[str] = Field(default=[])
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """`show`, with the AUROC within groups after each AUROC."""
+        columns = {}
+        for heading, key in self.show.items():
+            columns[heading] = key
+            if key.split(".")[-1] == "auroc":
+                columns[f"{heading}, within groups"] = key + WITHIN
+        return columns
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics of the columns, as STAGE.KEY."""
+        prefixes = [f"{prefix}." for prefix in self.models.values()] or [""]
+        return [prefix + key for prefix in prefixes for key in self.columns.values()]
 
 
 @dataclass(frozen=True)
@@ -200,197 +213,6 @@ def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:
         new = ["file_name", *(c for c in table if c not in merged)]
         merged = merged.merge(table[new], on="file_name", validate="one_to_one")
     return metrics, merged
-
-
-class Figures:
-    """What the rows of a study say, trial by trial.
-
-    Attributes:
-        done, failed: rows of the study's trials, by how they ended.
-    """
-
-    def __init__(self, study: Study, results: Results) -> None:
-        self._study = study
-        rows = results.rows
-        rows = rows[rows[TRIAL].isin([trial.label for trial in trials(study)])]
-        self.failed = rows[rows[STATE] != "done"]
-        self.done = rows[rows[STATE] == "done"].copy()
-        places = [tuple(str(row.get(k)) for k in study.grid) for _, row in self.done.iterrows()]
-        self.done["_place"] = places
-        self._row_at = {(row["name"], row["_place"]): row for _, row in self.done.iterrows()}
-        self._predictions = results.predictions
-
-    def mean(self, trial: str, metric: str) -> str:
-        """Mean and deviation of a metric over the grid; a dash where it was not measured.
-
-        Args:
-            metric: STAGE.KEY.
-        """
-        rows = self.done[self.done["name"] == trial]
-        if metric not in rows or rows[metric].isna().all():
-            return "-"
-        numbers = rows[metric].astype(float)
-        if numbers.nunique() == 1:
-            return f"{numbers.iloc[0]:,.3f}" if numbers.iloc[0] % 1 else f"{numbers.iloc[0]:,.0f}"
-        return f"{numbers.mean():.3f} ± {numbers.std():.3f}"
-
-    def gain(self, trial: str, heading: str) -> Gain | None:
-        """Mean paired gain of one model over another, over seeds and the places on the grid.
-
-        Returns: None if a model would be compared with itself, if one of the two was not run, or
-            if they were tested on different images.
-        """
-        models, rows = self._models(trial, heading), self._rows_of_pairs(trial, heading)
-        if models[0] == models[1] or not rows:
-            return None
-        pairs = []
-        numbers: dict[str, int] = {}
-        for both in rows:
-            tables = [
-                self._predictions[self._predictions[TRIAL] == row[TRIAL]].dropna(axis=1)
-                for row in both
-            ]
-            left, right = (
-                predictions.of_all_seeds(table, model.split("/")[1])
-                for table, model in zip(tables, models, strict=True)
-            )
-            if tables[0]["file_name"].tolist() != tables[1]["file_name"].tolist():
-                return None
-            labels = tables[0]["label"].to_numpy(np.int64)
-            # By name: in each trial's own numbers, one group may have several, and two the same.
-            groups = np.array([numbers.setdefault(g, len(numbers)) for g in tables[0]["group"]])
-            # A single teacher is compared with the students of all seeds.
-            count = max(len(left), len(right))
-            seeds = zip(*(x * (count // len(x)) for x in (left, right)), strict=True)
-            pairs += [Paired(one, other, labels, groups) for one, other in seeds]
-        return mean_paired_gain(pairs)
-
-    def differences(self, trial: str, heading: str) -> set[str]:
-        """How the two rows of a gain's pairs differ besides the trial: in code, in device.
-
-        If the code is not recorded, another commit counts as other code.
-        """
-        different = set()
-        for one, other in self._rows_of_pairs(trial, heading):
-            if one[DEVICE] != other[DEVICE]:
-                different.add(DEVICE)
-            codes = [row[CODE] or f"commit {row[COMMIT]}" for row in (one, other)]
-            if codes[0] != codes[1]:
-                different.add(CODE)
-        return different
-
-    def _models(self, trial: str, heading: str) -> list[str]:
-        return [m if "/" in m else f"{trial}/{m}" for m in self._study.gains[heading]]
-
-    def _rows_of_pairs(self, trial: str, heading: str) -> list[tuple[pd.Series, pd.Series]]:
-        """The two rows of each place on the grid; no pairs if any row is missing."""
-        names = [model.split("/")[0] for model in self._models(trial, heading)]
-        pairs = []
-        for place in self.done.loc[self.done["name"] == trial, "_place"]:
-            if any((name, place) not in self._row_at for name in names):
-                return []
-            one, other = (self._row_at[name, place] for name in names)
-            pairs.append((one, other))
-        return pairs
-
-
-def _markdown(rows: list[dict[str, str]]) -> list[str]:
-    if not rows:
-        return []
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    head, *rest = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return [head, "|" + "---|" * len(rows[0]), *rest]
-
-
-def _front(study: Study, done: pd.DataFrame) -> set[str]:
-    """Names of the trials on the Pareto front of `study.front`, by their means."""
-    keys = [study.show[heading] for heading in study.front]
-    means = (
-        done.reindex(columns=["name", *keys])
-        .groupby("name")
-        .agg(lambda column: column.astype(float).mean())
-        .dropna()
-    )
-    is_beaten = [
-        ((means >= row).all(axis=1) & (means > row).any(axis=1)).any()
-        for _, row in means.iterrows()
-    ]
-    return set(means.index[~np.array(is_beaten, dtype=bool)])
-
-
-def summary(study: Study, results: Results, planned: Mapping[str, Inputs] | None = None) -> str:
-    """The study's table as Markdown: mean and deviation over the grid, paired gains, 95 %.
-
-    Args:
-        planned: what each trial depends on now, by its label; rows that ran with something
-            else are named. Without it, no row is compared with the present.
-    """
-    figures = Figures(study, results)
-    done = figures.done
-    table, gains = [], []
-    on_front = _front(study, done) if study.front else set()
-    for name in study.trials:
-        runs = int((done["name"] == name).sum())
-        if not runs:
-            continue
-        start = {"trial": name, "runs": str(runs)}
-        gain = {heading: str(figures.gain(name, heading) or "-") for heading in study.gains}
-        for model, prefix in study.models.items():
-            cells = {h: figures.mean(name, f"{prefix}.{key}") for h, key in study.show.items()}
-            table.append({**start, "model": model, **cells})
-        if study.models:
-            gains.append({"trial": name, **gain})
-        else:
-            cells = {heading: figures.mean(name, key) for heading, key in study.show.items()}
-            if study.front:
-                cells["on the front"] = "yes" if name in on_front else "no"
-            table.append({**start, **cells, **gain})
-    lines = _markdown(table) + (["", *_markdown(gains)] if gains and study.gains else [])
-    over = ", ".join(study.grid)
-    commits = ", ".join(dict.fromkeys(commit for commit in done[COMMIT] if commit))
-    by = f" (commits {commits})" if commits else ""
-    count = len(trials(study))
-    lines += ["", f"{len(done)} of {count} trials{by}; mean ± deviation over {over}."]
-    lines += _warnings(figures, study, planned)
-    lines += [
-        f"{row[TRIAL]} failed: {markdown_cell(row[MESSAGE])}"
-        for _, row in figures.failed.iterrows()
-    ]
-    return "\n".join(lines)
-
-
-def _warnings(
-    figures: Figures, study: Study, planned: Mapping[str, Inputs] | None
-) -> Iterable[str]:
-    """What a reader has to know about the rows, one line per warning."""
-    done = figures.done
-    for kind, word in ((CODE, "code"), (DEVICE, "devices")):
-        unlike = [
-            f"{heading} ({name})"
-            for heading in study.gains
-            for name in study.trials
-            if kind in figures.differences(name, heading)
-        ]
-        if unlike:
-            yield f"Gains that pair rows of different {word}: {_names(unlike, 'gains')}."
-    unknown = done[(done[CODE] == "") | (done[DATA] == "")][TRIAL].tolist()
-    if unknown:
-        yield f"Code and data are not recorded for: {_names(unknown, 'trials')}."
-    if planned is None:
-        return
-    for kind in ("params", "data", "code"):
-        stale = [
-            row[TRIAL]
-            for _, row in done.iterrows()
-            if row[kind] not in ("", getattr(planned[row[TRIAL]], kind))
-        ]
-        if stale:
-            again = "; delete their rows to run them again" if kind == "code" else ""
-            yield f"Run with {kind} that changed since: {_names(stale, 'trials')}{again}."
-
-
-def _names(names: list[str], what: str) -> str:
-    return ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} {what}"
 
 
 def load(path: Path) -> Study:

@@ -42,9 +42,9 @@ from flows.study import (
     Trial,
     collect,
     load,
-    summary,
     trials,
 )
+from flows.tables import summary
 from flows.terminal import Display, printable, tolerate_any_text
 from stages.core.runner import digest, lock, runtime
 from stages.core.runner.errors import AtelierError

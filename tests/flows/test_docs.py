@@ -129,6 +129,34 @@ def test_values(expression: str, value: str, tmp_path: Path) -> None:
     assert docs.render(text, small(tmp_path), source="x.md") == expected
 
 
+def test_figures_within_groups_are_beside_the_others(tmp_path: Path) -> None:
+    figures = small(tmp_path)
+    file = tmp_path / docs.REPORTS / "distill" / "metrics.json"
+    content = json.loads(file.read_text())
+    content["gain"]["within_groups"] = {"gain": 0.02, "low": None, "high": None}
+    file.write_text(json.dumps(content))
+    assert figures.interval("distill.gain") == (
+        "+0.012 [-0.004, +0.044] (within groups +0.020 [no interval: too few groups])"
+    )
+
+
+def test_the_results_have_no_column_without_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docs, "MODELS", [("student", "distill.images", "distill.student")])
+    assert small(tmp_path).results().splitlines() == [
+        "|  | parameters | AUROC |", "|---|---|---|", "| student | 2,624 | 0.765 |",
+    ]  # fmt: skip
+    file = tmp_path / docs.REPORTS / "distill" / "metrics.json"
+    content = json.loads(file.read_text())
+    content["student"]["auroc_within_groups"] = 0.7
+    file.write_text(json.dumps(content))
+    assert docs.Figures(tmp_path).results().splitlines() == [
+        "|  | parameters | AUROC | within groups |", "|---|---|---|---|",
+        "| student | 2,624 | 0.765 | 0.700 |",
+    ]  # fmt: skip
+
+
 def test_a_section_is_question_table_and_answer(tmp_path: Path) -> None:
     text = '# pair\n\n<!--=section("pair")--><!--/-->\n'
     rendered = docs.render(text, small(tmp_path), source="x.md")

@@ -31,9 +31,9 @@ from flows.study import (
     Study,
     Trial,
     load,
-    summary,
 )
 from flows.study import trials as all_trials
+from flows.tables import summary
 from stages.core.runner.errors import ParamsError
 from tests.conftest import ROOT
 from tests.helpers.tiny import Workspace, make
@@ -178,13 +178,24 @@ def test_summary(tmp_path: Path) -> None:
     assert not results.is_done(first, NOW)
     results.add(first, ROW | {"distill.student.auroc": 0.7}, predicted(3.0, seed=0))
     assert results.is_done(first, NOW)
-    head, _, one, two, _, end = summary(STUDY, results).splitlines()
-    assert head == "| trial | runs | AUROC | over control | over one |"
-    assert one.startswith("| one | 2 | 0.600 ± 0.141 | +0.3")
-    assert one.endswith("] | - |")
-    assert two.startswith("| two | 2 | 0.500 |")
-    assert "-0.3" in two.split("|")[-2]
-    assert end.startswith("4 of 4 trials (commits c); mean")
+    head, _, one, two, *rest = summary(STUDY, results).splitlines()
+    assert head == "| trial | runs | AUROC | AUROC, within groups |"
+    assert one == "| one | 2 | 0.600 ± 0.141 | 1 |"
+    assert two == "| two | 2 | 0.500 | 0.741 ± 0.040 |"
+    assert rest[1] == "| trial | gain | AUROC | AUROC, within groups |"
+    table = gains(rest)
+    assert list(table) == [("one", "over control"), ("two", "over control"), ("two", "over one")]
+    assert table["one", "over control"][0].startswith("+0.3")
+    assert table["two", "over one"][0].startswith("-0.253 [")
+    assert rest[-3] == "95 % intervals: 6; each misses the true gain one time in twenty."
+    assert rest[-1].startswith("4 of 4 trials (commits c); mean")
+
+
+def gains(lines: list[str]) -> dict[tuple[str, str], list[str]]:
+    """The cells of the table of gains in a summary, by trial and gain."""
+    start = lines.index("| trial | gain | AUROC | AUROC, within groups |") + 2
+    rows = [line.strip("| ").split(" | ") for line in lines[start : lines.index("", start)]]
+    return {(trial, gain): cells for trial, gain, *cells in rows}
 
 
 def test_a_row_is_done_with_its_params_and_data(tmp_path: Path) -> None:
@@ -214,12 +225,12 @@ def test_gains_of_unlike_rows_are_named(tmp_path: Path) -> None:
     results, trials = Results(tmp_path, "s"), all_trials(STUDY)
     for trial in trials:
         results.add(trial, ROW, predicted(3.0, seed=0))
-    assert summary(STUDY, results).splitlines()[6:] == []
+    assert summary(STUDY, results).splitlines()[14:] == []
 
     def warnings(**changes: str) -> list[str]:
         for trial in trials:
             results.add(trial, ROW | (changes if trial.name == "two" else {}), None)
-        return summary(STUDY, results).splitlines()[6:]
+        return summary(STUDY, results).splitlines()[14:]
 
     code = "Gains that pair rows of different code: over one (two)."
     devices = "Gains that pair rows of different devices: over one (two)."
@@ -229,7 +240,7 @@ def test_gains_of_unlike_rows_are_named(tmp_path: Path) -> None:
     for trial in trials:
         results.add(trial, ROW | {CODE: "", DATA: ""}, None)
     every = ", ".join(trial.label for trial in trials)
-    assert summary(STUDY, results).splitlines()[6:] == [f"{not_recorded}{every}."]
+    assert summary(STUDY, results).splitlines()[14:] == [f"{not_recorded}{every}."]
     results.add(trials[0], ROW | {CODE: "", COMMIT: "d"}, None)
     assert code in summary(STUDY, results)
 
@@ -241,9 +252,9 @@ def test_gains_over_other_images_are_none(tmp_path: Path) -> None:
         if trial.name == "two":
             table["file_name"] = table["file_name"].iloc[::-1].to_numpy()
         results.add(trial, ROW, table)
-    two = summary(STUDY, results).splitlines()[3]
-    assert two.endswith("] | - |")
-    assert "| two | 2 | 0.500 | +0." in two
+    table = gains(summary(STUDY, results).splitlines())
+    assert table["two", "over one"] == ["-", "-"]
+    assert all(cell.startswith("+0.") for cell in table["two", "over control"])
 
 
 def test_the_front(tmp_path: Path) -> None:
@@ -290,12 +301,13 @@ def test_gains_are_means_over_seeds(tmp_path: Path) -> None:
         )
         return float(left - right)
 
-    line = summary(study, results).splitlines()[2].split("|")
+    table = gains(summary(study, results).splitlines())
     turned = study.model_copy(update={"gains": {"over student": ["teacher", "student"]}})
-    against = summary(turned, results).splitlines()[2].split("|")
-    assert against[-2].startswith(f" {-(gain(first, first) + gain(again, first)) / 2:+.3f} [")
-    assert line[-3].startswith(f" {(gain(first, first) + gain(again, again)) / 2:+.3f} [")
-    assert line[-2].startswith(f" {(gain(first, first) + gain(again, first)) / 2:+.3f} [")
+    against = gains(summary(turned, results).splitlines())["a", "over student"][0]
+    over_control, over_teacher = (table["a", f"over {m}"][0] for m in ("control", "teacher"))
+    assert against.startswith(f"{-(gain(first, first) + gain(again, first)) / 2:+.3f} [")
+    assert over_control.startswith(f"{(gain(first, first) + gain(again, again)) / 2:+.3f} [")
+    assert over_teacher.startswith(f"{(gain(first, first) + gain(again, first)) / 2:+.3f} [")
 
 
 def test_a_row_never_stands_without_its_predictions(
@@ -359,16 +371,56 @@ def test_summary_by_model(tmp_path: Path) -> None:
     results = Results(tmp_path, "s")
     for trial in all_trials(study)[:3]:
         row = ROW | {"distill.student.auroc": 0.25}
-        results.add(trial, row, predicted(3.0, seed=0))
+        results.add(trial, row, predicted(1.0, seed=0))
     lines = summary(study, results).splitlines()
-    assert lines[0] == "| trial | runs | model | AUROC |"
+    assert lines[0] == "| trial | runs | model | AUROC | AUROC, within groups |"
+    within = roc_auc_within(predicted(1.0, seed=0))
     assert lines[2:6] == [
-        "| one | 2 | small | 0.250 |", "| one | 2 | none | - |",
-        "| two | 1 | small | 0.250 |", "| two | 1 | none | - |",
+        f"| one | 2 | small | 0.250 | {within:.3f} |", "| one | 2 | none | - | - |",
+        f"| two | 1 | small | 0.250 | {within:.3f} |", "| two | 1 | none | - | - |",
     ]  # fmt: skip
-    assert lines[7] == "| trial | over control | over one |"
-    assert [line.split(" | ")[0] for line in lines[9:11]] == ["| one", "| two"]
+    assert {trial for trial, _ in gains(lines)} == {"one", "two"}
     assert lines[-1].startswith("3 of 4 trials")
+
+
+def roc_auc_within(table: pd.DataFrame) -> float:
+    """AUROC of the student within groups, which all have as many pairs."""
+    score = table["student/class 1"] - table["student/class 0"]
+    groups = table.assign(score=score.astype("float16")).groupby("group")
+    return float(np.mean([roc_auc_score(g["label"], g["score"]) for _, g in groups]))
+
+
+def test_figures_within_groups_of_old_rows_are_those_of_the_predictions(tmp_path: Path) -> None:
+    """A row that has the metric keeps it; what no predictions tell stays empty."""
+    show = {
+        "AUROC": "distill.student.auroc", "validation": "distill.validation.student.auroc",
+        "wide": "distill.parameters",
+    }  # fmt: skip
+    study = STUDY.model_copy(update={"show": show, "gains": {}})
+    results, (old, _, new, *_) = Results(tmp_path, "s"), all_trials(study)
+    row = ROW | {"distill.validation.student.auroc": 0.4, "distill.parameters": 7}
+    results.add(old, row, predicted(1.0, seed=0))
+    head, _, line, *_ = summary(study, results).splitlines()
+    assert head == "| trial | runs | AUROC | AUROC, within groups | validation | wide |"
+    within = roc_auc_within(predicted(1.0, seed=0))
+    assert line == f"| one | 1 | 0.500 | {within:.3f} | 0.400 | 7 |"
+    key = "distill.student.auroc_within_groups"
+    results.add(new, row | {key: within + 0.1}, predicted(1.0, seed=0))
+    line = summary(study, results).splitlines()[2]
+    assert line.startswith(f"| one | 2 | 0.500 | {within + 0.05:.3f} ± 0.071 |")
+
+
+def test_without_groups_there_is_no_figure_within_them(tmp_path: Path) -> None:
+    """Though near duplicates may have formed groups that have two classes."""
+    results = Results(tmp_path, "s")
+    for trial in all_trials(STUDY):
+        results.add(trial, ROW | {"validate.groups_given": False}, predicted(1.0, seed=0))
+    lines = summary(STUDY, results).splitlines()
+    assert lines[0] == "| trial | runs | AUROC |"
+    cells = gains(lines)["one", "over control"]
+    assert cells[0].startswith("+0.")
+    assert cells[1] == "-"
+    assert "95 % intervals: 3;" in lines[-3]
 
 
 SMALL = """

@@ -22,10 +22,10 @@ import torch
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.dataset.data import BackgroundKind, Dataset, load_dataset
 from stages.core.nets.net import AnyNet, load_net, load_teacher
-from stages.core.nets.onnx_export import INPUT, Calibrated, export
-from stages.core.nets.onnx_run import Provider, session
+from stages.core.nets.onnx_export import export, released
+from stages.core.nets.onnx_run import Inputs, Provider, feed, session
 from stages.core.results import pictures, report
 from stages.core.results.schema import BenchmarkMetrics, Engine, Latency, Model
 from stages.core.runner import runtime, stage
@@ -64,7 +64,7 @@ class Paths(stage.Paths):
     latency: Path = stage.writes()
 
 
-Run = Callable[[np.ndarray[Any, Any]], object]
+Run = Callable[[Inputs], object]
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,19 @@ class Contender:
     start: Callable[[], Run]
 
 
-def torch_engine(load: Callable[[], AnyNet], provider: Provider) -> Run:
+def torch_engine(
+    load: Callable[[], AnyNet], background: BackgroundKind | None, provider: Provider
+) -> Run:
     """PyTorch, eager. Raises: Unavailable."""
     if provider == "cuda" and not torch.cuda.is_available():
         raise Unavailable("PyTorch finds no CUDA device")
     device = torch.device(provider)
-    net = Calibrated(load(), 1.0).to(device).eval()
+    net = released(load(), 1.0, background).to(device)
 
-    def run(images: np.ndarray[Any, Any]) -> object:
+    def run(inputs: Inputs) -> object:
         with torch.inference_mode():
             # Back to the CPU, as the other engine's answer: the copy waits for the device.
-            return net(torch.from_numpy(images).to(device)).cpu()
+            return net(*(torch.from_numpy(values).to(device) for values in inputs)).cpu()
 
     return run
 
@@ -95,16 +97,16 @@ def torch_engine(load: Callable[[], AnyNet], provider: Provider) -> Run:
 def ort_engine(model: Path, provider: Provider, threads: int) -> Run:
     """ONNX Runtime. Raises: Unavailable."""
     running = session(model, provider, threads=threads)
-    return lambda images: running.run(None, {INPUT: images})
+    return lambda inputs: running.run(None, feed(inputs))
 
 
-def time_round(run: Run, images: np.ndarray[Any, Any], seconds: float) -> list[float]:
+def time_round(run: Run, inputs: Inputs, seconds: float) -> list[float]:
     """Latencies in milliseconds of at least 5 calls, for about `seconds`."""
     latencies_ms: list[float] = []
     end = time.perf_counter() + seconds
     while len(latencies_ms) < 5 or time.perf_counter() < end:
         start = time.perf_counter()
-        run(images)
+        run(inputs)
         latencies_ms.append((time.perf_counter() - start) * 1e3)
     return latencies_ms
 
@@ -112,7 +114,10 @@ def time_round(run: Run, images: np.ndarray[Any, Any], seconds: float) -> list[f
 def measure(contenders: list[Contender], data: Dataset, params: Params) -> dict[str, Latency]:
     """One row for each contender and batch size."""
     test = data.rows("test")
-    images = {b: np.ascontiguousarray(data.pixels[np.resize(test, b)]) for b in params.batches}
+    inputs = {
+        b: tuple(np.ascontiguousarray(values) for values in data.model_inputs(np.resize(test, b)))
+        for b in params.batches
+    }
     times: dict[tuple[Contender, int], list[float]] = {}
     missing: dict[Contender, str] = {}
     progress = Progress("timing", params.rounds * len(contenders))
@@ -124,10 +129,10 @@ def measure(contenders: list[Contender], data: Dataset, params: Params) -> dict[
                 missing[contender] = str(error)
                 progress.step()
                 continue
-            for batch, pixels in images.items():
+            for batch, values in inputs.items():
                 for _ in range(params.warm_up):
-                    run(pixels)
-                latencies_ms = time_round(run, pixels, params.seconds_per_round)
+                    run(values)
+                latencies_ms = time_round(run, values, params.seconds_per_round)
                 times.setdefault((contender, batch), []).extend(latencies_ms)
             progress.step(where=f"{contender.model} {contender.engine} {contender.provider}")
     rows = {}
@@ -171,14 +176,15 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "student": partial(load_net, paths.refined),
     }
     files = {"student": paths.onnx / "fp32.onnx", "teacher": paths.teacher_onnx}
-    export(load_teacher(paths.teacher), files["teacher"], temperature=1.0, metadata={})
+    teacher, background = load_teacher(paths.teacher), data.rules.background
+    export(teacher, files["teacher"], temperature=1.0, metadata={}, background=background)
 
     providers: tuple[Provider, ...] = ("cpu", "cuda")
     models: tuple[Model, ...] = ("teacher", "student")
     contenders = []
     for provider in providers:
         for model in models:
-            in_torch = partial(torch_engine, nets[model], provider)
+            in_torch = partial(torch_engine, nets[model], background, provider)
             in_ort = partial(ort_engine, files[model], provider, threads)
             contenders += [
                 Contender(model, "torch", provider, in_torch),

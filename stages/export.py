@@ -78,12 +78,16 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "bit_depth": str(data.rules.bit_depth),
         "max_pixels": str(data.rules.max_pixels),
     }
-    export(net, file, temperature=temperature, metadata=metadata)
+    background = data.rules.background
+    if background is not None:
+        metadata["background_images"] = str(data.rules.background_images)
+    export(net, file, temperature=temperature, metadata=metadata, background=background)
 
     logits = logits_of(net, views.plain, test)
     calibrated = Calibrated(net, temperature).eval()
     expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
-    shipped = probabilities(session(file, "cpu", threads=runtime.threads(resources)), views, test)
+    running = session(file, "cpu", threads=runtime.threads(resources))
+    shipped = probabilities(running, data.model_inputs, test)
     report.write_metrics(
         paths.metrics,
         ExportMetrics(

@@ -2,7 +2,8 @@
 
 Reads:  ${data.dir} (see core/intake/sources.py for its layouts), data/expectations.yaml (the user's
         own expectations), data/accepted.json (profile of the data that was last accepted)
-Writes: data/validated/ (pixels.npy, manifest.csv, classes.json, rules.json, profile.json), metrics,
+Writes: data/validated/ (pixels.npy, manifest.csv, classes.json, rules.json, profile.json; with
+        backgrounds also backgrounds.npy, and raw.npy for the test split), metrics,
         counts, every expectation's outcome, what was left out and why, pictures; Data Docs
 Params: validate
 Run:    dvc repro validate
@@ -10,6 +11,7 @@ Run:    dvc repro validate
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,16 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core.dataset.data import HAS_GROUP, SPLITS, UNLABELLED, FileRules, save_dataset
+from stages.core.dataset.data import (
+    HAS_GROUP,
+    SPLITS,
+    UNLABELLED,
+    BackgroundKind,
+    FileRules,
+    save_dataset,
+)
 from stages.core.dataset.folder import Data
-from stages.core.intake import drift
+from stages.core.intake import backgrounds, drift
 from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
 from stages.core.intake.duplicates import Pairs, join_groups, near_pairs
 from stages.core.intake.images import HASH_BYTES, Cache, examine, packed
@@ -32,7 +41,8 @@ from stages.core.intake.quarantine import Quarantine, refuse
 from stages.core.intake.source import Source, same_names
 from stages.core.intake.sources import open_source
 from stages.core.intake.splits import Method, assign, counted, leaking, towards
-from stages.core.intake.suites import class_suites, image_suite, split_suites
+from stages.core.intake.suites import background_suite, class_suites, image_suite, split_suites
+from stages.core.release.predict import MEDIAN_OF
 from stages.core.results import pictures, report
 from stages.core.results.escape import spreadsheet_cell
 from stages.core.results.schema import ValidateMetrics
@@ -57,6 +67,9 @@ class Params(Section):
     on_bad_image: Literal["fail", "quarantine"]
     max_bad_fraction: float = Field(ge=0, le=1)
     on_gaps: Literal["refuse", "allow"]
+    background: Literal["none"] | BackgroundKind
+    min_background_images: int = Field(ge=3, le=MEDIAN_OF)
+    on_small_group: Literal["refuse", "keep"]
     near_duplicate_bits: int = Field(ge=0, le=64)
     on_leak: Literal["move", "refuse"]
     split: Method
@@ -68,6 +81,11 @@ class Params(Section):
     target_domain: str | None = Field(min_length=1)
     drift_warn: float = Field(gt=0)
     drift_fail: float = Field(gt=0)
+
+    @property
+    def divides(self) -> BackgroundKind | None:
+        """What images are divided by; None: by nothing."""
+        return None if self.background == "none" else self.background
 
     @field_validator("classes")
     @classmethod
@@ -121,6 +139,12 @@ def read_source(folder: Path, params: Params) -> Source:
         say(f"{counted(len(source.others), 'other file')}, listed in quarantine.csv")
     if "group" not in source.known:
         say("no groups are given: every image counts as a group of its own")
+        if params.divides:
+            raise DataError(
+                f"{folder}: found no groups; expected one for each image (validate.background = "
+                f"{params.background}): add the column group to the metadata, or set "
+                "validate.background to none"
+            )
     if "split" in source.known and not source.split_folders and params.split != "column":
         say(f"the metadata's split is not used (validate.split: {params.split}; column uses it)")
     for column, meaning in (("group", "a group of its own"), ("domain", "of one more domain")):
@@ -160,6 +184,28 @@ def find_classes(source: Source, params: Params) -> list[str]:
     return labels
 
 
+def check_groups(table: pd.DataFrame, folder: Path, params: Params, contract: Contract) -> None:
+    """Say which groups have no background. Raises: DataError, where none may lack one."""
+    coloured = table.loc[table["channels"] > 1, "file_name"].tolist()
+    if params.divides == "both" and coloured:
+        raise DataError(
+            f"{folder}: {counted(len(coloured), 'colour image')} ({listed(coloured, 3)}); expected "
+            "grey ones, since validate.background is both, which puts image, quotient and "
+            "background into three channels: set it to group"
+        )
+    sizes = table["group"].value_counts()
+    small = sizes[sizes < params.min_background_images]
+    may_keep = params.on_small_group == "keep" and len(small) < len(sizes)
+    if not may_keep:
+        suite = background_suite(table, params.min_background_images)
+        refuse(contract.verify({"backgrounds": suite}), folder)
+    elif len(small):
+        say(
+            f"groups with fewer than {params.min_background_images} images, images without a group "
+            f"among them: {len(small)}; their images ({small.sum()}) are not divided"
+        )
+
+
 def contradictions(table: pd.DataFrame) -> list[Violation]:
     """The same content under two labels."""
     labels = table.groupby("sha256")["label"].transform("nunique")
@@ -174,10 +220,13 @@ def contradictions(table: pd.DataFrame) -> list[Violation]:
     return [Violation("label", "one label for one content: correct one of them", names)]
 
 
-def near_duplicates(table: pd.DataFrame, bits: int) -> tuple[Pairs, dict[str, int]]:
+def near_duplicates(table: pd.DataFrame, params: Params) -> tuple[Pairs, dict[str, int]]:
     """Pairs of images (by position) that show the same, and how many of which kind."""
     hashes = np.frombuffer(b"".join(table["phash"]), np.uint8).reshape(-1, HASH_BYTES)
-    pairs = near_pairs(hashes, bits)
+    pairs = near_pairs(hashes, params.near_duplicate_bits)
+    if params.divides:  # divided by two backgrounds, the same content has two hashes
+        contents = np.frombuffer(bytes.fromhex("".join(table["sha256"])), np.uint8)
+        pairs = np.unique(np.concatenate([pairs, near_pairs(contents.reshape(-1, 32), 0)]), axis=0)
     left, right = (table.iloc[pairs[:, side]].reset_index(drop=True) for side in (0, 1))
     same = left["sha256"] == right["sha256"]
     return pairs, {
@@ -270,10 +319,18 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
                 max_pixels=max_pixels,
                 bit_depth=params.bit_depth,
             )
-            source = keep_apart(source, [*look, HAS_GROUP])
+            measured = [*look, HAS_GROUP, *(["background"] if params.divides else [])]
+            source = keep_apart(source, measured)
             own = load_expectations(paths.expectations, [*source.table, *look])
             fit = accepted_images(source, look, classes, own, params, contract, quarantine)
-            pairs, duplicates = near_duplicates(fit, params.near_duplicate_bits)
+            paths.validated.mkdir()
+            grounds = None
+            if params.divides:
+                check_groups(fit, source.folder, params, contract)
+                file = paths.validated / "backgrounds.npy"
+                least = params.min_background_images
+                grounds = backgrounds.make(fit, file, cache, image_px=params.image_px, least=least)
+            pairs, duplicates = near_duplicates(fit, params)
             pairs_to_show = beside_each_other(fit, pairs, cache)
             table, figures = checked_splits(
                 fit, pairs, classes, source, params, contract, quarantine
@@ -281,7 +338,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             drifts = check_drift(table, drift.load_accepted(paths.accepted), params)
         finally:
             explain(paths, contract, quarantine, cache, pairs_to_show)
-        pixels = save(table, classes, paths, params, cache)
+        pixels = save(table, classes, paths, params, cache, grounds)
         cache.keep_only(set(look["sha256"]))
     if left := len(look) - len(pixels):
         say(f"images left out: {left}; quarantine.csv has the reasons")
@@ -296,6 +353,13 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "duplicates": duplicates,
         "drift": drifts,
     }
+    if grounds is not None:
+        figures["background"] = {
+            "kind": params.divides,
+            "min_images": params.min_background_images,
+            "groups": len(grounds) - 1,
+            "kept": int((table["background"] == 0).sum()),
+        }
     _report(paths, table, pixels, classes, figures)
 
 
@@ -334,11 +398,13 @@ def refuse_fixed_camera(table: pd.DataFrame, pairs: Pairs, params: Params, folde
     groups = join_groups(table["group"].to_numpy(object), pairs)
     sizes = pd.Series(groups[groups != table["group"].to_numpy(object)]).value_counts()
     if params.near_duplicate_bits and len(sizes) and sizes.iloc[0] > len(table) / params.folds:
+        other = "" if params.divides else "validate.background to group, which needs groups, or "
         raise DataError(
             f"{folder}: {sizes.iloc[0]} of {len(table)} images are near duplicates of each other "
             "and count as one group, so that there is too little to split; if they show different "
-            "things before one background (a fixed camera), set validate.near_duplicate_bits to 0 "
-            f"(now {params.near_duplicate_bits}); if they show the same, add images of other things"
+            f"things before one background (a fixed camera), set {other}"
+            f"validate.near_duplicate_bits to 0 (now {params.near_duplicate_bits}); if they show "
+            "the same, add images of other things"
         )
 
 
@@ -433,22 +499,46 @@ def beside_each_other(
     }
 
 
-def save(
-    table: pd.DataFrame, classes: list[str], paths: Paths, params: Params, cache: Cache
+def write_images(
+    path: Path, contents: Iterable[bytes], count: int, image_px: int, channels: int
 ) -> NDArray[np.uint8]:
-    """Write the validated dataset; gives its pixels, memory-mapped."""
-    paths.validated.mkdir()
-    shape = (len(table), params.image_px, params.image_px, int(table["channels"].max()))
+    """Write packed images as one array (count, P, P, C), image by image; gives it memory-mapped."""
+    shape = (count, image_px, image_px, channels)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with (paths.validated / "pixels.npy").open("wb") as file:
+    with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for content in packed(table["sha256"], table["channels"], shape[3], cache):
+        for content in contents:
             file.write(content)
-    pixels: NDArray[np.uint8] = np.load(paths.validated / "pixels.npy", mmap_mode="r")
+    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return images
+
+
+def save(
+    table: pd.DataFrame,
+    classes: list[str],
+    paths: Paths,
+    params: Params,
+    cache: Cache,
+    grounds: backgrounds.Images | None,
+) -> NDArray[np.uint8]:
+    """Write the rest of the validated dataset; gives its pixels, memory-mapped."""
+    channels = int(table["channels"].max()) if grounds is None else grounds.shape[3]
+    contents = packed(table["sha256"], table["channels"], channels, cache)
+    rules = FileRules(cache.bit_depth, round(params.max_megapixels * 1e6))
+    if grounds is not None and params.divides:
+        test = table[table["split"] == "test"]
+        raw = packed(test["sha256"], test["channels"], channels, cache)
+        write_images(paths.validated / "raw.npy", raw, len(test), params.image_px, channels)
+        contents = backgrounds.without(table, contents, grounds, params.divides)
+        channels = 3 if params.divides == "both" else channels
+        rules = dataclasses.replace(
+            rules, background=params.divides, background_images=params.min_background_images
+        )
+    path = paths.validated / "pixels.npy"
+    pixels = write_images(path, contents, len(table), params.image_px, channels)
     manifest = table.drop(columns=["problem", "channels"])
     manifest["label"] = manifest["label"].where(manifest["split"] != UNLABELLED, "")
     manifest["phash"] = [phash.hex() for phash in manifest["phash"]]
-    rules = FileRules(cache.bit_depth, round(params.max_megapixels * 1e6))
     save_dataset(paths.validated, manifest, classes, rules)
     profile = json.dumps(drift.profile(table), indent=1) + "\n"
     (paths.validated / "profile.json").write_text(profile)

@@ -70,25 +70,29 @@ def rows_fitted(monkeypatch: pytest.MonkeyPatch) -> RowsFitted:
     return start
 
 
+def draw_images(folder: Path, *, groups: int = 8, per_group: int = 6, px: int = 40) -> Path:
+    """An imagefolder of grey images: two classes that differ in brightness, in groups."""
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    rows = []
+    for group in range(groups):
+        for i in range(per_group):
+            label = ["functional", "defective"][i % 2]
+            grey = draws.normal(90 if i % 2 else 160, 25, (px, px)).clip(0, 255)
+            file = f"g{group}_{i}.png"
+            Image.fromarray(grey.astype(np.uint8)).save(folder / file)
+            rows.append((file, label, f"g{group}", "mono"))
+    table = pd.DataFrame(rows, columns=["file_name", "label", "group", "domain"])
+    table.to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> MakeFolder:
-    """Makes an imagefolder of grey images: two classes that differ in brightness, in groups."""
+    """`draw_images` into a folder of the test's own."""
 
-    def make(*, groups: int = 8, per_group: int = 6, px: int = 40, name: str = "images") -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        draws = np.random.default_rng(0)
-        rows = []
-        for group in range(groups):
-            for i in range(per_group):
-                label = ["functional", "defective"][i % 2]
-                grey = draws.normal(90 if i % 2 else 160, 25, (px, px)).clip(0, 255)
-                file = f"g{group}_{i}.png"
-                Image.fromarray(grey.astype(np.uint8)).save(folder / file)
-                rows.append((file, label, f"g{group}", "mono"))
-        table = pd.DataFrame(rows, columns=["file_name", "label", "group", "domain"])
-        table.to_csv(folder / "metadata.csv", index=False)
-        return folder
+    def make(*, name: str = "images", **how: int) -> Path:
+        return draw_images(tmp_path / name, **how)
 
     return make
 

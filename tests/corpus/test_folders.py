@@ -545,8 +545,26 @@ def test_a_fixed_camera(tmp_path: Path) -> None:
         run(tmp_path)
     message = str(caught.value)
     assert "images are near duplicates of each other and count as one group" in message
-    assert "set validate.near_duplicate_bits to 0 (now 10)" in message
+    assert "validate.near_duplicate_bits to 0 (now 10)" in message
     assert len(manifest(run(tmp_path, near_duplicate_bits=0))) == 48
+
+
+def test_a_fixed_camera_without_its_background(tmp_path: Path) -> None:
+    """On eight days, each with images of both classes."""
+    fixed_camera(tmp_path / "images")
+    names = sorted(p.relative_to(tmp_path / "images") for p in tmp_path.glob("images/*/*.png"))
+    lines = [f"{name},{name.parent},day {int(name.stem) // 3}" for name in names]
+    table("\n".join(["file_name,label,group", *lines]))(tmp_path / "images")
+    with pytest.raises(DataError) as caught:
+        run(tmp_path)
+    assert "count as one group" in str(caught.value)
+    assert "set validate.background to group, which needs groups, or validate.near" in str(
+        caught.value
+    )
+    out = run(tmp_path, background="group")
+    assert manifest(out)["group"].nunique() == 8
+    assert metrics(out)["duplicates"]["near"] == 0
+    assert metrics(out)["leaks"]["groups_joined"] == 0
 
 
 def test_groups_for_some_rows_may_be_allowed(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from tests.conftest import ROOT
 PARAMS: dict[str, Any] = {
     "classes": None, "image_px": 32, "min_source_px": 16, "max_megapixels": 0.5,
     "bit_depth": None, "min_contrast": 1.0, "min_per_class": 10, "min_groups_per_class": 3,
-    "on_bad_image": "fail", "max_bad_fraction": 0.2, "on_gaps": "refuse",
+    "on_bad_image": "fail", "max_bad_fraction": 0.2, "on_gaps": "refuse", "background": "none",
+    "min_background_images": 5, "on_small_group": "refuse",
     "near_duplicate_bits": 10, "on_leak": "move",
     "split": "stratified_group", "folds": 4, "fold": 0, "val_folds": 3, "seed": 0,
     "max_share_error": 0.5, "target_domain": None, "drift_warn": 0.1, "drift_fail": 0.25,

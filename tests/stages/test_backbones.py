@@ -86,7 +86,11 @@ def test_builds_freezes_trains_and_exports(
 
     export(member, tmp_path / "model.onnx", temperature=1.0, metadata={})
     views = Views(dataset(n=40, px=64).pixels, 0, 0)
-    actual = probabilities(session(tmp_path / "model.onnx", "cpu", threads=1), views, np.arange(7))
+    actual = probabilities(
+        session(tmp_path / "model.onnx", "cpu", threads=1),
+        lambda rows: (views.pixels[rows],),
+        np.arange(7),
+    )
     with torch.inference_mode():
         expected = member(views.plain(np.arange(7))).softmax(1).numpy()
     np.testing.assert_allclose(actual, expected, atol=1e-4)

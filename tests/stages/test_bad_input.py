@@ -1,4 +1,4 @@
-"""112 kinds of bad input: each is named in one line, and nothing is taken as done.
+"""115 kinds of bad input: each is named in one line, and nothing is taken as done.
 
 A long file, since it is one table: kind, breakage, words of the message.
 """
@@ -44,6 +44,8 @@ from tests.helpers.front_door import (
     into_train,
     link_to,
     link_to_folder,
+    list_again,
+    listed,
     metadata,
     near_copy,
     noise,
@@ -390,6 +392,24 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         lambda root: None,
         ["test: share = ", "expected 0.25 ± 0.0001 of the images", "try another validate.seed"],
         {"split": "hash", "max_share_error": 0.0001, "seed": 3},
+    ),
+    # Their backgrounds.
+    "too few images for a background": (
+        edit("group", "g7b", "g7_1.png"),
+        ["g7: images = 5; g7b: images = 1", "expected at least 6 images of each group, to make its",
+         "or lower validate.min_background_images; validate.on_small_group: keep leaves"],
+        {"background": "group", "min_background_images": 6},
+    ),
+    "a background without groups": (
+        lambda root: list_again(root, listed(root).drop(columns="group")),
+        ["found no groups; expected one for each image (validate.background = both)",
+         "add the column group to the metadata, or set validate.background to none"],
+        {"background": "both"},
+    ),
+    "three channels of colour images": (
+        content(saved(noise(0).convert("RGB"), "PNG")),
+        ["1 colour image (g1_1.png); expected grey ones", "set it to group"],
+        {"background": "both"},
     ),
     # The user's own expectations.
     "own: a row": (

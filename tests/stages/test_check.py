@@ -135,6 +135,7 @@ def test_a_good_model_is_released(paths: check.Paths) -> None:
     assert 'src="data:image/png' in page
     assert "http" not in page
     assert "not here" in page
+    assert "background" not in (paths.release / "MODEL_CARD.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +183,21 @@ def test_a_failed_gate_leaves_the_last_good_release(paths: check.Paths) -> None:
     change(paths.export / "metrics.json", "auroc", 0.9)
     run(paths)
     assert (paths.release / "model.onnx").read_bytes() == b"a worse model"
+
+
+@pytest.mark.parametrize("kind", ["group", "both"])
+def test_card_and_report_know_of_backgrounds(paths: check.Paths, kind: str) -> None:
+    figures = {"kind": kind, "min_images": 12, "groups": 7, "kept": 5}
+    change(paths.validate / "metrics.json", "background", figures)
+    change(paths.validate / "metrics.json", "channels", 3 if kind == "both" else 1)
+    run(paths)
+    card = (paths.release / "MODEL_CARD.md").read_text()
+    assert "Input `images`: uint8 (batch, 32, 32, 1). Input `backgrounds`, of the same" in card
+    assert "the pixelwise median of 12 images or more" in card
+    assert "`python predict.py IMAGE --background FOLDER_OR_IMAGE`" in card
+    page = paths.page.read_text()
+    assert "7 groups have one; images of smaller groups, left as they are: 5." in page
+    assert ("as three channels" in page) == (kind == "both")
 
 
 NASTY = '<script>alert("1")</script> | `x` [a](http://b)'

@@ -7,13 +7,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from stages import validate
 from stages.core.dataset.data import HAS_GROUP, load_dataset
+from stages.core.intake.backgrounds import divide
 from stages.core.intake.images import Cache, Look
+from stages.core.release import predict
 from stages.core.runner.errors import DataError, ParamsError
 from stages.core.runner.params import parse_section
 from tests.conftest import MakeFolder
@@ -368,3 +371,93 @@ def test_a_killed_stage_leaves_the_next_run_right(tmp_path: Path, image_folder: 
         run(tmp_path)
         assert {file: (out / "validated" / file).read_bytes() for file in files} == expected
         assert {p.name for p in out.iterdir()} == set(validate.Paths.outputs())
+
+
+def divided(out: Path, images: Path) -> tuple[Any, Any]:
+    """What validation has made of a folder's images, and what it should have, by the manifest."""
+    rows, data = manifest(out), load_dataset(out / "validated")
+    raw = np.stack([
+        predict.read((images / name).read_bytes(), image_px=32, max_pixels=10**6).pixels
+        for name in rows["file_name"]
+    ])  # fmt: skip
+    expected = np.empty_like(raw)
+    group = rows["file_name"].str.split("_").str[0]
+    for name in set(group):
+        chosen = (group == name).to_numpy()
+        ground = np.floor(np.median(raw[chosen], axis=0) + 0.5).clip(16)
+        expected[chosen] = np.floor(raw[chosen].astype(float) * 128 / ground + 0.5).clip(0, 255)
+    assert data.raw is not None
+    assert np.array_equal(data.raw, raw[data.rows("test")])
+    images_given, grounds = data.model_inputs(data.rows("test")[::-1])
+    assert np.array_equal(images_given, raw[data.rows("test")[::-1]])
+    quotients = np.stack([divide(*both) for both in zip(images_given, grounds, strict=True)])
+    assert np.array_equal(quotients, expected[data.rows("test")[::-1]])
+    return data.pixels, expected
+
+
+def test_images_are_divided_by_their_groups_background(
+    tmp_path: Path, image_folder: MakeFolder
+) -> None:
+    images = image_folder()
+    assert {p.name for p in (run(tmp_path) / "validated").iterdir()} == {
+        "pixels.npy", "manifest.csv", "classes.json", "rules.json", "profile.json",
+    }  # fmt: skip
+    profile = (tmp_path / "out" / "validated" / "profile.json").read_text()
+    out = run(tmp_path, background="group")
+    actual, expected = divided(out, images)
+    assert np.array_equal(actual, expected)
+    assert {p.name for p in (out / "validated").iterdir()} == {
+        "pixels.npy", "manifest.csv", "classes.json", "rules.json", "profile.json",
+        "raw.npy", "backgrounds.npy",
+    }  # fmt: skip
+    # Drift is the camera's.
+    assert (out / "validated" / "profile.json").read_text() == profile
+    rules = load_dataset(out / "validated").rules
+    assert (rules.background, rules.background_images) == ("group", 5)
+    assert metrics(out)["background"] == {"kind": "group", "min_images": 5, "groups": 8, "kept": 0}
+    stacked = load_dataset(run(tmp_path, background="both") / "validated")
+    assert stacked.channels == 3
+    assert np.array_equal(stacked.pixels[..., 1:2], expected)
+
+
+def test_a_joined_group_keeps_its_own_background(tmp_path: Path, image_folder: MakeFolder) -> None:
+    """Of the groups g1 and g2, which share a file: found although its two hashes differ."""
+    images = image_folder()
+    shutil.copy(images / "g1_1.png", images / "g2_1.png")
+    column("background", lambda _: "the user's own")(tmp_path)
+    assert set(manifest(run(tmp_path))["background"]) == {"the user's own"}
+    out = run(tmp_path, background="group")
+    rows = manifest(out).set_index("file_name")
+    assert rows.loc["g1_1.png", "phash"] != rows.loc["g2_1.png", "phash"]
+    assert rows.loc["g1_1.png", "group"] == rows.loc["g2_5.png", "group"] == "g1+g2"
+    assert metrics(out)["duplicates"]["identical"] == 1
+    actual, expected = divided(out, images)
+    assert np.array_equal(actual, expected)
+    assert set(rows["given_background"]) == {"the user's own"}
+    assert rows.loc["g1_1.png", "background"] != rows.loc["g2_1.png", "background"]
+
+
+def test_small_groups_keep_their_background(
+    tmp_path: Path, image_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = image_folder()
+    edit("group", "", "g1_1.png")(tmp_path)
+    edit("group", "other", "g2_2.png")(tmp_path)
+    changes = {"background": "group", "on_gaps": "allow", "split": "hash"}
+    with pytest.raises(DataError, match=r"g1_1.png: images = 1; other: images = 1 \(expected at"):
+        run(tmp_path, **changes)
+    out = run(tmp_path, **changes, on_small_group="keep")
+    assert (
+        "groups with fewer than 5 images, images without a group among them: 2; their images (2) "
+        "are not divided" in capsys.readouterr().out
+    )
+    data, rows = load_dataset(out / "validated"), manifest(out)
+    for name in ("g1_1.png", "g2_2.png"):
+        (row,) = np.flatnonzero(rows["file_name"] == name)
+        content = (images / name).read_bytes()
+        raw = predict.read(content, image_px=32, max_pixels=10**6).pixels
+        assert np.array_equal(data.pixels[row], raw)
+        assert rows["background"][row] == "0"
+    assert metrics(out)["background"]["kept"] == 2
+    with pytest.raises(DataError, match="expected at least 7 images of each group"):
+        run(tmp_path, **changes, on_small_group="keep", min_background_images=7)

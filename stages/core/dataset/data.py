@@ -13,6 +13,7 @@ Rows = NDArray[np.int64]
 Split = Literal["train", "val", "test", "unlabelled"]
 # Column of the manifest where some image came without a group: whether this one had one.
 HAS_GROUP = "has_group"
+BackgroundKind = Literal["group", "both"]
 # The splits of labelled images. The fourth, `unlabelled`, holds a target domain's images; no
 # network may learn their labels.
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -26,10 +27,15 @@ class FileRules:
     Attributes:
         bit_depth: bits of the values that became white; 8 where no file had more.
         max_pixels: width times height, at most.
+        background: with `group`, networks see images divided by the median of their group's; with
+            `both`, three channels: the image, that quotient, and the median. None: images alone.
+        background_images: of how many images that median is made, at least.
     """
 
     bit_depth: int
     max_pixels: int
+    background: BackgroundKind | None = None
+    background_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,9 @@ class Dataset:
         files: object (N,), names relative to the user's folder.
         classes: the classes in the order of the logits; of two, the last is the positive one.
         rules: what the files had to be.
+        raw: uint8 (N of the test split, P, P, C): its images before they were divided by their
+            backgrounds. None where none are.
+        backgrounds: uint8 (B, P, P, C); the manifest's column `background` has each image's row.
     """
 
     pixels: NDArray[np.uint8]
@@ -57,6 +66,8 @@ class Dataset:
     classes: list[str]
     rules: FileRules
     _manifest: pd.DataFrame
+    raw: NDArray[np.uint8] | None = None
+    backgrounds: NDArray[np.uint8] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -90,6 +101,16 @@ class Dataset:
         """Indices of a split's images."""
         return np.flatnonzero(self.splits == split).astype(np.int64)
 
+    def model_inputs(self, rows: Rows) -> tuple[NDArray[np.uint8], ...]:
+        """What a released model is given for these images of the test split: (B, P, P, C) each.
+
+        The images; then their backgrounds, if the model divides by these.
+        """
+        if self.raw is None or self.backgrounds is None:
+            return (self.pixels[rows],)
+        number = self._manifest["background"].to_numpy(np.int64)[rows]
+        return self.raw[np.searchsorted(self.rows("test"), rows)], self.backgrounds[number]
+
     @property
     def distillation_rows(self) -> Rows:
         """Indices of the images that students learn from, with labels or without."""
@@ -99,10 +120,11 @@ class Dataset:
 def save_dataset(
     folder: Path, manifest: pd.DataFrame, classes: list[str], rules: FileRules
 ) -> None:
-    """Write what belongs beside `pixels.npy`, which the caller has written into `folder`."""
+    """Write what belongs beside the arrays, which the caller has written into `folder`."""
     manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     (folder / "classes.json").write_text(json.dumps(classes, indent=1) + "\n")
-    (folder / "rules.json").write_text(json.dumps(asdict(rules), indent=1) + "\n")
+    known = {name: value for name, value in asdict(rules).items() if value is not None}
+    (folder / "rules.json").write_text(json.dumps(known, indent=1) + "\n")
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -114,6 +136,8 @@ def load_dataset(folder: Path) -> Dataset:
     )
     classes = json.loads((folder / "classes.json").read_text())
     rules = FileRules(**json.loads((folder / "rules.json").read_text()))
+    arrays = {name: folder / f"{name}.npy" for name in ("raw", "backgrounds")}
+    optional = {k: np.load(file, mmap_mode="r") for k, file in arrays.items() if file.exists()}
     number = {name: k for k, name in enumerate(classes)} | {"": -1}
     groups, _ = pd.factorize(manifest["group"])
     if HAS_GROUP in manifest:
@@ -130,4 +154,5 @@ def load_dataset(folder: Path) -> Dataset:
         classes=classes,
         rules=rules,
         _manifest=manifest,
+        **optional,
     )

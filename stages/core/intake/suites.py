@@ -68,6 +68,23 @@ def class_suites(
     return suites
 
 
+def background_suite(table: pd.DataFrame, least: int) -> Suite:
+    """Enough images of each group to tell their background."""
+    import great_expectations.expectations as gxe
+
+    sizes = table.groupby("group").size().rename("images").reset_index()
+    enough = gxe.ExpectColumnValuesToBeBetween(
+        column="images",
+        min_value=least,
+        meta={
+            "expected": f"at least {least} images of each group, to make its background of",
+            "do": "add some, leave the group out, or lower validate.min_background_images; "
+            "validate.on_small_group: keep leaves such images as they are",
+        },
+    )
+    return Suite(sizes, "group", [enough])
+
+
 def split_suites(
     table: pd.DataFrame,
     classes: list[str],

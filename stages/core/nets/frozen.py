@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.nets import onnx_run
-from stages.core.nets.onnx_export import INPUT, as_model
+from stages.core.nets.onnx_export import INPUTS, as_model
 
 # Fewer images do not make up for the seconds that the export takes.
 WORTH = 2000
@@ -41,4 +41,4 @@ class Frozen:
         if self._session is None:
             with torch.inference_mode():
                 return list(self._module(images.to(self._device)))
-        return [torch.from_numpy(x) for x in self._session.run(None, {INPUT: images.numpy()})]
+        return [torch.from_numpy(x) for x in self._session.run(None, {INPUTS[0]: images.numpy()})]

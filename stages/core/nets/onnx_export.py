@@ -1,4 +1,8 @@
-"""A network as an ONNX file that takes raw images and gives calibrated probabilities."""
+"""A network as an ONNX file that takes raw images and gives calibrated probabilities.
+
+If the network saw images that were divided by their backgrounds, the file takes these too, and
+divides.
+"""
 
 import json
 import logging
@@ -10,10 +14,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from stages.core.dataset.background import divided
+from stages.core.dataset.data import BackgroundKind
 from stages.core.nets.net import AnyNet, Net
 from stages.core.runner.errors import ParamsError
 
-INPUT, OUTPUT = "images", "probabilities"
+INPUTS, OUTPUT = ("images", "backgrounds"), "probabilities"
 # As old as the operators in use allow, so that runtimes from 2023 on read the file: the first was
 # onnxruntime 1.14.
 OPSET, IR_VERSION = 18, 8
@@ -29,6 +35,34 @@ class Calibrated(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.softmax(self.net(images) / self.temperature, 1)
+
+
+class Divided(nn.Module):
+    """A module of images, as one of images and their backgrounds: uint8 (B, P, P, C) both.
+
+    Args:
+        model: takes floats, whole numbers of 0 to 255, as validation made them.
+        background: what validation made: with `both`, three channels of one.
+    """
+
+    def __init__(self, model: nn.Module, background: BackgroundKind) -> None:
+        super().__init__()
+        self.model = model
+        self.background = background
+
+    def forward(self, images: Tensor, backgrounds: Tensor) -> Tensor:
+        images, backgrounds = images.float(), backgrounds.float()
+        seen = divided(images, backgrounds).floor()
+        if self.background == "both":
+            seen = torch.cat([images, seen, backgrounds], 3)
+        output: Tensor = self.model(seen)
+        return output
+
+
+def released(net: AnyNet, temperature: float, background: BackgroundKind | None) -> nn.Module:
+    """A network in evaluation mode, from what a released model is given to probabilities."""
+    model = Calibrated(net, temperature).eval()
+    return model if background is None else Divided(model, background).eval()
 
 
 def _without_traces(model: onnx.ModelProto) -> None:
@@ -51,13 +85,14 @@ def _without_traces(model: onnx.ModelProto) -> None:
 
 
 def as_model(
-    module: nn.Module, example: Tensor, outputs: list[str] | None = None
+    module: nn.Module, *examples: Tensor, outputs: list[str] | None = None
 ) -> onnx.ModelProto:
     """A module of raw images as ONNX, for any batch size.
 
     Args:
         module: in evaluation mode, on the CPU.
-        example: at least two images: the exporter would take a batch of 1 for a constant.
+        examples: of each of its inputs at least two: the exporter would take a batch of 1 for a
+            constant, and one tensor that is given twice for a single input.
         outputs: names.
 
     Raises: ParamsError when PyTorch cannot write it.
@@ -69,10 +104,10 @@ def as_model(
         try:
             program = torch.onnx.export(
                 module,
-                (example,),
+                examples,
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                input_names=[INPUT],
+                dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in examples),
+                input_names=list(INPUTS[: len(examples)]),
                 output_names=outputs,
                 opset_version=OPSET,
                 optimize=True,
@@ -91,27 +126,37 @@ def as_model(
     return model
 
 
-def export(net: AnyNet, path: Path, *, temperature: float, metadata: Mapping[str, str]) -> None:
+def export(
+    net: AnyNet,
+    path: Path,
+    *,
+    temperature: float,
+    metadata: Mapping[str, str],
+    background: BackgroundKind | None = None,
+) -> None:
     """Write `net` with preprocessing inside, for any batch size, checked by onnx.checker.
 
     Args:
         net: on the CPU; left in evaluation mode.
         temperature: divides the logits; 1 leaves them alone.
         metadata: text by key, stored in the file beside classes, image_px and channels.
+        background: what the network saw beside images or in place of them, see `FileRules`.
 
     Raises: ParamsError when PyTorch cannot write it.
     """
     spec = net.spec
-    example = torch.zeros(2, spec.image_px, spec.image_px, spec.channels, dtype=torch.uint8)
-    model = as_model(Calibrated(net, temperature).eval(), example, [OUTPUT])
+    channels = 1 if background == "both" else spec.channels
+    shape = (2, spec.image_px, spec.image_px, channels)
+    examples = [torch.zeros(shape, dtype=torch.uint8) for _ in INPUTS[: 2 if background else 1]]
+    model = as_model(released(net, temperature, background), *examples, outputs=[OUTPUT])
     _without_traces(model)
-    for value in (model.graph.input[0], model.graph.output[0]):
+    for value in (*model.graph.input, model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     model.producer_name, model.producer_version = "atelier", ""
     own = {
         "classes": json.dumps(spec.classes),
         "image_px": str(spec.image_px),
-        "channels": str(spec.channels),
+        "channels": str(channels),
     }
     del model.metadata_props[:]
     for key, value in sorted({**own, **metadata}.items()):

@@ -1,5 +1,6 @@
 """ONNX Runtime sessions that run on the provider that was asked for, or not at all."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -9,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from stages.core.dataset.data import Rows
-from stages.core.dataset.views import Views
-from stages.core.nets.onnx_export import INPUT
+from stages.core.nets.onnx_export import INPUTS
 from stages.core.runner.errors import Unavailable
 
 VERSION: str = ort.__version__
 Provider = Literal["cpu", "cuda"]
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+Inputs = tuple[NDArray[np.uint8], ...]
 
 
 def session(model: Path | bytes, provider: Provider, *, threads: int) -> ort.InferenceSession:
@@ -44,13 +45,15 @@ def session(model: Path | bytes, provider: Provider, *, threads: int) -> ort.Inf
     return inference
 
 
+def feed(inputs: Inputs) -> dict[str, NDArray[np.uint8]]:
+    """The inputs of an exported model by their names."""
+    return dict(zip(INPUTS, inputs, strict=False))  # not all models take all of them
+
+
 def probabilities(
-    model: ort.InferenceSession, views: Views, rows: Rows, *, batch: int = 64
+    model: ort.InferenceSession, inputs: Callable[[Rows], Inputs], rows: Rows, *, batch: int = 64
 ) -> NDArray[np.float32]:
-    """Probabilities (len(rows), K) of packed images as they are."""
+    """Probabilities (len(rows), K) of `inputs(rows)`, a batch at a time."""
     return np.concatenate(
-        [
-            model.run(None, {INPUT: views.plain(rows[i : i + batch]).numpy()})[0]
-            for i in range(0, len(rows), batch)
-        ]
+        [model.run(None, feed(inputs(rows[i : i + batch])))[0] for i in range(0, len(rows), batch)]
     )

@@ -3,6 +3,7 @@
 Needs onnxruntime, numpy and Pillow, and nothing else; the model file holds the rest. This file also
 holds the only rules for image files that there are: the validation of training images imports them,
 so that a released model refuses what training refused, in the same words, and sees the same pixels.
+So it does with the backgrounds that some models divide images by.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
 import logging
 import math
@@ -23,11 +25,13 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+T = TypeVar("T")
 
 # Pillow's names of the formats that are read, and the extensions that fit them.
 FORMATS = {
@@ -60,6 +64,9 @@ BIT_DEPTHS = (8, 9, 10, 12, 14, 16)
 HOT_SHARE = 1e-4
 # Images that the model sees at once: enough for all cores, and little memory.
 BATCH = 32
+# Of so many images of a group, evenly spaced, its background is the median: more would hardly be
+# less noisy (1.25 / sqrt(255) of one image's noise is left), and they are in memory together.
+MEDIAN_OF = 255
 # A pixel takes at most so many bytes in a file: four values of 16 bits each, uncompressed.
 PIXEL_BYTES = 8
 # Bytes that a file may have beside its pixels: previews, profiles, texts.
@@ -589,6 +596,20 @@ def as_input(picture: Picture, channels: int, bit_depth: int) -> NDArray[np.uint
     return pixels
 
 
+def spread(items: Sequence[T]) -> list[T]:
+    """At most `MEDIAN_OF` of the items, evenly spaced from the first to the last, in order."""
+    last, count = len(items) - 1, min(len(items), MEDIAN_OF)
+    return [items[i * last // max(count - 1, 1)] for i in range(count)]
+
+
+def median(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The pixelwise median (P, P, C) of one or more images (P, P, C); halves are rounded up."""
+    low, high = (len(images) - 1) // 2, len(images) // 2
+    ordered = np.partition(np.stack(images), (low, high), axis=0)
+    middle = ordered[low].astype(np.uint16) + ordered[high]
+    return np.asarray((middle + 1) // 2, np.uint8)
+
+
 def too_large(size: int, max_pixels: int) -> str:
     """Why a file of so many bytes is not even read, or "".
 
@@ -643,6 +664,8 @@ class Model:
         image_px, channels: what images are converted to.
         bit_depth: how many bits the brightest training images had; a deeper one is refused.
         max_pixels: width times height of an image, at most.
+        background_images: of how many images of its group, at least, the background is made that an
+            image is divided by; 0: the model takes no background.
     """
 
     def __init__(self, path: Path) -> None:
@@ -697,6 +720,10 @@ class Model:
         self.channels = number("channels", range(1, 4, 2), "1 or 3")
         self.bit_depth = number("bit_depth", range(8, 17), "8 to 16")
         self.max_pixels = number("max_pixels", range(1, 10**15), "a number of pixels")
+        self.background_images = 0
+        if "background_images" in metadata:
+            allowed = range(1, MEDIAN_OF + 1)
+            self.background_images = number("background_images", allowed, f"1 to {MEDIAN_OF}")
 
     def _check_network(self) -> None:
         """Raises: ValueError for a network of another shape than the metadata say."""
@@ -705,14 +732,15 @@ class Model:
             for values in (self._session.get_inputs(), self._session.get_outputs())
         )
         image = [self.image_px, self.image_px, self.channels]
+        names = ["images", "backgrounds"] if self.background_images else ["images"]
         for actual, expected in (
-            (inputs, ("images", "tensor(uint8)", image)),
-            (outputs, ("probabilities", "tensor(float)", [len(self.classes)])),
+            (inputs, [(name, "tensor(uint8)", image) for name in names]),
+            (outputs, [("probabilities", "tensor(float)", [len(self.classes)])]),
         ):
-            if actual != [expected]:
+            if actual != expected:
                 raise ValueError(
                     f"its network has {_listed(actual)}; expected, by its metadata, "
-                    f"{_listed([expected])}"
+                    f"{_listed(expected)}"
                 )
 
     def _check_labels(self, path: Path) -> None:
@@ -743,9 +771,19 @@ class Model:
             raise Refused(problem)
         return as_input(picture, self.channels, self.bit_depth)
 
-    def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Probabilities (number of images, K) of what `pixels` gives."""
-        rows: NDArray[np.float32] = self._session.run(None, {"images": np.stack(images)})[0]
+    def probabilities(
+        self, images: Sequence[NDArray[np.uint8]], backgrounds: Sequence[NDArray[np.uint8]] = ()
+    ) -> NDArray[np.float32]:
+        """Probabilities (number of images, K) of what `pixels` gives.
+
+        Args:
+            images: (P, P, C) each.
+            backgrounds: one for each image, if the model takes any.
+        """
+        inputs = {"images": np.stack(images)}
+        if backgrounds:
+            inputs["backgrounds"] = np.stack(backgrounds)
+        rows: NDArray[np.float32] = self._session.run(None, inputs)[0]
         return rows
 
 
@@ -763,15 +801,29 @@ class Answer(NamedTuple):
     problem: str
 
 
-def files_in(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """The files to look at, in order, each with a problem or "".
+class File(NamedTuple):
+    """A file to look at.
+
+    Attributes:
+        path: as it was named, or as it lies in a folder that was named.
+        problem: why it cannot be read, or "".
+        folder: the folder in which it was found; None if the file was named itself.
+    """
+
+    path: Path
+    problem: str
+    folder: Path | None
+
+
+def files_in(paths: Iterable[Path]) -> Iterator[File]:
+    """The files to look at, in order.
 
     Of a folder, all images in it and below: what has an extension of an image and is not hidden.
     Links to folders are named, and not followed.
     """
     for path in paths:
         if not os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises where access is denied
-            yield path, _not_a_file(path)
+            yield File(path, _not_a_file(path), None)
             continue
         problems: list[OSError] = []
         empty = True
@@ -780,15 +832,16 @@ def files_in(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
             for file in (Path(root, name) for name in folders):
                 if os.path.islink(file):  # noqa: PTH114, as above
                     empty = False
-                    yield file, "a link to a folder, which is not followed; name it as well"
+                    problem = "a link to a folder, which is not followed; name it as well"
+                    yield File(file, problem, Path(root))
             for name in sorted(names):
                 if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                     empty = False
-                    yield Path(root, name), _not_a_file(Path(root, name))
+                    yield File(Path(root, name), _not_a_file(Path(root, name)), Path(root))
         for error in problems:
-            yield Path(error.filename), f"cannot be read ({error.strerror})"
+            yield File(Path(error.filename), f"cannot be read ({error.strerror})", None)
         if empty and not problems:
-            yield path, f"a folder without an image ({', '.join(READABLE)})"
+            yield File(path, f"a folder without an image ({', '.join(READABLE)})", None)
 
 
 def _not_a_file(path: Path) -> str:
@@ -802,35 +855,112 @@ def _not_a_file(path: Path) -> str:
     return "" if stat.S_ISREG(mode) else "not a plain file"
 
 
-def answers(model: Model, paths: Iterable[Path]) -> Iterator[Answer]:
-    """What `model` says of each file, in order; `BATCH` images are in memory at a time."""
-    waiting: list[tuple[str, NDArray[np.uint8] | None, str]] = []
+ALONE = (
+    "no background, which this model divides images by: name the folder of the images that share "
+    "one, or give it with --background FOLDER_OR_IMAGE"
+)
+# An image's pixels (P, P, C), or else the problem with it.
+Decoded = tuple[Any, str]
+
+
+def _read_by(model: Model, file: File) -> Decoded:
+    if file.problem:
+        return None, file.problem
+    try:
+        if problem := too_large(file.path.stat().st_size, model.max_pixels):
+            return None, problem
+        return model.pixels(file.path.read_bytes(), file.path.name), ""
+    except OSError as error:
+        return None, f"cannot be read ({error.strerror})"
+    except MemoryError:
+        return None, "more than this machine's memory holds; make it smaller"
+    except Refused as error:
+        return None, str(error)
+
+
+class Background(NamedTuple):
+    """What the images of a folder have in common.
+
+    Attributes:
+        image: (P, P, C); None if the folder has too few images that can be used.
+        problem: why there is none, or "".
+        decoded: the files that it was made of, or would have been.
+    """
+
+    image: NDArray[np.uint8] | None
+    problem: str
+    decoded: dict[Path, Decoded]
+
+
+def background_of(model: Model, folder: Path, files: Sequence[File]) -> Background:
+    """The median of a folder's images, as validation makes it of a group's: see `spread`."""
+    decoded = {file.path: _read_by(model, file) for file in spread(files)}
+    images = [pixels for pixels, _ in decoded.values() if pixels is not None]
+    if len(images) >= model.background_images:
+        return Background(median(images), "", decoded)
+    problem = (
+        f"no background: it is the median of {model.background_images} images or more of one "
+        f"folder, and {folder} has {len(images)} that can be used; add some, or give a background "
+        "with --background FOLDER_OR_IMAGE"
+    )
+    return Background(None, problem, decoded)
+
+
+def given_background(model: Model, path: Path) -> Background:
+    """The background that a user names: an image, or the folder whose images' median it is.
+
+    Folders in that folder do not count. Raises: Refused.
+    """
+    if not model.background_images:
+        raise Refused("--background: this model takes no background; leave the option out")
+    files = list(itertools.takewhile(lambda file: file.folder in (None, path), files_in([path])))
+    if os.path.isdir(path):  # noqa: PTH112, as above
+        ground = background_of(model, path, [file for file in files if file.folder == path])
+    else:
+        ground = Background(*_read_by(model, files[0]), {})
+    if ground.image is None:
+        raise Refused(f"--background {path}: {ground.problem}")
+    return ground
+
+
+def answers(
+    model: Model, paths: Iterable[Path], background: NDArray[np.uint8] | None = None
+) -> Iterator[Answer]:
+    """What `model` says of each file, in order; `BATCH` images are in memory at a time.
+
+    A model that divides images by their background takes `background` for all of them, or else
+    makes one of each folder's images, without those of folders in it; `MEDIAN_OF` of them are in
+    memory then.
+    """
+    waiting: list[tuple[str, NDArray[np.uint8] | None, NDArray[np.uint8] | None, str]] = []
 
     def flush() -> Iterator[Answer]:
-        images = [pixels for _, pixels, _ in waiting if pixels is not None]
-        rows = iter(model.probabilities(images)) if images else iter(())
-        for file, pixels, problem in waiting:
+        images = [pixels for _, pixels, _, _ in waiting if pixels is not None]
+        grounds = [
+            ground for _, pixels, ground, _ in waiting if pixels is not None and ground is not None
+        ]
+        rows = iter(model.probabilities(images, grounds)) if images else iter(())
+        for file, pixels, _, problem in waiting:
             row: NDArray[np.float32] | None = None if pixels is None else next(rows)
             if row is not None and not np.isfinite(row).all():
                 row, problem = None, "the model's answer is no number"
             yield Answer(file, row, problem)
         waiting.clear()
 
-    for path, problem in files_in(paths):
-        pixels = None
-        if not problem:
-            try:
-                problem = too_large(path.stat().st_size, model.max_pixels)
-                pixels = None if problem else model.pixels(path.read_bytes(), path.name)
-            except OSError as error:
-                problem = f"cannot be read ({error.strerror})"
-            except MemoryError:
-                problem = "more than this machine's memory holds; make it smaller"
-            except Refused as error:
-                problem = str(error)
-        waiting.append((str(path), pixels, problem))
-        if len(waiting) == BATCH:
-            yield from flush()
+    for folder, found in itertools.groupby(files_in(paths), key=lambda file: file.folder):
+        files = list(found)
+        ground = Background(background, "", {})
+        if model.background_images and background is None:
+            ground = Background(None, ALONE, {})
+            if folder is not None:
+                ground = background_of(model, folder, files)
+        for file in files:
+            pixels, problem = ground.decoded.get(file.path) or _read_by(model, file)
+            if ground.problem and not problem:
+                pixels, problem = None, ground.problem
+            waiting.append((str(file.path), pixels, ground.image, problem))
+            if len(waiting) == BATCH:
+                yield from flush()
     yield from flush()
 
 
@@ -871,19 +1001,31 @@ def main() -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    parser.add_argument(
+        "--background",
+        type=Path,
+        metavar="FOLDER_OR_IMAGE",
+        help="for a model that divides images by their background: an image of it, or the folder "
+        "whose images' median it is; without this, each folder's images have their own median",
+    )
     arguments = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        model = Model(Path(__file__).with_name("model.onnx"))
-    except BadModel as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what stands beside the pixels
         try:
-            problems = _write(arguments.format, model.classes, answers(model, arguments.paths))
+            model = Model(Path(__file__).with_name("model.onnx"))
+            ground = Background(None, "", {})
+            if arguments.background is not None:
+                ground = given_background(model, arguments.background)
+        except (BadModel, Refused) as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            return 2
+        bad = (Answer(str(path), None, p) for path, (_, p) in ground.decoded.items() if p)
+        rows = itertools.chain(bad, answers(model, arguments.paths, ground.image))
+        try:
+            problems = _write(arguments.format, model.classes, rows)
             sys.stdout.flush()
         except BrokenPipeError:  # who reads has seen enough, as `head` has
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -133,10 +133,27 @@ class SplitCounts(Metrics):
     classes: dict[str, int]
 
 
+class Backgrounds(Metrics):
+    """What images are divided by.
+
+    Attributes:
+        kind: `group`, or `both`, see params.yaml.
+        groups: that have a background, the median of `min_images` images or more.
+        kept: images that are not divided, since their group is smaller.
+    """
+
+    kind: Literal["group", "both"]
+    min_images: int
+    groups: int
+    kept: int
+
+
 class ValidateMetrics(Metrics):
     """What the images are, and how they are split.
 
     Attributes:
+        channels: of what networks see.
+        background: left out where images are not divided by any.
         bit_depth: of the grey values in the image files.
         groups: different groups; an image without one is a group of its own.
         groups_given: whether the images came with groups.
@@ -156,6 +173,7 @@ class ValidateMetrics(Metrics):
     bit_depth: int
     groups: int
     groups_given: bool
+    background: Backgrounds | None = None
     expectations: int
     bad_images: int
     other_files: int

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from stages.core.dataset.data import load_dataset
+from stages.core.intake.backgrounds import divide
 from stages.core.intake.images import look
-from stages.core.nets.onnx_export import Calibrated
+from stages.core.nets.onnx_export import Calibrated, export
 from stages.core.release import predict
 from tests.conftest import ROOT, MakeFolder
 from tests.core.intake.test_images import saved, scene
@@ -121,12 +122,13 @@ def test_the_same_probabilities_as_the_pipeline(release: Path, tmp_path: Path) -
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Counting:
         max_pixels = LIMIT
+        background_images = 0
         batches: list[int] = []  # noqa: RUF012, one list for the one test
 
         def pixels(self, content: bytes, name: str) -> Any:
             return np.zeros((2, 2, 1), np.uint8)
 
-        def probabilities(self, images: list[Any]) -> Any:
+        def probabilities(self, images: list[Any], backgrounds: list[Any]) -> Any:
             self.batches.append(len(images))
             return np.full((len(images), 2), 0.5, np.float32)
 
@@ -144,11 +146,12 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_an_answer_that_is_no_number_is_a_problem(tmp_path: Path) -> None:
     class Broken:
         max_pixels = LIMIT
+        background_images = 0
 
         def pixels(self, content: bytes, name: str) -> Any:
             return np.zeros((2, 2, 1), np.uint8)
 
-        def probabilities(self, images: list[Any]) -> Any:
+        def probabilities(self, images: list[Any], backgrounds: list[Any]) -> Any:
             return np.array([[np.nan, np.nan], [0.5, 0.5]], np.float32)[: len(images)]
 
     (tmp_path / "a.png").write_bytes(SOUND)
@@ -229,13 +232,14 @@ def test_a_huge_file_does_not_end_the_batch(release: Path, tmp_path: Path) -> No
 def test_too_little_memory_does_not_end_the_batch(tmp_path: Path) -> None:
     class Small:
         max_pixels = LIMIT
+        background_images = 0
 
         def pixels(self, content: bytes, name: str) -> Any:
             if name == "a.png":
                 raise MemoryError
             return np.zeros((2, 2, 1), np.uint8)
 
-        def probabilities(self, images: list[Any]) -> Any:
+        def probabilities(self, images: list[Any], backgrounds: list[Any]) -> Any:
             return np.full((len(images), 2), 0.5, np.float32)
 
     for name in ("a.png", "b.png"):
@@ -341,8 +345,8 @@ def broken_release(release: Path, at: Path, how: str) -> Path:
 def with_metadata(release: Path, at: Path, **metadata: str) -> Path:
     """A release without labels.json, with other metadata in its model."""
     model = onnx.load(release / "model.onnx")
-    for entry in model.metadata_props:
-        entry.value = metadata.get(entry.key, entry.value)
+    entries = {entry.key: entry.value for entry in model.metadata_props} | metadata
+    onnx.helper.set_model_props(model, entries)
     onnx.save(model, at / "model.onnx")
     return at / "model.onnx"
 
@@ -364,6 +368,10 @@ def with_metadata(release: Path, at: Path, **metadata: str) -> Path:
     ({"bit_depth": "0"}, "its metadata say bit_depth = '0'; expected 8 to 16"),
     ({"max_pixels": "-1"}, "its metadata say max_pixels = '-1'; expected a number of pixels"),
     ({"max_pixels": "1e6"}, "its metadata say max_pixels = '1e6'; expected a number of pixels"),
+    ({"background_images": "0"}, "its metadata say background_images = '0'; expected 1 to 255"),
+    ({"background_images": "5"},
+     "its network has images, tensor(uint8) of (batch, 64, 64, 1); expected, by its metadata, "
+     "images, tensor(uint8) of (batch, 64, 64, 1) and backgrounds, tensor(uint8) of (batch, 64, "),
 ])  # fmt: skip
 def test_metadata_that_do_not_fit_are_refused(
     release: Path, tmp_path: Path, metadata: dict[str, str], words: str
@@ -374,6 +382,15 @@ def test_metadata_that_do_not_fit_are_refused(
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("; copy the whole release folder again")
+
+
+def test_a_background_for_a_model_without(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(SOUND)
+    ended = call(release, "x.png", "--background", "x.png", at=tmp_path)
+    assert ended.returncode == 2
+    assert lines(ended.stderr) == [
+        "error: --background: this model takes no background; leave the option out"
+    ]
 
 
 @pytest.mark.parametrize(("how", "words"), [
@@ -460,4 +477,18 @@ def test_the_oldest_software_that_the_card_names(release: Path, tmp_path: Path) 
     with torch.inference_mode():
         expected = Calibrated(net(), 1.7)(torch.from_numpy(np.stack(pixels))).numpy()
     given = [[row["probabilities"][name] for name in CLASSES] for row in rows]
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+
+    # And a model that divides by the images' median.
+    shutil.copytree(release, tmp_path / "dividing")
+    more = METADATA | {"background_images": "3"}
+    file = tmp_path / "dividing" / "model.onnx"
+    export(net(), file, temperature=1.7, metadata=more, background="group")
+    command[2] = str(tmp_path / "dividing" / "predict.py")
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    given = [[r["probabilities"][name] for name in CLASSES] for r in json.loads(ended.stdout)]
+    median = predict.median(pixels)
+    divided = torch.from_numpy(np.stack([divide(image, median) for image in pixels]))
+    with torch.inference_mode():
+        expected = Calibrated(net(), 1.7)(divided).numpy()
     np.testing.assert_allclose(given, expected, atol=1e-5)

@@ -1,0 +1,242 @@
+"""From validated images to the release's answers, with backgrounds: the same pixels everywhere.
+
+The folder holds images of eight groups, so that what the released script answers for a group's
+folder can be compared with what PyTorch answers for the images that validation has divided.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from stages import benchmark, export
+from stages.core.dataset.background import DARKEST, FLAT
+from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.intake.contract import Contract
+from stages.core.nets import onnx_export
+from stages.core.nets.net import Ensemble, build, save_net, save_teacher
+from stages.core.nets.onnx_export import Calibrated
+from stages.core.nets.weights import packaged
+from stages.core.release import predict
+from stages.core.results.schema import ExportMetrics
+from tests.conftest import MakeFolder, draw_images
+from tests.helpers.classroom import LITE, filled
+from tests.helpers.front_door import run as validate
+from tests.stages.test_teacher import RESOURCES
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+
+
+@dataclass
+class Shipped:
+    """Images, what validation made of them, and a network as a release."""
+
+    root: Path
+    data: Dataset
+    net: Any
+    metrics: ExportMetrics
+
+    def expected(self, group: str) -> Any:
+        """Probabilities of a group's images by PyTorch, in the order of the files' names."""
+        chosen = [i for i, n in enumerate(self.data.files) if str(n).startswith(group)]
+        rows = sorted(chosen, key=lambda i: str(self.data.files[i]))
+        model = Calibrated(self.net, self.metrics.temperature).eval()
+        with torch.inference_mode():
+            return model(torch.from_numpy(self.data.pixels[rows])).numpy()
+
+    def copy(self, group: str, folder: Path) -> Path:
+        """A folder with a group's images."""
+        folder.mkdir(parents=True)
+        for image in (self.root / "images").glob(f"{group}_*.png"):
+            shutil.copy(image, folder)
+        return folder
+
+    def predict(self, *arguments: str, at: Path, status: int = 0) -> tuple[Any, list[str]]:
+        """Probabilities and errors of the release's script, in a process of its own."""
+        script = str(self.root / "release" / "predict.py")
+        command = [sys.executable, "-I", script, "--format", "json", *arguments]
+        ended = subprocess.run(command, cwd=at, capture_output=True, text=True)
+        assert "Traceback" not in ended.stderr, ended.stderr
+        assert ended.returncode == status, ended.stderr
+        rows = json.loads(ended.stdout) if ended.stdout else []
+        answers = [[row["probabilities"][name] for name in self.data.classes] for row in rows]
+        return np.array(answers), ended.stderr.splitlines()
+
+
+def exported(root: Path, validated: Path, net: Any, name: str = "export") -> Any:
+    """What a run of the export stage on this network leaves."""
+    if not (root / "refined").exists():
+        save_net(root / "refined", net)
+    inputs = {"validated": validated, "refined": root / "refined"}
+    paths = filled(export.Paths, root / name, **inputs)
+    export.run(export.Params(max_temperature=10.0), paths=paths, resources=RESOURCES)
+    return paths
+
+
+def network(data: Dataset) -> Any:
+    """One whose answers differ from image to image."""
+    net = build(LITE, packaged(LITE), out_indices=[0, 1], data=data)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(net.head.linear.weight, std=0.1)
+    features = net.features(torch.from_numpy(data.pixels[data.rows("train")])).detach()
+    net.head.fit_statistics(features)
+    return net
+
+
+def parity(paths: Any) -> ExportMetrics:
+    return ExportMetrics.model_validate_json(paths.metrics.read_text())
+
+
+def ship(root: Path, kind: str) -> Shipped:
+    draw_images(root / "images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Contract, "document", lambda _: None)
+        out = validate(root, background=kind)
+    data = load_dataset(out / "validated")
+    net = network(data)
+    paths = exported(root, out / "validated", net)
+    (root / "release").mkdir()
+    shutil.copy(paths.onnx / "fp32.onnx", root / "release" / "model.onnx")
+    shutil.copy(str(predict.__file__), root / "release")
+    return Shipped(root, data, net, parity(paths))
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    return ship(tmp_path_factory.mktemp("group"), "group")
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    return ship(tmp_path_factory.mktemp("both"), "both")
+
+
+@pytest.mark.parametrize("kind", ["shipped", "stacked"])
+def test_the_release_divides_as_validation_did(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    this: Shipped = request.getfixturevalue(kind)
+    assert this.metrics.parity.max_abs < 1e-5
+    assert this.metrics.parity.decisions_changed == 0
+    graph = onnx.load(this.root / "release" / "model.onnx").graph
+    for name, value in zip(("images", "backgrounds"), graph.input, strict=True):
+        assert value.name == name
+        shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        assert shape == ["batch", 32, 32, 1]
+
+    # A folder is a group, and a folder in it another one.
+    this.copy("g1", tmp_path / "in")
+    this.copy("g2", tmp_path / "in" / "deeper")
+    answers, errors = this.predict("in", at=tmp_path)
+    expected = np.concatenate([this.expected("g1"), this.expected("g2")])
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+    assert errors == []
+
+    # Single images need to be told their background.
+    answers, _ = this.predict("--background", "in", "in/g1_3.png", at=tmp_path)
+    np.testing.assert_allclose(answers, expected[3:4], atol=1e-5)
+    number = int(this.data._manifest["background"][list(this.data.files).index("g1_3.png")])
+    assert this.data.backgrounds is not None
+    Image.fromarray(this.data.backgrounds[number, ..., 0]).save(tmp_path / "ground.png")
+    answers, _ = this.predict("in", "--background", "ground.png", at=tmp_path)
+    np.testing.assert_allclose(answers[:6], expected[:6], atol=1e-5)
+    assert np.abs(answers[6:] - expected[6:]).max() > 1e-3
+
+
+def test_what_has_no_background_is_refused_in_a_line(shipped: Shipped, tmp_path: Path) -> None:
+    folder = shipped.copy("g1", tmp_path / "in" / "g1")
+    answers, errors = shipped.predict("in/g1/g1_0.png", at=tmp_path, status=1)
+    assert len(answers) == 0
+    assert errors == [
+        "error: in/g1/g1_0.png: no background, which this model divides images by: name the folder "
+        "of the images that share one, or give it with --background FOLDER_OR_IMAGE",
+        "1 file could not be used",
+    ]
+    # An image that cannot be used is named, and does not count.
+    (folder / "g1_0.png").write_bytes(b"")
+    for arguments, status in ((["in"], 1), (["in/g1/g1_1.png", "--background", "in/g1"], 1)):
+        answers, errors = shipped.predict(*arguments, at=tmp_path, status=status)
+        assert len(answers) == (5 if arguments == ["in"] else 1)
+        assert errors[0].startswith("error: in/g1/g1_0.png: an empty file (0 bytes)")
+        assert errors[1:] == ["1 file could not be used"]
+    (folder / "g1_1.png").unlink()
+    answers, errors = shipped.predict("in", at=tmp_path, status=1)
+    assert len(answers) == 0
+    assert errors[1] == (
+        "error: in/g1/g1_2.png: no background: it is the median of 5 images or more of one "
+        "folder, and in/g1 has 4 that can be used; add some, or give a background with "
+        "--background FOLDER_OR_IMAGE"
+    )
+    assert len(errors) == 6
+    for given, words in (
+        ("in/g1", "in/g1 has 4 that can be used"), ("in", "in has 0 that can be used"),
+        ("in/g1/g1_0.png", "an empty file"), ("nowhere", "no such file or folder"),
+    ):  # fmt: skip
+        _, errors = shipped.predict("in/g1", "--background", given, at=tmp_path, status=2)
+        assert len(errors) == 1
+        assert errors[0].startswith(f"error: --background {given}: ")
+        assert words in errors[0]
+
+
+def forgets(self: Any, images: Any, backgrounds: Any) -> Any:
+    seen = images.float() + 0 * backgrounds
+    return self.model(torch.cat([seen] * 3, 3) if self.background == "both" else seen)
+
+
+def divide_without_rounding(images: Any, backgrounds: Any) -> Any:
+    return (FLAT * images / backgrounds.clip(DARKEST, 255)).clip(0, 255)
+
+
+def divide_without_guard(images: Any, backgrounds: Any) -> Any:
+    return (FLAT * images / backgrounds.clip(1, 255) + 0.5).clip(0, 255)
+
+
+@pytest.mark.parametrize(
+    "broken", [forgets, divide_without_rounding, divide_without_guard], ids=lambda f: f.__name__
+)
+def test_parity_catches_another_division(
+    tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch,
+    broken: Callable[..., Any],
+) -> None:  # fmt: skip
+    """By more than the gate of the default run, check.max_parity, lets through."""
+    for file in image_folder().glob("*.png"):  # dark corners, which the guard is for
+        values = np.asarray(Image.open(file)).copy()
+        values[:12, :12] //= 20
+        Image.fromarray(values).save(file)
+    out = validate(tmp_path, background="group")
+    if broken is forgets:
+        monkeypatch.setattr(onnx_export.Divided, "forward", forgets)
+    else:
+        monkeypatch.setattr(onnx_export, "divided", broken)
+    paths = exported(tmp_path, out / "validated", network(load_dataset(out / "validated")))
+    assert parity(paths).parity.max_abs > 1e-4
+
+
+def test_both_inputs_are_timed(tmp_path: Path, image_folder: MakeFolder) -> None:
+    image_folder()
+    validated = validate(tmp_path, background="group") / "validated"
+    net = network(load_dataset(validated))
+    paths = exported(tmp_path, validated, net)
+    save_teacher(tmp_path / "teacher", Ensemble([net]).each())
+    inputs = {"refined": tmp_path / "refined", "teacher": tmp_path / "teacher"}
+    timed = filled(
+        benchmark.Paths, tmp_path / "bench", validated=validated, onnx=paths.onnx, **inputs
+    )
+    params = benchmark.Params(batches=[1, 4], rounds=1, seconds_per_round=0.01, warm_up=0)
+    benchmark.run(params, paths=timed, resources=RESOURCES)
+    rows = json.loads(timed.metrics.read_text())["rows"]
+    for name in ("student_ort", "student_torch", "teacher_ort", "teacher_torch"):
+        assert rows[f"{name}_cpu_b1"]["calls"] >= 5
+        assert rows[f"{name}_cpu_b4"]["calls"] >= 5
+    inputs = onnx.load(timed.teacher_onnx).graph.input
+    assert [value.name for value in inputs] == ["images", "backgrounds"]

@@ -57,7 +57,9 @@ def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
     lines = []
     if "validate" in stages:
         validate = read_metrics(reports / "validate" / "metrics.json", ValidateMetrics)
-        splits = (f"{name} {split.images:,}" for name, split in validate.splits.items())
+        splits = [f"{name} {split.images:,}" for name, split in validate.splits.items()]
+        if validate.unlabelled:
+            splits.append(f"unlabelled {validate.unlabelled:,}")
         lines.append(("images", f"{validate.images:,}", ", ".join(splits)))
     if "teacher" in stages:
         teacher = read_metrics(reports / "teacher" / "metrics.json", TeacherMetrics)

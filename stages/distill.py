@@ -2,9 +2,10 @@
 
 The control is the same student, trained the same way on the same views, from the labels alone: what
 the student gains over it is what the teacher has taught. Where both start from the teacher's own
-layers (`weights: teacher`), that is what its soft targets add to them. A target domain's unlabelled
-images give both of them BatchNorm's statistics; only the student learns from them. With several
-seeds the first one ships, declared beforehand; the gain is the mean over all.
+layers (`weights: teacher`), that is what its soft targets add to them. Unlabelled images give both
+of them BatchNorm's statistics; only the student learns from them, and the control takes as many
+steps on the labelled ones. With several seeds the first one ships, declared beforehand; the gain is
+the mean over all.
 
 Reads:  data/validated/, data/targets/, data/models/teacher/, data/weights/ (the user's own
         .safetensors files, if any)

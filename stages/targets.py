@@ -1,6 +1,6 @@
 """The teacher's logits: for seeded views of what students learn from, and for every image as it is.
 
-Students learn from the training images, and from a target domain's without their labels.
+Students learn from the training images, and from unlabelled ones.
 
 Computed once: a student that learns from them never waits for the teacher, and sees the very same
 views (Beyer et al. 2022, arXiv 2106.05237: the function has to match, not just the labels).

@@ -3,8 +3,8 @@
 First feature extraction: the frozen backbone's features, computed once, and a logistic regression
 on them (the linear probe). Then fine-tuning from there at a low rate, from the top down to the
 frozen layers (LP-FT, Kumar et al. 2022, arXiv 2202.10054; rates and unfreezing as in ULMFiT, Howard
-& Ruder 2018, arXiv 1801.06146). Metrics carry both. Where validate.target_domain names a domain, it
-learns from the others' labels and, adapting, from the target's images without theirs.
+& Ruder 2018, arXiv 1801.06146). Metrics carry both. It can adapt to unlabelled images: the folder's
+own, or those of the domain that validate.target_domain names.
 
 Reads:  data/validated/, data/weights/ (the user's own .safetensors files, if any)
 Writes: data/models/teacher/ (member_0/model.safetensors, config.json, ...), metrics, curves,
@@ -119,8 +119,8 @@ class TeacherTrainer:
         self.train, self.unlabelled = data.rows("train"), data.rows("unlabelled")
         if params.adapt != "none" and not len(self.unlabelled):
             raise ParamsError(
-                f"teacher.adapt = {params.adapt!r}: there are no unlabelled images; expected a "
-                "domain's name as validate.target_domain"
+                f"teacher.adapt = {params.adapt!r}: there are no unlabelled images; expected some "
+                "in the folder, or a domain's name as validate.target_domain"
             )
         if params.adapt in LEARNED:
             processes.require_single_process(f"teacher.adapt = {params.adapt!r}")

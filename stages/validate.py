@@ -34,14 +34,27 @@ from stages.core.dataset.data import (
 from stages.core.dataset.folder import Data
 from stages.core.intake import backgrounds, drift
 from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
-from stages.core.intake.duplicates import Pairs, join_groups, near_pairs
+from stages.core.intake.duplicates import Pairs, among, join_groups, near_pairs
 from stages.core.intake.images import HASH_BYTES, Cache, examine, packed
 from stages.core.intake.layouts import listed
 from stages.core.intake.quarantine import Quarantine, refuse
 from stages.core.intake.source import Source, same_names
 from stages.core.intake.sources import open_source
-from stages.core.intake.splits import Method, assign, counted, leaking, towards
-from stages.core.intake.suites import background_suite, class_suites, image_suite, split_suites
+from stages.core.intake.splits import (
+    Method,
+    assign,
+    counted,
+    leaking,
+    leaking_unlabelled,
+    towards,
+)
+from stages.core.intake.suites import (
+    background_suite,
+    class_suites,
+    image_suite,
+    split_suites,
+    splits_by_group,
+)
 from stages.core.release.predict import MEDIAN_OF
 from stages.core.results import pictures, report
 from stages.core.results.escape import spreadsheet_cell
@@ -131,7 +144,7 @@ def read_source(folder: Path, params: Params) -> Source:
     `dvc repro` has checked no other section than this stage's.
     """
     parse_section({"data": {"dir": str(folder)}}, "data", Data, source="params.yaml")
-    source = open_source(folder)
+    source = open_source(folder, params.classes)
     say(f"{counted(len(source.table), 'image')}: {source.layout}")
     for note in source.notes:
         say(note)
@@ -145,7 +158,8 @@ def read_source(folder: Path, params: Params) -> Source:
                 f"{params.background}): add the column group to the metadata, or set "
                 "validate.background to none"
             )
-    if "split" in source.known and not source.split_folders and params.split != "column":
+    is_split = set(source.table["split"]) - {"", UNLABELLED}
+    if is_split and not source.split_folders and params.split != "column":
         say(f"the metadata's split is not used (validate.split: {params.split}; column uses it)")
     for column, meaning in (("group", "a group of its own"), ("domain", "of one more domain")):
         gaps = source.table[source.table[column] == ""]
@@ -167,17 +181,17 @@ def keep_apart(source: Source, measured: list[str]) -> Source:
     return dataclasses.replace(source, table=source.table.rename(columns=names))
 
 
-def find_classes(source: Source, params: Params) -> list[str]:
+def find_classes(source: Source) -> list[str]:
     """The classes in the order of the model's outputs. Raises: DataError for fewer than two."""
-    if params.classes:
-        return params.classes
     if source.classes:
         return source.classes
     labels = sorted(set(source.table["label"]) - {""})
     if len(labels) < 2:
         number = "1 class" if labels else "0 classes"
+        bare = int((source.table["label"] == "").sum())
+        more = f" and {counted(bare, 'image')} without a label" if bare and labels else ""
         raise DataError(
-            f"{source.folder}: found {number} ({', '.join(labels) or 'no label'}); "
+            f"{source.folder}: found {number} ({', '.join(labels) or 'no label'}){more}; "
             "expected at least two: add labelled images of another class"
         )
     say(f"classes, in alphabetical order: {listed(labels, 20)}; a classes.txt changes it")
@@ -208,6 +222,7 @@ def check_groups(table: pd.DataFrame, folder: Path, params: Params, contract: Co
 
 def contradictions(table: pd.DataFrame) -> list[Violation]:
     """The same content under two labels."""
+    table = table[table["label"] != ""]
     labels = table.groupby("sha256")["label"].transform("nunique")
     rows = table[labels > 1]
     if rows.empty:
@@ -229,11 +244,12 @@ def near_duplicates(table: pd.DataFrame, params: Params) -> tuple[Pairs, dict[st
         pairs = np.unique(np.concatenate([pairs, near_pairs(contents.reshape(-1, 32), 0)]), axis=0)
     left, right = (table.iloc[pairs[:, side]].reset_index(drop=True) for side in (0, 1))
     same = left["sha256"] == right["sha256"]
+    both = (left["label"] != "") & (right["label"] != "")
     return pairs, {
         "identical": int(same.sum()),
         "near": int((~same).sum()),
         "across_groups": int((left["group"] != right["group"]).sum()),
-        "contradicting": int((left["label"] != right["label"]).sum()),
+        "contradicting": int((both & (left["label"] != right["label"])).sum()),
     }
 
 
@@ -244,18 +260,22 @@ def split(
 
     Where groups may be formed, those that share a near duplicate become one. Where the place of an
     image is given, it goes if its group, or a near duplicate, is in a split that measures more.
+    Images without a label change nothing of that.
 
     Raises: DataError.
     """
-    groups = table["group"]
+    groups, labelled = table["group"], table["label"] != ""
+    pairs = pairs[labelled.to_numpy()[pairs].all(1)]
     if method == "stratified_group":
         table = table.assign(group=join_groups(groups.to_numpy(object), pairs))
     joined = int(groups.nunique() - table["group"].nunique())
     if joined:
         say(f"groups joined with others that have near duplicates of them: {joined}")
     where = {"folds": params.folds, "fold": params.fold, "val_folds": params.val_folds}
-    table = table.assign(split=assign(table, method, **where, seed=params.seed))
-    leaks = leaking(table, pairs)
+    placed = table[labelled]
+    placed = placed.assign(split=assign(placed, method, **where, seed=params.seed))
+    table = table.assign(split=placed["split"].reindex(table.index, fill_value=UNLABELLED))
+    leaks = leaking(placed, among(pairs, placed.index))
     reasons = "a near duplicate, or its group, is in the " + leaks + " split"
     refused = params.on_leak == "refuse"
     if method == "random":
@@ -276,6 +296,31 @@ def split(
         "left_out": len(leaks),
         "leaking": 0,
     }
+
+
+def without_leaks(
+    table: pd.DataFrame,
+    fit: pd.DataFrame,
+    given: "pd.Series[str] | None",
+    pairs: Pairs,
+    quarantine: Quarantine,
+) -> tuple[pd.DataFrame, int]:
+    """`table` less the images without a label that belong to what is measured; how many leak.
+
+    Args:
+        fit: all images; the table may lack some, but likeness is passed on by them.
+        given: where the user's own splits count, each image's.
+        pairs: near duplicates, by the index of both.
+    """
+    if given is not None:
+        bare = given[table.index[table["label"] == ""]]
+        measured = bare[bare.isin(["val", "test"])]
+        why = "it has no label, and the " + measured + " split is measured by labels"
+        table = quarantine.leave_out(table, why, "not used")
+    gone = fit.drop(index=table.index).assign(split=UNLABELLED)
+    leaks = leaking_unlabelled(pd.concat([table, gone]), pairs).drop(gone.index, errors="ignore")
+    reasons = "a near duplicate, or its group, is in the " + leaks + " split"
+    return quarantine.leave_out(table, reasons, "leak"), len(leaks)
 
 
 def check_drift(table: pd.DataFrame, accepted: dict[str, Any], params: Params) -> dict[str, Any]:
@@ -303,7 +348,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Validate, split and pack. Raises: DataError that names the rows at fault."""
     paths.docs.mkdir()
     source = read_source(paths.dir, params)
-    classes = find_classes(source, params)
+    classes = find_classes(source)
     max_pixels = round(params.max_megapixels * 1e6)
     contract = Contract(paths.docs)
     quarantine = Quarantine(
@@ -343,6 +388,11 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     if left := len(look) - len(pixels):
         say(f"images left out: {left}; quarantine.csv has the reasons")
     say(f"{len(pixels)} images fulfil {len(contract.outcomes)} expectations")
+    if bare := int((table["split"] == UNLABELLED).sum()):
+        say(
+            f"unlabelled: {bare} of these images; they teach students what the teacher sees in "
+            "them, and neither choose nor measure"
+        )
     figures |= {
         "layout": source.layout,
         "bit_depth": cache.bit_depth,
@@ -382,13 +432,18 @@ def checked_splits(
         if params.target_domain is not None:
             aimed, others = towards(table, params.target_domain)
             table = quarantine.leave_out(aimed, others, "not used")
+        given = fit["split"] if method == "column" else None
+        table, left_out = without_leaks(table, fit, given, pairs, quarantine)
+        leaks["left_out"] += left_out
+        table = table.reset_index(drop=True)
         torn = method == "random" and splits_tear_groups(table)
         share = (1 / params.folds, params.max_share_error) if method == "hash" else None
         suites = split_suites(table, classes, torn=torn, test_share=share)
         refuse(contract.verify(suites), source.folder)
     except DataError:
         if method == "stratified_group":
-            refuse_fixed_camera(fit, pairs, params, source.folder)
+            labelled = fit[fit["label"] != ""]
+            refuse_fixed_camera(labelled, among(pairs, labelled.index), params, source.folder)
         raise
     return table, {"split_method": method, "split_tears_groups": torn, "leaks": leaks}
 
@@ -439,8 +494,6 @@ def accepted_images(
     table = source.table.join(look)
     for row, reason in same_names(table["file_name"]).items():
         table.loc[row, "problem"] = reason
-    unlabelled = (table["problem"] == "") & (table["label"] == "")
-    table.loc[unlabelled, "problem"] = "it has no label; give it one, or take its row out"
     table["problem"] = table["problem"].where(table["problem"] != "", None)
     alone = table["group"] == ""
     if alone.any():
@@ -470,7 +523,7 @@ def accepted_images(
 
 def splits_tear_groups(table: pd.DataFrame) -> bool:
     """Whether a group stands in two splits, and a warning if so."""
-    torn = bool(table.groupby("group")["split"].nunique().gt(1).any())
+    torn = bool(splits_by_group(table).gt(1).any())
     if torn:
         print("warning: a random split tears groups apart: its figures are too good", flush=True)
     return torn
@@ -490,7 +543,7 @@ def beside_each_other(
     harmless = np.ones(len(pairs), dtype=bool)
     for column in ("group", "label"):
         values = table[column].to_numpy()[pairs].reshape(-1, 2)
-        harmless &= values[:, 0] == values[:, 1]
+        harmless &= (values[:, 0] == values[:, 1]) | (values == "").any(1)
     worst = pairs[np.argsort(harmless, kind="stable")[:count]]
     rows = {"near": worst[:, 0], "duplicates": worst[:, 1]}
     return {
@@ -552,7 +605,8 @@ def _report(
     classes: list[str],
     figures: dict[str, Any],
 ) -> None:
-    by_split = pd.crosstab(table["split"], table["label"]).loc[list(SPLITS)]
+    labelled = table[table["split"] != UNLABELLED]
+    by_split = pd.crosstab(labelled["split"], labelled["label"]).loc[list(SPLITS)]
     groups = table.groupby("split")["group"].nunique()
     splits = {
         split: {"groups": int(groups[split]), "images": int(by_split.loc[split].sum())}

@@ -338,7 +338,7 @@ def looked_at(root: Path, folder: str, changes: dict[str, Any]) -> list[str]:
     """The classes, as the stage finds them before it decodes anything."""
     params = parse_section({"validate": PARAMS | changes}, "validate", validate.Params, source="")
     source = validate.read_source(root / folder if folder else root, params)
-    return validate.find_classes(source, params)
+    return validate.find_classes(source)
 
 
 @pytest.mark.parametrize("kind", REFUSED.values(), ids=list(REFUSED))

@@ -35,6 +35,13 @@ def test_only_the_stages_of_this_run_are_shown(
         assert word not in text
 
 
+def test_unlabelled_images_stand_beside_the_splits(clone: Path) -> None:
+    reports = clone / "data" / "reports"
+    assert "unlabelled" not in summary.rows(reports, ["validate"])[0][2]
+    change(reports / "validate" / "metrics.json", "unlabelled", 1234)
+    assert summary.rows(reports, ["validate"])[0][2].endswith(", unlabelled 1,234")
+
+
 @pytest.mark.parametrize("count", range(len(STAGES) + 2))
 def test_each_target_has_a_table(clone: Path, count: int) -> None:
     """Also where a stage in the middle is the target."""

@@ -189,7 +189,6 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         edit("label", "broken"), ["g1_1.png: label = broken", "validate.classes"],
         {"classes": ["functional", "defective"]},
     ),
-    "missing label": (edit("label", ""), ["g1_1.png: it has no label; give it one"], {}),
     "no labels at all": (
         column("label", lambda t: [""] * len(t)),
         ["found 0 classes (no label)", "at least two", "add labelled images"], {},
@@ -345,7 +344,7 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
     ),
     "unknown split": (
         column("split", lambda t: ["train"] * 47 + ["later"]),
-        ["split = 'later'; expected train, val or test: correct the column"], USERS,
+        ["split = 'later'; expected train, val, test or unlabelled: correct the column"], USERS,
     ),
     "empty split": (
         both(column("split", split_by_group), edit("split", "")),

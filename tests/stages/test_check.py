@@ -200,6 +200,20 @@ def test_card_and_report_know_of_backgrounds(paths: check.Paths, kind: str) -> N
     assert ("as three channels" in page) == (kind == "both")
 
 
+def test_unlabelled_images_are_told_of(paths: check.Paths) -> None:
+    run(paths)
+    texts = [paths.page.read_text(), (paths.release / "MODEL_CARD.md").read_text()]
+    assert "300 labelled images to" in texts[0]
+    assert not any("nlabelled" in text.replace("From 300 labelled", "") for text in texts)
+    change(paths.validate / "metrics.json", "images", 1500)
+    change(paths.validate / "metrics.json", "unlabelled", 1200)
+    run(paths)
+    page, card = paths.page.read_text(), (paths.release / "MODEL_CARD.md").read_text()
+    assert "From 300 labelled images and 1,200 unlabelled ones to" in page
+    assert "Unlabelled: 1,200 of them;" in page
+    assert "100 labelled images, and from 1,200 unlabelled ones" in card
+
+
 NASTY = '<script>alert("1")</script> | `x` [a](http://b)'
 
 

@@ -132,15 +132,15 @@ def test_quarantine_lists_all_that_it_leaves_out(tmp_path: Path, image_folder: M
         content(b"", "g3_1.png"),
         content(saved(noise(0, 8), "PNG"), "g5_3.png"),
         content(saved(Image.new("L", (40, 40)), "PNG"), "g0_1.png"),
-        edit("label", "", "g4_1.png"),
+        edit("label", "odd", "g4_1.png"),
         append("gone.png"),
         append("../out.png"),
     )(tmp_path)
-    out = run(tmp_path, on_bad_image="quarantine")
+    out = run(tmp_path, on_bad_image="quarantine", classes=["functional", "defective"])
     lines = {row["file_name"]: (row["kind"], row["reason"]) for row in quarantined(out)}
     expected = {
         "g1_1.png": "truncated", "g3_1.png": "an empty file", "g5_3.png": "width = 8",
-        "g0_1.png": "contrast = 0.0", "g4_1.png": "it has no label", "gone.png": "no such file",
+        "g0_1.png": "contrast = 0.0", "g4_1.png": "label = odd", "gone.png": "no such file",
         "../out.png": "not a path inside", "unlisted.png": "not in metadata.csv",
         "notes.txt": "no image by name or content",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Labelled images in their validated, packed form."""
+"""Images in their validated, packed form."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,8 +14,8 @@ Split = Literal["train", "val", "test", "unlabelled"]
 # Column of the manifest where some image came without a group: whether this one had one.
 HAS_GROUP = "has_group"
 BackgroundKind = Literal["group", "both"]
-# The splits of labelled images. The fourth, `unlabelled`, holds a target domain's images; no
-# network may learn their labels.
+# The splits of labelled images. The fourth, `unlabelled`, holds images without a label, or whose
+# label no network may learn: a target domain's.
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 UNLABELLED: Split = "unlabelled"
 
@@ -45,8 +45,9 @@ class Dataset:
     Attributes:
         pixels: uint8 (N, P, P, C), C = 1 (grey) or 3 (RGB), memory-mapped.
         labels: int64 (N,), index into `classes`; -1 for unlabelled images.
-        groups: int64 (N,); images of one group are never in two splits. Negative where the images
-            came without groups: each is alone, or with its near duplicates.
+        groups: int64 (N,); images of one group are never in two splits, but for train and
+            `unlabelled`. Negative where the images came without groups: each is alone, or with
+            its near duplicates.
         domains: object (N,), text, `""` where the data names none.
         splits: object (N,), one of `SPLITS`, or `UNLABELLED`.
         files: object (N,), names relative to the user's folder.

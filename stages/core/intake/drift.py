@@ -25,9 +25,9 @@ def profile(manifest: pd.DataFrame) -> Profile:
     """Shares of the classes, and bins of every number with the share in each; JSON can hold it.
 
     Args:
-        manifest: columns label and `NUMBERS`.
+        manifest: columns label, blank where there is none, and `NUMBERS`.
     """
-    shares = manifest["label"].value_counts(normalize=True).sort_index()
+    shares = _class_shares(manifest).sort_index()
     summary: Profile = {"images": len(manifest), "label": {k: float(v) for k, v in shares.items()}}
     for column in NUMBERS:
         values = manifest[column].to_numpy(float)
@@ -37,6 +37,11 @@ def profile(manifest: pd.DataFrame) -> Profile:
         edges = np.union1d(cuts, np.nextafter(cuts[times > 1], np.inf))
         summary[column] = {"edges": edges.tolist(), "shares": _shares(values, edges).tolist()}
     return summary
+
+
+def _class_shares(manifest: pd.DataFrame) -> pd.Series:
+    labels = manifest["label"]
+    return labels[labels != ""].value_counts(normalize=True)
 
 
 def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -74,7 +79,7 @@ def load_accepted(path: Path) -> dict[str, Any]:
 
 def compare(manifest: pd.DataFrame, accepted: Profile) -> dict[str, float]:
     """Stability index of the classes and of every number, by column."""
-    shares = manifest["label"].value_counts(normalize=True)
+    shares = _class_shares(manifest)
     classes = sorted({*accepted["label"], *shares.index})
     indices = {
         "label": stability_index(

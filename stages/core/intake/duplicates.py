@@ -1,6 +1,7 @@
 """Images that show the same: near duplicates by perceptual hash, and what they tie together."""
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -72,6 +73,12 @@ def tied(count: int, pairs: Pairs) -> NDArray[np.int64]:
     _, component = connected_components(edges, directed=False)
     numbers: NDArray[np.int64] = component.astype(np.int64)
     return numbers
+
+
+def among(pairs: Pairs, items: "pd.Index[int]") -> Pairs:
+    """The pairs within some of the items, by their places among these."""
+    places: Pairs = items.get_indexer(pairs.reshape(-1)).reshape(-1, 2).astype(np.int64)
+    return places[(places >= 0).all(1)]
 
 
 def join_groups(groups: "NDArray[np.object_]", pairs: Pairs) -> "NDArray[np.object_]":

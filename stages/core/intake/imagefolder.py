@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from stages.core.dataset.data import Split
+from stages.core.dataset.data import UNLABELLED, Split
 from stages.core.intake.kinds import is_image_name
 from stages.core.intake.layouts import listed
 from stages.core.intake.listing import Listing
@@ -20,18 +20,23 @@ from stages.core.intake.source import (
     is_image,
     leftover_notes,
     locate,
+    unlabelled_names,
 )
 from stages.core.runner.errors import DataError
 
 
-def imagefolder(folder: Path, listing: Listing, paths: list[str]) -> Source:
+def imagefolder(
+    folder: Path, listing: Listing, paths: list[str], classes: list[str] | None
+) -> Source:
     """Read the metadata files at `paths`, relative to the folder. Raises: DataError."""
     places = [path.rpartition("/")[0] for path in paths]
     if len(set(places)) != len(paths) or ("" in places and len(paths) > 1):
         raise DataError(
             f"{folder}: found {', '.join(paths)}; expected one metadata file: keep one of them"
         )
+    unlabelled = unlabelled_names(listing.top_folders, classes)
     with_images = {n.split("/")[0] for n in listing.files if "/" in n and is_image_name(n)}
+    with_images -= {*unlabelled}
     if "" not in places and (without := sorted(with_images - set(places))):
         raise DataError(
             f"{folder}: found {paths[0]}, but no metadata in {listed(without)}; expected one in "
@@ -40,14 +45,19 @@ def imagefolder(folder: Path, listing: Listing, paths: list[str]) -> Source:
     parts, notes = [], leftover_notes(listing)
     for path, place in zip(paths, places, strict=True):
         table = read_table(folder / path)
+        if place in unlabelled and "label" not in map(trimmed, table.columns):
+            table["label"] = ""
         notes += check_columns(folder / path, table)
         where = PurePosixPath(place)
         names, note = _matched(table["file_name"].tolist(), place, set(listing.files))
         notes += [f"{path}: {words}" for words in note]
         inside = [(where / name).as_posix() if name else "" for name in names]
         parts.append(table.assign(file_name=inside))
+    named = {name for part in parts for name in part["file_name"]}
+    if more := [name for name in _images_in(unlabelled, folder, listing) if name not in named]:
+        parts.append(pd.DataFrame({"file_name": more, "label": ""}))
     rows = pd.concat(parts, ignore_index=True).fillna("")
-    splits = _imagefolder_splits(folder, listing, rows)
+    splits = _imagefolder_splits(folder, listing, rows, unlabelled)
     files = set(listing.files)
     expected = {*rows["file_name"], *paths, CLASSES}
     others = {
@@ -66,15 +76,24 @@ def imagefolder(folder: Path, listing: Listing, paths: list[str]) -> Source:
         layout,
         rows,
         others,
+        classes=classes,
         split_folders=bool(splits),
         problems=_near_misses(folder, rows["file_name"], files),
         notes=notes,
     )
 
 
-def _imagefolder_splits(folder: Path, listing: Listing, rows: pd.DataFrame) -> dict[str, Split]:
-    """The split folders, if all folders are; `rows` get their splits."""
-    top = listing.top_folders
+def _images_in(folders: list[str], folder: Path, listing: Listing) -> list[str]:
+    """The images in some of the folders at the top; they need no metadata."""
+    names = [name for name in listing.files if "/" in name and name.split("/")[0] in folders]
+    return [name for name in names if is_image(folder, name)]
+
+
+def _imagefolder_splits(
+    folder: Path, listing: Listing, rows: pd.DataFrame, unlabelled: list[str]
+) -> dict[str, Split]:
+    """The split folders, if all folders are, but for unlabelled ones; `rows` get their splits."""
+    top = [name for name in listing.top_folders if name not in unlabelled]
     splits = split_names(top)
     if len(splits) > 1 and len(splits) < len(top):
         other = next(name for name in top if name not in splits)
@@ -84,6 +103,7 @@ def _imagefolder_splits(folder: Path, listing: Listing, rows: pd.DataFrame) -> d
         )
     if not splits or len(splits) < len(top):
         return {}
+    splits |= dict.fromkeys(unlabelled, UNLABELLED)
     first = rows["file_name"].str.partition("/")[0]
     places = first.where(first.isin(list(splits)), "")
     if "split" in rows:

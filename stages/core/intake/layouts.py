@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.core.dataset.data import Split
+from stages.core.dataset.data import UNLABELLED, Split
 from stages.core.intake.listing import Listing
 from stages.core.intake.names import split_names
 from stages.core.runner.errors import DataError
@@ -58,13 +58,18 @@ def listed(names: "set[str] | list[str]", count: int = 5) -> str:
     return ", ".join(names[:count]) + more
 
 
-def find_splits(folder: Path, listing: Listing, tree: Tree) -> dict[str, Split]:
+def find_splits(
+    folder: Path, listing: Listing, tree: Tree, unlabelled: list[str]
+) -> dict[str, Split]:
     """The split folders, each with its split; none where the folders at the top are the classes.
+
+    Args:
+        unlabelled: folders at the top whose images have no label; they stand beside either.
 
     Raises: DataError where the folders are neither one nor the other.
     """
     _refuse_boxes(folder, listing, tree)
-    top = listing.top_folders
+    top = [name for name in listing.top_folders if name not in unlabelled]
     splits = split_names(top)
     nested = [name for name in splits if tree.only_folders(name)]
     clear = len(splits) > 1 or any(len(tree.folders(name)) > 1 for name in nested)
@@ -80,6 +85,12 @@ def find_splits(folder: Path, listing: Listing, tree: Tree) -> dict[str, Split]:
     flat = [name for name in splits if not tree.folders(name)]
     if flat:
         _refuse_flat_splits(folder, flat, nested, tree)
+    if unlabelled and nested and set(splits.values()) == {"train"}:
+        raise DataError(
+            f"{folder}: found {nested[0]} and {unlabelled[0]}; expected a folder with the test "
+            f"split, too, or the class folders beside {unlabelled[0]}: move it into {nested[0]}, "
+            f"and set data.dir to {folder / nested[0]}"
+        )
     for name in nested:
         inner = tree.folders(name)
         if len(inner) == 1 and all(tree.only_folders(f"{name}/{one}") for one in inner):
@@ -88,7 +99,7 @@ def find_splits(folder: Path, listing: Listing, tree: Tree) -> dict[str, Split]:
                 f"{folder}: {name}/{one} is one folder around the class folders; expected "
                 f"{name}/CLASS/IMAGE: move what is in {name}/{one} one level up"
             )
-    return splits
+    return splits | dict.fromkeys(unlabelled, UNLABELLED) if splits else {}
 
 
 def _refuse_boxes(folder: Path, listing: Listing, tree: Tree) -> None:
@@ -139,12 +150,17 @@ def _refuse_flat_splits(folder: Path, flat: list[str], nested: list[str], tree: 
     """Raises: DataError where a split has images, or nothing, instead of class folders."""
     if nested:
         name = flat[0]
+        above = folder / nested[0]
         raise DataError(
             f"{folder}: {name} has {tree.direct[name]} images in no class folder, {nested[0]} has "
             f"the class folders {listed(tree.folders(nested[0]))}; expected class folders in every "
             f"split, since images without a label measure nothing: sort those of {name} into class "
             f"folders, or take {name} out"
-            + (f" and set data.dir to {folder / nested[0]}" if len(nested) == 1 else "")
+            + (
+                f" and set data.dir to {above} (as {above / UNLABELLED}, they teach without labels)"
+                if len(nested) == 1
+                else ""
+            )
         )
     raise DataError(
         f"{folder}: {listed(flat)} are called as splits, and have no class folders; expected "
@@ -153,16 +169,17 @@ def _refuse_flat_splits(folder: Path, flat: list[str], nested: list[str], tree: 
     )
 
 
-def refuse_wrapper(folder: Path, listing: Listing, tree: Tree) -> None:
-    """Raises: DataError where everything lies in one folder that is no class."""
+def refuse_wrapper(folder: Path, tree: Tree, unlabelled: list[str]) -> None:
+    """Raises: DataError where all that has labels lies in one folder that is no class."""
     place = ""
-    while not tree.direct[place] and len(tree.folders(place)) == 1:
-        (inner,) = tree.folders(place)
+    while not tree.direct[place] and len(inside := tree.folders(place) - {*unlabelled}) == 1:
+        (inner,) = inside
         place = f"{place}/{inner}" if place else inner
     if place and len(tree.folders(place)) > 1:
+        move = f"move {unlabelled[0]} there, and " if unlabelled else "so "
         raise DataError(
             f"{folder}: found one folder, {place}, around {listed(tree.folders(place))}; expected "
-            f"the class folders at the top: they are one level down, so set data.dir to "
+            f"the class folders at the top: they are one level down, {move}set data.dir to "
             f"{folder / place}"
         )
 

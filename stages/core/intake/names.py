@@ -4,15 +4,16 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from stages.core.dataset.data import Split
+from stages.core.dataset.data import UNLABELLED, Split
 
 # Names of split folders and of values in a split column, as `_core` gives them: those of Hugging
-# Face's datasets, Keras, Ultralytics, Roboflow and Kaggle.
+# Face's datasets, Keras, Ultralytics, Roboflow and Kaggle; COCO and STL-10 have unlabelled ones.
 _SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "trn": "train", "learning": "train",
     "val": "val", "valid": "val", "validation": "val", "validate": "val", "validating": "val",
     "vali": "val", "dev": "val", "devel": "val", "development": "val",
     "test": "test", "testing": "test", "tst": "test",
+    "unlabelled": UNLABELLED, "unlabeled": UNLABELLED,
 }  # fmt: skip
 # The test split, as Hugging Face's datasets have it; beside one called so, the one that chooses.
 _SECOND_TEST = {"eval", "evaluation", "evaluate", "evaluating", "holdout", "heldout"}
@@ -42,6 +43,11 @@ def split_names(names: Iterable[str]) -> dict[str, Split]:
     second: Split = "val" if "test" in map(_SPLITS.get, cores.values()) else "test"
     table = _SPLITS | dict.fromkeys(_SECOND_TEST, second)
     return {name: table[core] for name, core in cores.items() if core in table}
+
+
+def means_unlabelled(name: str) -> bool:
+    """Whether a split, a folder or a label says that an image has no label."""
+    return split_names([name]).get(name) == UNLABELLED
 
 
 def trimmed(text: str) -> str:

@@ -79,7 +79,7 @@ class Quarantine:
     ) -> pd.DataFrame:
         """`table` without the rows that `reasons` names by index: not bad in themselves."""
         self._rows += [(table.loc[i, "file_name"], kind, why) for i, why in reasons.items()]
-        return table.drop(index=reasons.index).reset_index(drop=True)
+        return table.drop(index=reasons.index)
 
     def decodable(self, count: int) -> list[Any]:
         """Rows of some unfit images that have pixels to show."""

@@ -17,7 +17,9 @@ from stages.core.runner.errors import DataError
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".rar", ".7z", ".gz")
 
 
-def webdataset(folder: Path, listing: Listing, shards: list[Path]) -> Source:
+def webdataset(
+    folder: Path, listing: Listing, shards: list[Path], classes: list[str] | None
+) -> Source:
     """Read what the shards hold. Raises: DataError."""
     rows: list[dict[str, str]] = []
     members: dict[str, tuple[Path, int, int]] = {}
@@ -58,13 +60,15 @@ def webdataset(folder: Path, listing: Listing, shards: list[Path]) -> Source:
     if len(table) and ("label" not in table or not table["label"].any()):
         raise DataError(
             f"{folder}: no label in {listed([*shard_names])}; expected KEY.cls or KEY.json beside "
-            "every image; if it is an archive of folders, unpack it (tar xf) and take it out"
+            "every image that has one; if it is an archive of folders, unpack it (tar xf) and take "
+            "it out"
         )
     return completed(
         folder,
         "webdataset shards",
         table,
         others,
+        classes=classes,
         split_folders=False,
         problems=problems,
         notes=leftover_notes(Listing(leftovers=left)),

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from stages.core.dataset.data import Split
+from stages.core.dataset.data import UNLABELLED, Split
 from stages.core.intake.kinds import HEAD_BYTES, is_image_content, is_image_name
 from stages.core.intake.layouts import listed
 from stages.core.intake.listing import Listing
-from stages.core.intake.names import plain, split_names, trimmed, twins
+from stages.core.intake.names import means_unlabelled, plain, split_names, trimmed, twins
 from stages.core.runner.errors import DataError
 
 CLASSES = "classes.txt"
@@ -48,9 +48,9 @@ class Source:
     Attributes:
         folder: the folder.
         layout: in words.
-        table: one row per image: `COLUMNS` (text, "" where the folder says nothing), then any
-            others that the folder has.
-        classes: what classes.txt says, if it is there.
+        table: one row per image: `COLUMNS` (text, "" where the folder says nothing, and where a
+            label says that there is none), then any others that the folder has.
+        classes: what the params or else classes.txt say, if they do.
         known: which of group, domain and split the folder says something of.
         split_folders: whether the splits are folders.
         others: files that are no listed images, each with the reason.
@@ -146,7 +146,8 @@ def locate(folder: Path, name: str, inside: dict[Path, bool]) -> Path:
     return path
 
 
-def _classes(folder: Path) -> list[str] | None:
+def read_classes(folder: Path) -> list[str] | None:
+    """What classes.txt says, if it is there. Raises: DataError."""
     path = folder / CLASSES
     if not path.is_file():
         return None
@@ -172,17 +173,59 @@ def _refuse_second_spellings(folder: Path, names: "pd.Series[str]", place: str) 
             )
 
 
+def unlabelled_names(names: Iterable[str], classes: list[str] | None) -> list[str]:
+    """Those of the folders or labels that say that images have no label.
+
+    Args:
+        classes: those that the user lists; if one of them is called so, the others mean it.
+    """
+    listed_class = any(map(means_unlabelled, classes or ()))
+    return [] if listed_class else [name for name in names if means_unlabelled(name)]
+
+
+def _without_labels(
+    rows: pd.DataFrame, classes: list[str] | None, problems: dict[str, str]
+) -> list[str]:
+    """Make the labels of unlabelled images blank; gives what to tell of them."""
+    blank = (rows["label"] == "") & (rows["split"] != UNLABELLED)
+    blank &= ~rows["file_name"].isin(list(problems))
+    words = unlabelled_names(rows["label"].unique(), classes)
+    named = rows["label"].isin(words)
+    of_split = rows["split"] == UNLABELLED
+    spare = int((of_split & ~named & (rows["label"] != "")).sum())
+    rows["label"] = rows["label"].mask(named | of_split, "")
+    notes = []
+    if count := int(blank.sum()):
+        names = listed(rows.loc[blank, "file_name"].tolist(), 3)
+        notes.append(f"no label: {count} of {len(rows)} images ({names}); they are unlabelled ones")
+    if count := int((named & ~of_split).sum()):
+        notes.append(
+            f"called {listed(words)}: {count} of {len(rows)} images; they are unlabelled ones, and "
+            "this is no class unless classes.txt or validate.classes lists it"
+        )
+    if count := int(of_split.sum()):
+        unused = f", labels that are not used: {spare}" if spare else ""
+        notes.append(f"split {UNLABELLED}: {count} of {len(rows)} images{unused}")
+    return notes
+
+
 def completed(
     folder: Path,
     layout: str,
     rows: pd.DataFrame,
     others: dict[str, str],
     *,
+    classes: list[str] | None,
     split_folders: bool,
+    problems: dict[str, str],
     notes: Iterable[str] = (),
     **more: Any,
 ) -> Source:
-    """Complete the columns, and check that each thing is spelt in one way. Raises: DataError."""
+    """Complete the columns, and check that each thing is spelt in one way. Raises: DataError.
+
+    Args:
+        classes: those that the user lists; one may be called as unlabelled images are.
+    """
     if rows.empty:
         raise DataError(f"{folder}: no images; expected one row or file per labelled image")
     notes = list(notes)
@@ -209,7 +252,8 @@ def completed(
     wrong = sorted(set(rows["split"]) - set(splits) - {""})
     if wrong:
         raise DataError(
-            f"{folder}: split = {wrong[0]!r}; expected train, val or test: correct the column"
+            f"{folder}: split = {wrong[0]!r}; expected train, val, test or unlabelled: correct the "
+            "column"
         )
     if not split_folders:
         _refuse_second_spellings(folder, rows["split"], "column has")
@@ -217,6 +261,7 @@ def completed(
         meanings = ", ".join(f"{name} = {split}" for name, split in sorted(splits.items()))
         notes.append(f"names of splits: {meanings}")
     rows["split"] = rows["split"].map(splits | {"": ""})
+    notes += _without_labels(rows, classes, problems)
     for column in rows.columns.drop("file_name"):
         # A carriage return alone would end the row in a CSV.
         rows[column] = rows[column].str.replace("\r", "\n")
@@ -226,10 +271,11 @@ def completed(
         folder,
         layout,
         table,
-        classes=_classes(folder),
+        classes=classes,
         known=known,
         split_folders=split_folders,
         others=others,
+        problems=problems,
         notes=tuple(notes),
         **more,
     )

@@ -7,6 +7,7 @@ Three layouts, by the ecosystem's own conventions:
 - webdataset: `*.tar` with KEY.png (or another image) and KEY.cls or KEY.json; KEY ends at the first
   dot of the file's name.
 
+An image without a label, or in a folder, class or split called `unlabelled`, is an unlabelled one.
 A `classes.txt` at the top, one class per line, gives the order of the classes.
 """
 
@@ -14,25 +15,41 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from stages.core.dataset.data import UNLABELLED
 from stages.core.intake import layouts
 from stages.core.intake.imagefolder import imagefolder
 from stages.core.intake.layouts import Tree, listed
 from stages.core.intake.listing import Listing, list_folder
 from stages.core.intake.names import split_names, trimmed
 from stages.core.intake.shards import ARCHIVES, webdataset
-from stages.core.intake.source import CLASSES, Source, completed, is_image, leftover_notes
+from stages.core.intake.source import (
+    CLASSES,
+    Source,
+    completed,
+    is_image,
+    leftover_notes,
+    read_classes,
+    unlabelled_names,
+)
 from stages.core.runner.errors import DataError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
-def open_source(folder: Path) -> Source:
-    """Tell which layout a folder has. Raises: DataError when it has none of them, or two."""
+def open_source(folder: Path, classes: list[str] | None = None) -> Source:
+    """Tell which layout a folder has.
+
+    Args:
+        classes: in their order; None for those of classes.txt, or else all labels.
+
+    Raises: DataError when it has none of the layouts, or two.
+    """
     if not folder.is_dir():
         raise DataError(
             f"{folder}: found no folder; expected one with labelled images: set data.dir"
         )
     listing = list_folder(folder)
+    classes = classes or read_classes(folder)
     shards = [folder / name for name in listing.top_files if name.lower().endswith(".tar")]
     tables = [
         name for name in listing.files if name.count("/") < 2 and name.split("/")[-1] in METADATA
@@ -46,11 +63,11 @@ def open_source(folder: Path) -> Source:
             "shards alone, or take them out"
         )
     if shards:
-        return webdataset(folder, listing, shards)
+        return webdataset(folder, listing, shards, classes)
     if tables:
-        return imagefolder(folder, listing, tables)
+        return imagefolder(folder, listing, tables, classes)
     if listing.top_folders or listing.linked:
-        return _class_folders(folder, listing)
+        return _class_folders(folder, listing, classes)
     top = listed(listing.top_files) or "nothing"
     advice = layouts.without_folders(folder, listing)
     if any(name.lower().endswith(ARCHIVES) for name in listing.top_files):
@@ -81,7 +98,7 @@ def _refuse_other_tables(folder: Path, listing: Listing, tables: list[str]) -> N
         )
 
 
-def _class_folders(folder: Path, listing: Listing) -> Source:
+def _class_folders(folder: Path, listing: Listing, classes: list[str] | None) -> Source:
     if listing.linked:
         name, target = next(iter(sorted(listing.linked.items())))
         raise DataError(
@@ -91,22 +108,29 @@ def _class_folders(folder: Path, listing: Listing) -> Source:
         )
     files = [name for name in listing.files if name != CLASSES]
     tree = Tree([name for name in files if is_image(folder, name)])
-    splits = layouts.find_splits(folder, listing, tree)
-    layouts.refuse_wrapper(folder, listing, tree)
+    unlabelled = unlabelled_names(listing.top_folders, classes)
+    splits = layouts.find_splits(folder, listing, tree, unlabelled)
+    layouts.refuse_wrapper(folder, tree, unlabelled)
     depth = 1 + bool(splits)
-    classes = [name for name in listing.folders if name.count("/") == depth - 1]
-    layouts.refuse_empty_classes(folder, classes, listing, tree)
+    class_folders = [
+        name
+        for name in listing.folders
+        if name.count("/") == depth - 1 and splits.get(name.split("/")[0]) != UNLABELLED
+    ]
+    layouts.refuse_empty_classes(folder, class_folders, listing, tree)
     rows, problems = [], {}
     for name in tree.images:
         parts = PurePosixPath(name).parts
         label = parts[depth - 1] if len(parts) > depth else ""
-        if not label:
+        if splits.get(parts[0]) == UNLABELLED:
+            label = ""
+        elif not label:
             problems[name] = "it lies in no class folder; move it into one, or take it out"
         rows.append({"file_name": name, "label": label, "split": parts[0] if splits else ""})
     _refuse_trimmed_twins(folder, {row["label"] for row in rows})
     images = set(tree.images)
     others = {name: "no image by name or content" for name in files if name not in images}
-    deeper = {name: tree.folders(name) for name in classes if tree.folders(name)}
+    deeper = {name: tree.folders(name) for name in class_folders if tree.folders(name)}
     notes = leftover_notes(listing) + [
         f"images in folders of the class {name} count for it: {listed(inner)}"
         for name, inner in list(deeper.items())[:5]
@@ -117,6 +141,7 @@ def _class_folders(folder: Path, listing: Listing) -> Source:
         layout,
         pd.DataFrame(rows),
         others,
+        classes=classes,
         split_folders=bool(splits),
         problems=problems,
         notes=notes,

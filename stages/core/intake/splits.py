@@ -1,4 +1,4 @@
-"""Which images train, which choose, which measure."""
+"""Which images train, which choose, which measure; which only teach, having no label."""
 
 import hashlib
 import warnings
@@ -9,13 +9,13 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from stages.core.dataset.data import UNLABELLED
-from stages.core.intake.duplicates import Pairs, tied
+from stages.core.intake.duplicates import Pairs, among, tied
 from stages.core.runner.errors import DataError
 
 Method = Literal["stratified_group", "hash", "column", "random"]
 
 # Where an image that stands in several splits may stay: what measures before what trains.
-RANK = {"train": 0, "val": 1, "test": 2}
+RANK = {UNLABELLED: 0, "train": 1, "val": 2, "test": 3}
 # With fewer images than this share in groups of several, a group is placed by its first image: to
 # weigh groups against each other takes as long as there are groups, and there is nothing to weigh.
 FEW = 0.05
@@ -123,7 +123,7 @@ def towards(manifest: pd.DataFrame, target: str) -> "tuple[pd.DataFrame, pd.Seri
     that would measure are to be left out.
 
     Args:
-        manifest: columns domain and split.
+        manifest: columns domain and split; unlabelled images have their split already.
         target: a domain.
 
     Returns: the images, and for each one to leave out, by its index, the reason.
@@ -131,8 +131,9 @@ def towards(manifest: pd.DataFrame, target: str) -> "tuple[pd.DataFrame, pd.Seri
     Raises: DataError when there is no such domain, or no other.
     """
     inside = manifest["domain"] == target
-    if inside.all() or not inside.any():
-        domains = ", ".join(repr(name) for name in sorted(manifest["domain"].unique()))
+    labelled = manifest["split"] != UNLABELLED
+    if inside[labelled].all() or not inside[labelled].any():
+        domains = ", ".join(map(repr, sorted(manifest.loc[labelled, "domain"].unique())))
         raise DataError(
             f"validate.target_domain = {target!r}: found the domains {domains}; expected images of "
             "it and of another one: correct its name, or the metadata's column domain"
@@ -162,3 +163,19 @@ def leaking(manifest: pd.DataFrame, pairs: Pairs) -> pd.Series:
     names = list(RANK)
     lower = rank < highest[component]
     return pd.Series([names[r] for r in highest[component[lower]]], index=manifest.index[lower])
+
+
+def leaking_unlabelled(manifest: pd.DataFrame, pairs: Pairs) -> pd.Series:
+    """Images without a label that would teach what `val` or `test` measures.
+
+    Likeness is passed on by all images but those that train, which have their place already.
+
+    Args:
+        manifest: columns label, group and split; its index holds the positions that `pairs` names.
+        pairs: near duplicates.
+
+    Returns: as `leaking`.
+    """
+    rows = manifest[manifest["split"] != "train"]
+    leaks = leaking(rows, among(pairs, rows.index))
+    return leaks[rows.loc[leaks.index, "label"] == ""]

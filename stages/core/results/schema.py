@@ -116,7 +116,7 @@ class Leaks(Metrics):
 
     Attributes:
         groups_joined: groups that became part of another.
-        left_out: images.
+        left_out: images, those without a label among them.
         leaking: images that leak all the same, where the split is the user's own.
     """
 
@@ -126,7 +126,7 @@ class Leaks(Metrics):
 
 
 class SplitCounts(Metrics):
-    """Groups and images of a split; images by class, too."""
+    """Groups and labelled images of a split; images by class, too."""
 
     groups: int
     images: int
@@ -161,7 +161,7 @@ class ValidateMetrics(Metrics):
         bad_images: images that were left out.
         other_files: files that are no images.
         split_tears_groups: whether a group stands in two splits.
-        unlabelled: images of a target domain, without their labels.
+        unlabelled: images that only teach: without a label, or of a target domain.
         drift: stability index of each column against the accepted data; empty where there is none.
         splits: train, val and test.
     """

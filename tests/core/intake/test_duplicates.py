@@ -3,13 +3,14 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stages.core.intake import duplicates
-from stages.core.intake.duplicates import join_groups, near_pairs, tied
+from stages.core.intake.duplicates import among, join_groups, near_pairs, tied
 from stages.core.runner.errors import DataError
 
 Hashes = NDArray[np.uint8]
@@ -126,3 +127,10 @@ def test_joining_is_the_closure_of_same_group_and_pair(
     actual = join_groups(np.array(groups, object), np.array(pairs, np.int64).reshape(-1, 2))
     for i, j in itertools.combinations(range(len(groups)), 2):
         assert (actual[i] == actual[j]) == (component[groups[i]] == component[groups[j]])
+
+
+def test_pairs_among_some() -> None:
+    pairs = np.array([[0, 1], [1, 4], [2, 4], [4, 5]])
+    assert among(pairs, pd.Index([1, 4, 5])).tolist() == [[0, 1], [1, 2]]
+    assert among(pairs, pd.Index([0, 3])).shape == (0, 2)
+    assert among(pairs[:0], pd.Index([0, 3])).shape == (0, 2)

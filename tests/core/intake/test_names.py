@@ -24,6 +24,10 @@ from stages.core.release.predict import EXTENSIONS
         (["training_data", "dev", "hold-out"], ["train", "val", "test"]),
         (["train_images", "test_images"], ["train", "test"]),
         (["TrainingDataset", "TestDataset"], ["train", "test"]),
+        (
+            ["train", "unlabeled2017", "Un-labelled", "unlabelled_images"],
+            ["train", *["unlabelled"] * 3],
+        ),
     ],
 )
 def test_names_of_splits(names: list[str], splits: list[str]) -> None:
@@ -32,7 +36,7 @@ def test_names_of_splits(names: list[str], splits: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "name", ["trainer", "bus", "trains", "latest", "contest", "device", "data", "images", "tested",
-             "value", "interval", "fit", "2017", "", "set"],
+             "value", "interval", "fit", "2017", "", "set", "labelled", "unlabel", "unlabbeled"],
 )  # fmt: skip
 def test_names_of_classes(name: str) -> None:
     assert split_names([name]) == {}

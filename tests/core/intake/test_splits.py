@@ -8,7 +8,13 @@ import pytest
 
 from stages.core.intake import splits
 from stages.core.intake.duplicates import Pairs
-from stages.core.intake.splits import Method, assign, leaking, towards
+from stages.core.intake.splits import (
+    Method,
+    assign,
+    leaking,
+    leaking_unlabelled,
+    towards,
+)
 from stages.core.runner.errors import DataError
 
 NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
@@ -239,3 +245,20 @@ def test_a_domain_without_others_is_refused() -> None:
     manifest = built().assign(split="train", domain="mono")
     with pytest.raises(DataError, match=r"target_domain = 'mono'"):
         towards(manifest, "mono")
+
+
+def test_unlabelled_images_leak_out_of_what_is_measured_alone() -> None:
+    """Positions of pairs are the table's index, of which rows 1 and 3 may have been left out."""
+    rows = [("a", "", "unlabelled"), ("b", "", "unlabelled"), ("c", "x", "test"),
+            ("d", "x", "train"), ("d", "", "unlabelled"), ("e", "", "unlabelled"),
+            ("f", "x", "unlabelled"), ("g", "x", "val")]  # fmt: skip
+    manifest = pd.DataFrame(rows, columns=["group", "label", "split"])
+    pairs = np.array([[0, 2], [1, 2], [3, 7], [4, 5], [6, 7]])
+    remaining = manifest.drop(index=[1, 3])
+    assert leaking_unlabelled(remaining, pairs).to_dict() == {0: "test"}
+    assert leaking_unlabelled(manifest, pairs).to_dict() == {0: "test", 1: "test"}
+    # The seventh has a label that is not used, but is like the one that chooses.
+    through = leaking_unlabelled(manifest, np.concatenate([pairs, [[5, 6]]]))
+    assert through.to_dict() == {0: "test", 1: "test", 4: "val", 5: "val"}
+    # The fourth trains, so what is like it may teach.
+    assert leaking_unlabelled(manifest, np.array([[3, 2], [3, 5]])).empty

@@ -42,11 +42,13 @@ from stages.core.intake.source import Source, same_names
 from stages.core.intake.sources import open_source
 from stages.core.intake.splits import (
     Method,
+    Unit,
     assign,
     counted,
     leaking,
     leaking_unlabelled,
     towards,
+    with_hidden_labels,
 )
 from stages.core.intake.suites import (
     background_suite,
@@ -92,6 +94,9 @@ class Params(Section):
     seed: int = Field(ge=0)
     max_share_error: float = Field(gt=0, le=1)
     target_domain: str | None = Field(min_length=1)
+    labelled_share: float = Field(gt=0, le=1)
+    labelled_by: Unit
+    labelled_draw: int = Field(ge=0)
     drift_warn: float = Field(gt=0)
     drift_fail: float = Field(gt=0)
 
@@ -323,6 +328,20 @@ def without_leaks(
     return quarantine.leave_out(table, reasons, "leak"), len(leaks)
 
 
+def hide_labels(table: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """`table` with the labels of a part of the training images alone, if the params say so."""
+    if params.labelled_share == 1:
+        return table
+    how = (params.labelled_share, params.labelled_by, params.labelled_draw)
+    few = with_hidden_labels(table, *how)
+    train, kept = (int((each["split"] == "train").sum()) for each in (table, few))
+    say(
+        f"labels hidden on purpose: {train - kept} of {train} training images "
+        f"(validate.labelled_share: {params.labelled_share:g}, by {params.labelled_by})"
+    )
+    return few
+
+
 def check_drift(table: pd.DataFrame, accepted: dict[str, Any], params: Params) -> dict[str, Any]:
     """Stability index of every column against the accepted data; empty where there is none.
 
@@ -435,7 +454,7 @@ def checked_splits(
         given = fit["split"] if method == "column" else None
         table, left_out = without_leaks(table, fit, given, pairs, quarantine)
         leaks["left_out"] += left_out
-        table = table.reset_index(drop=True)
+        table = hide_labels(table.reset_index(drop=True), params)
         torn = method == "random" and splits_tear_groups(table)
         share = (1 / params.folds, params.max_share_error) if method == "hash" else None
         suites = split_suites(table, classes, torn=torn, test_share=share)

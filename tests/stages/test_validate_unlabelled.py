@@ -238,3 +238,57 @@ def test_a_target_domain_needs_labels_to_be_measured(
     add(tmp_path, "u.png", noise(1), "new", domain="poly")
     with pytest.raises(DataError, match=r"target_domain = 'poly': found the domains 'mono'"):
         run(tmp_path, target_domain="poly")
+
+
+@pytest.mark.parametrize("by", ["group", "image"])
+@pytest.mark.parametrize("method", METHODS)
+def test_hidden_labels(
+    tmp_path: Path, ready: Callable[[Method], dict[str, str]], method: Method, by: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """They are gone from what trains, and nothing else changes."""
+    ready(method)
+    changes: dict[str, Any] = {"split": method, "min_per_class": 40}
+    before = manifest(run(tmp_path, **changes)).set_index("file_name")
+    out = run(tmp_path, **changes, labelled_share=0.25, labelled_by=by, labelled_draw=1)
+    after = manifest(out).set_index("file_name")
+    hidden = after["split"] == "unlabelled"
+    assert hidden.any()
+    assert f"labels hidden on purpose: {hidden.sum()} of" in capsys.readouterr().out
+    assert set(before.loc[hidden, "split"]) == {"train"}
+    assert set(after.loc[hidden, "label"]) == {""}
+    assert after[~hidden].equals(before[~hidden])
+    assert after.drop(columns=["split", "label"]).equals(before.drop(columns=["split", "label"]))
+    train = after[after["split"] == "train"]
+    assert set(train["label"]) == {"functional", "defective"}
+    if by == "group":
+        assert not set(train["group"]) & set(after.loc[hidden, "group"])
+    assert metrics(out)["unlabelled"] == hidden.sum()
+    assert metrics(out)["splits"]["train"]["images"] == len(train)
+    data = load_dataset(out / "validated")
+    assert (data.labels[data.rows("unlabelled")] == -1).all()
+
+
+def test_hidden_labels_with_unlabelled_images_and_a_target_domain(
+    tmp_path: Path, image_folder: MakeFolder
+) -> None:
+    image_folder(groups=24)
+    poly = {f"g{k}" for k in range(0, 24, 2)}
+    column("domain", lambda t: t["group"].map(lambda g: "poly" if g in poly else "mono"))(tmp_path)
+    add(tmp_path, "alone.png", noise(1), "new")
+    before = metrics(run(tmp_path, target_domain="poly"))
+    after = metrics(run(tmp_path, target_domain="poly", labelled_share=0.5))
+    trained, remaining = (each["splits"]["train"]["images"] for each in (before, after))
+    assert remaining == trained / 2
+    assert after["unlabelled"] == before["unlabelled"] + remaining
+    assert after["images"] == before["images"]
+
+
+def test_the_draw_of_all_labels_is_none(tmp_path: Path, image_folder: MakeFolder) -> None:
+    image_folder()
+    files = ("pixels.npy", "manifest.csv", "classes.json", "profile.json")
+    contents = []
+    for draw, by in ((0, "image"), (3, "group")):
+        out = run(tmp_path, labelled_share=1.0, labelled_draw=draw, labelled_by=by)
+        contents.append([(out / "validated" / file).read_bytes() for file in files])
+    assert contents[0] == contents[1]

@@ -15,7 +15,7 @@ Split = Literal["train", "val", "test", "unlabelled"]
 HAS_GROUP = "has_group"
 BackgroundKind = Literal["group", "both"]
 # The splits of labelled images. The fourth, `unlabelled`, holds images without a label, or whose
-# label no network may learn: a target domain's.
+# label no network may learn: a target domain's, and those that validate.labelled_share hides.
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 UNLABELLED: Split = "unlabelled"
 

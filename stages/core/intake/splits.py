@@ -13,6 +13,8 @@ from stages.core.intake.duplicates import Pairs, among, tied
 from stages.core.runner.errors import DataError
 
 Method = Literal["stratified_group", "hash", "column", "random"]
+# What keeps its labels, or loses them, as a whole.
+Unit = Literal["group", "image"]
 
 # Where an image that stands in several splits may stay: what measures before what trains.
 RANK = {UNLABELLED: 0, "train": 1, "val": 2, "test": 3}
@@ -179,3 +181,49 @@ def leaking_unlabelled(manifest: pd.DataFrame, pairs: Pairs) -> pd.Series:
     rows = manifest[manifest["split"] != "train"]
     leaks = leaking(rows, among(pairs, rows.index))
     return leaks[rows.loc[leaks.index, "label"] == ""]
+
+
+def with_hidden_labels(manifest: pd.DataFrame, share: float, by: Unit, draw: int) -> pd.DataFrame:
+    """The same images, but only some of those that train keep their labels; the rest teach without.
+
+    With the same draw, a larger share keeps all labels that a smaller one keeps.
+
+    Args:
+        manifest: columns label, group and split.
+        share: of the training images, above 0 to 1.
+        by: `group` keeps the labels of whole groups in a random order, as many as come nearest to
+            the share; `image` those of images from every group, with the classes' shares as they
+            are. Each class keeps two images, if it has them: one alone has no variance.
+        draw: seed.
+    """
+    train = manifest[manifest["split"] == "train"]
+    order = _group_order(train, draw) if by == "group" else _image_order(train, draw)
+    images = order.value_counts().sort_index().cumsum().to_numpy()
+    count = 1 + int(np.abs(images - share * len(train)).argmin())
+    first_of_class = order.groupby(train["label"]).nsmallest(2)
+    hidden = train.index[(order >= count) & ~order.isin(first_of_class)]
+    return manifest.assign(split=manifest["split"].mask(manifest.index.isin(hidden), UNLABELLED))
+
+
+def _group_order(train: pd.DataFrame, draw: int) -> "pd.Series[int]":
+    """The number of each image's group in a random order, from 0."""
+    names = sorted(train["group"].unique())
+    order = np.random.default_rng(draw).permutation(len(names)).tolist()
+    return train["group"].map(dict(zip(names, order, strict=True)))
+
+
+def _image_order(train: pd.DataFrame, draw: int) -> "pd.Series[int]":
+    """The number of each image in a random order, from 0, of which every start is stratified.
+
+    By systematic sampling (Madow 1949): of a stratum's n images, number r is at (r + u) / n, u
+    being random in 0 to 1, so up to a place t there are t n of them, give or take one. First the
+    images of each class are spread over the groups in this way, and then the classes.
+    """
+    draws = np.random.default_rng(draw)
+    place = pd.Series(draws.permutation(len(train)), index=train.index, dtype=float)
+    for columns in (["label", "group"], ["label"]):
+        stratum = train.groupby(columns).ngroup()
+        number = place.groupby(stratum).rank(method="first") - 1
+        offset = draws.random(stratum.max() + 1)[stratum]
+        place = (number + offset) / stratum.map(stratum.value_counts())
+    return place.rank(method="first").astype(int) - 1

@@ -161,7 +161,8 @@ class ValidateMetrics(Metrics):
         bad_images: images that were left out.
         other_files: files that are no images.
         split_tears_groups: whether a group stands in two splits.
-        unlabelled: images that only teach: without a label, or of a target domain.
+        unlabelled: images that only teach: without a label, of a target domain, or with their label
+            hidden (validate.labelled_share).
         drift: stability index of each column against the accepted data; empty where there is none.
         splits: train, val and test.
     """

@@ -10,10 +10,12 @@ from stages.core.intake import splits
 from stages.core.intake.duplicates import Pairs
 from stages.core.intake.splits import (
     Method,
+    Unit,
     assign,
     leaking,
     leaking_unlabelled,
     towards,
+    with_hidden_labels,
 )
 from stages.core.runner.errors import DataError
 
@@ -262,3 +264,88 @@ def test_unlabelled_images_leak_out_of_what_is_measured_alone() -> None:
     assert through.to_dict() == {0: "test", 1: "test", 4: "val", 5: "val"}
     # The fourth trains, so what is like it may teach.
     assert leaking_unlabelled(manifest, np.array([[3, 2], [3, 5]])).empty
+
+
+def trained(groups: int = 25, most: int = 100, seed: int = 0) -> pd.DataFrame:
+    manifest = built(groups, most, seed)
+    splits = np.random.default_rng(seed).choice(["train", "val"], groups, p=[0.8, 0.2])
+    places = dict(zip([f"g{g}" for g in range(groups)], splits.tolist(), strict=True))
+    return manifest.assign(split=manifest["group"].map(places))
+
+
+def kept(manifest: pd.DataFrame, share: float, by: Unit, draw: int = 0) -> "pd.Index[int]":
+    """The images that train with their labels."""
+    few = with_hidden_labels(manifest, share, by, draw)
+    assert few.drop(columns="split").equals(manifest.drop(columns="split"))
+    changed = few["split"] != manifest["split"]
+    assert set(manifest.loc[changed, "split"]) <= {"train"}
+    assert set(few.loc[changed, "split"]) <= {"unlabelled"}
+    return few.index[few["split"] == "train"]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("draw", range(5))
+def test_a_share_of_images_keeps_its_labels(share: float, draw: int) -> None:
+    """As many as asked for, of each class its share, from as many groups as can be."""
+    manifest = trained(seed=draw)
+    train = manifest[manifest["split"] == "train"]
+    few = train.loc[kept(manifest, share, "image", draw)]
+    assert abs(len(few) - share * len(train)) <= 0.5
+    for label, count in train["label"].value_counts().items():
+        assert abs((few["label"] == label).sum() - share * count) <= 1
+    counts = train["group"].value_counts()
+    drawn = few["group"].value_counts().reindex(counts.index, fill_value=0)
+    # Of each group's two classes one more or less than its share, and a little for the classes.
+    assert ((drawn - share * counts).abs() <= 2.5).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("draw", range(5))
+def test_a_share_of_groups_keeps_its_labels(share: float, draw: int) -> None:
+    manifest = trained(seed=draw)
+    train = manifest[manifest["split"] == "train"]
+    few = train.loc[kept(manifest, share, "group", draw)]
+    assert (train["group"].isin(few["group"]) == train.index.isin(few.index)).all()
+    assert set(few["label"]) == {"a", "b"}
+    assert abs(len(few) - share * len(train)) <= train["group"].value_counts().max()
+
+
+@pytest.mark.parametrize("by", ["group", "image"])
+def test_a_larger_share_keeps_what_a_smaller_one_keeps(by: Unit) -> None:
+    manifest = trained()
+    before: set[int] = set()
+    for share in np.linspace(0.002, 1, 60):
+        now = set(kept(manifest, float(share), by))
+        assert before <= now
+        before = now
+    assert before == set(manifest.index[manifest["split"] == "train"])
+
+
+@pytest.mark.parametrize("by", ["group", "image"])
+def test_each_class_keeps_two_images(by: Unit) -> None:
+    """Also one of few images, in groups that come last; or one, if it has no more."""
+    manifest = trained()
+    train = manifest.index[manifest["split"] == "train"]
+    manifest.loc[train[[7, 8, 9, 300, 301]], "label"] = [*"ccc", *"cd"]
+    manifest.loc[train[[7, 300]], "group"] = ["far away", "further"]
+    for draw in range(10):
+        few = kept(manifest, 0.004, by, draw)
+        counts = manifest.loc[few, "label"].value_counts()
+        assert set(counts.index) == {"a", "b", "c", "d"}
+        assert counts.drop("d").min() >= 2
+        assert counts["d"] == 1
+
+
+@pytest.mark.parametrize("by", ["group", "image"])
+def test_the_draw_decides_which_labels_are_kept(by: Unit) -> None:
+    manifest = trained()
+    draws = [tuple(kept(manifest, 0.1, by, draw)) for draw in (0, 0, 1, 2, 3)]
+    assert draws[0] == draws[1]
+    assert len(set(draws)) == 4
+
+
+def test_without_groups_images_are_drawn_alone() -> None:
+    manifest = trained(groups=1000, most=1)
+    train = manifest[manifest["split"] == "train"]
+    few = train.loc[kept(manifest, 0.1, "image")]
+    assert abs((few["label"] == "b").mean() - (train["label"] == "b").mean()) < 0.02

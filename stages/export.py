@@ -77,6 +77,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "temperature": repr(temperature),
         "bit_depth": str(data.rules.bit_depth),
         "max_pixels": str(data.rules.max_pixels),
+        "fit": data.rules.fit,
     }
     background = data.rules.background
     if background is not None:

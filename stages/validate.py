@@ -57,7 +57,7 @@ from stages.core.intake.suites import (
     split_suites,
     splits_by_group,
 )
-from stages.core.release.predict import MEDIAN_OF
+from stages.core.release.predict import MEDIAN_OF, Fit
 from stages.core.results import pictures, report
 from stages.core.results.escape import spreadsheet_cell
 from stages.core.results.schema import ValidateMetrics
@@ -73,6 +73,7 @@ class Params(Section):
 
     classes: list[str] | None = Field(min_length=2)
     image_px: int = Field(ge=32, le=1024, multiple_of=32)
+    fit: Fit
     min_source_px: int = Field(ge=1)
     max_megapixels: float = Field(gt=0, le=1000)
     bit_depth: int | None = Field(ge=8, le=16)
@@ -225,6 +226,17 @@ def check_groups(table: pd.DataFrame, folder: Path, params: Params, contract: Co
         )
 
 
+def say_stretched(table: pd.DataFrame) -> None:
+    """Tell how many images are to be stretched visibly: by more than a tenth."""
+    sides = table[["width", "height"]]
+    ratio = sides.max(axis=1) / sides.min(axis=1)
+    if count := int((ratio > 1.1).sum()):
+        say(
+            f"not square, and stretched to squares: {counted(count, 'image')}, the longest "
+            f"{ratio.max():.1f} : 1; validate.fit pads or crops them instead"
+        )
+
+
 def contradictions(table: pd.DataFrame) -> list[Violation]:
     """The same content under two labels."""
     table = table[table["label"] != ""]
@@ -373,7 +385,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     quarantine = Quarantine(
         source, refuse_bad=params.on_bad_image == "fail", max_fraction=params.max_bad_fraction
     )
-    with closing(Cache(paths.cache, params.image_px, max_pixels)) as cache:
+    with closing(Cache(paths.cache, params.image_px, max_pixels, params.fit)) as cache:
         pairs_to_show: dict[str, list[NDArray[np.uint8]]] = {}
         try:
             look = examine(
@@ -382,6 +394,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
                 image_px=params.image_px,
                 max_pixels=max_pixels,
                 bit_depth=params.bit_depth,
+                fit=params.fit,
             )
             measured = [*look, HAS_GROUP, *(["background"] if params.divides else [])]
             source = keep_apart(source, measured)
@@ -412,7 +425,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             f"unlabelled: {bare} of these images; they teach students what the teacher sees in "
             "them, and neither choose nor measure"
         )
+    if params.fit == "stretch":
+        say_stretched(table)
     figures |= {
+        "fit": params.fit,
         "layout": source.layout,
         "bit_depth": cache.bit_depth,
         "groups_given": "group" in source.known,
@@ -596,7 +612,7 @@ def save(
     """Write the rest of the validated dataset; gives its pixels, memory-mapped."""
     channels = int(table["channels"].max()) if grounds is None else grounds.shape[3]
     contents = packed(table["sha256"], table["channels"], channels, cache)
-    rules = FileRules(cache.bit_depth, round(params.max_megapixels * 1e6))
+    rules = FileRules(cache.bit_depth, round(params.max_megapixels * 1e6), params.fit)
     if grounds is not None and params.divides:
         test = table[table["split"] == "test"]
         raw = packed(test["sha256"], test["channels"], channels, cache)

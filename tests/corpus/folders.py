@@ -152,6 +152,15 @@ def nfd(text: str) -> str:
     return unicodedata.normalize("NFD", text)
 
 
+def elongated(root: Path) -> None:
+    """Scans of strips: upright in one class, lying in the other."""
+    for label, size in (("a", (40, 120)), ("b", (120, 40))):
+        for i in range(12):
+            path = root / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(100 * (label == "b") + i, 120).crop((0, 0, *size)).save(path)
+
+
 def fixed_camera(root: Path) -> None:
     """One background with sensor noise; what is bad has a scratch, each in another place."""
     coarse = np.random.default_rng(7).integers(0, 256, (10, 10), dtype=np.uint8)

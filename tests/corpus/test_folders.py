@@ -22,6 +22,7 @@ from tests.corpus.folders import (
     Step,
     as_bytes,
     classes,
+    elongated,
     fixed_camera,
     gone,
     linked,
@@ -449,6 +450,11 @@ TAKEN: dict[str, Taken] = {
         ["no column group is given; if patient_id is meant, rename it group",
          "no groups are given"], {"a": 12, "b": 12},
     ),
+    "strips": Taken(
+        elongated, ["not square, and stretched to squares: 24 images, the longest 3.0 : 1; "
+                    "validate.fit pads or crops them instead"], {"a": 12, "b": 12},
+    ),
+    "strips, padded": Taken(elongated, [], {"a": 12, "b": 12}, changes={"fit": "pad"}),
     "a split column that is not used": Taken(
         rows(header="file_name,label,split", row=lambda i, n: f"{n},{'ab'[i % 2]},test"),
         ["the metadata's split is not used"], {"a": 12, "b": 12},

@@ -4,7 +4,7 @@ import torch
 
 from stages.core.nets.net import Net, NetSpec
 
-METADATA = {"inputs": "{}", "bit_depth": "12", "max_pixels": "1000000"}
+METADATA = {"inputs": "{}", "bit_depth": "12", "max_pixels": "1000000", "fit": "stretch"}
 
 
 def net(channels: int = 1, reduce: int = 1) -> Net:

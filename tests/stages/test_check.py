@@ -41,6 +41,7 @@ def reports(root: Path) -> None:
     metrics: dict[str, dict[str, Any]] = {
         "validate": {
             "images": 300, "expectations": 9, "image_px": 32, "bit_depth": 8, "channels": 1,
+            "fit": "stretch",
             "groups": 9, "groups_given": True, "layout": "class folders",
             "bad_images": 2, "other_files": 1,
             "split_method": "stratified_group", "split_tears_groups": False,

@@ -57,7 +57,7 @@ def validated(
     order = np.random.default_rng(1).permutation(len(table))
     folder.mkdir()
     np.save(folder / "pixels.npy", np.stack(images)[order])
-    save_dataset(folder, pd.DataFrame(table).iloc[order], CLASSES, FileRules(8, 10**8))
+    save_dataset(folder, pd.DataFrame(table).iloc[order], CLASSES, FileRules(8, 10**8, "stretch"))
     return folder
 
 

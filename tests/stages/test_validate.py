@@ -114,6 +114,7 @@ def test_the_order_of_the_classes(
         ({"classes": ["a", "b", "a"]}, "should name each class once"),
         ({"classes": ["a"]}, "validate.classes"),
         ({"image_px": 48}, "validate.image_px = 48"),
+        ({"fit": "squash"}, "validate.fit = 'squash'"),
         ({"split": "by_date"}, "validate.split = 'by_date'"),
         ({"max_bad_fraction": 1.5}, "validate.max_bad_fraction = 1.5"),
     ],

@@ -27,6 +27,7 @@ class FileRules:
     Attributes:
         bit_depth: bits of the values that became white; 8 where no file had more.
         max_pixels: width times height, at most.
+        fit: what became of an image that is not square: stretch, pad or crop, as predict.py says.
         background: with `group`, networks see images divided by the median of their group's; with
             `both`, three channels: the image, that quotient, and the median. None: images alone.
         background_images: of how many images that median is made, at least.
@@ -34,6 +35,7 @@ class FileRules:
 
     bit_depth: int
     max_pixels: int
+    fit: str
     background: BackgroundKind | None = None
     background_images: int | None = None
 

@@ -125,10 +125,10 @@ def _statistics(pixels: NDArray[np.uint8]) -> dict[str, Any]:
     }
 
 
-def look(content: bytes, image_px: int, max_pixels: int) -> Look:
+def look(content: bytes, image_px: int, max_pixels: int, fit: predict.Fit = "stretch") -> Look:
     """Examine and decode one file's content."""
     try:
-        picture = predict.read(content, image_px=image_px, max_pixels=max_pixels)
+        picture = predict.read(content, image_px=image_px, max_pixels=max_pixels, fit=fit)
     except predict.Refused as error:
         return Look(problem=str(error))
     pixels, bits = picture.pixels, picture.bits
@@ -159,8 +159,10 @@ class Cache:
             it; it is no part of any entry.
     """
 
-    def __init__(self, folder: Path, image_px: int, max_pixels: int) -> None:
-        key = [digest_of(__name__), PIL.__version__, str(image_px), str(max_pixels)]
+    def __init__(
+        self, folder: Path, image_px: int, max_pixels: int, fit: predict.Fit = "stretch"
+    ) -> None:
+        key = [digest_of(__name__), PIL.__version__, str(image_px), str(max_pixels), fit]
         folder.mkdir(parents=True, exist_ok=True)
         self.bit_depth = 16
         self.path = folder / f"{hashlib.md5(' '.join(key).encode()).hexdigest()}.sqlite"
@@ -270,7 +272,13 @@ def _in_parallel(one: Callable[[str], Seen], names: list[str]) -> Iterator[list[
 
 
 def examine(
-    source: Source, cache: Cache, *, image_px: int, max_pixels: int, bit_depth: int | None = None
+    source: Source,
+    cache: Cache,
+    *,
+    image_px: int,
+    max_pixels: int,
+    bit_depth: int | None = None,
+    fit: predict.Fit = "stretch",
 ) -> pd.DataFrame:
     """One row for each image of `source`, in its order; pixels go to `cache`.
 
@@ -293,7 +301,7 @@ def examine(
         except Unreadable as error:
             return 0, "", Look(problem=str(error)), ""
         sha256 = hashlib.sha256(content).hexdigest()
-        entry = known.get(sha256) or look(content, image_px, max_pixels)
+        entry = known.get(sha256) or look(content, image_px, max_pixels, fit)
         return len(content), sha256, entry, stamp.identity if settled else ""
 
     names = source.table["file_name"].tolist()

@@ -25,7 +25,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,8 @@ _UPRIGHT = {
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+# How an image that is not square becomes one: see `read`.
+Fit = Literal["stretch", "pad", "crop"]
 # Any entropy-coded data: where a JPEG's own data end too early, these become part of its picture.
 _MORE_DATA = bytes(1 + (37 * i * i + 11 * i) % 251 for i in range(64))
 _END_OF_IMAGE = b"\xff\xd9"
@@ -496,7 +498,14 @@ def eight_bits(pixels: NDArray[np.uint16], bit_depth: int) -> NDArray[np.uint8]:
     return scaled.astype(np.uint8)
 
 
-def read(content: bytes, *, image_px: int, max_pixels: int, channels: int | None = None) -> Picture:
+def read(
+    content: bytes,
+    *,
+    image_px: int,
+    max_pixels: int,
+    channels: int | None = None,
+    fit: Fit = "stretch",
+) -> Picture:
     """An image file as the models see it: upright as EXIF says, on white, resized bicubically.
 
     JPEGs are decoded at a reduced size, never below 2 P: several times faster.
@@ -506,6 +515,10 @@ def read(content: bytes, *, image_px: int, max_pixels: int, channels: int | None
         image_px: the side P of the square that is made.
         max_pixels: width times height, at most.
         channels: 1 or 3, of an 8-bit file; None keeps grey images grey. (A deep one keeps its own.)
+        fit: what becomes of an upright image that is not square. `stretch`: each side is resized to
+            P. `pad`: the longer side is, and the rest filled on both sides with the mean colour of
+            the two edges that meet it, so that a plain background goes on without a seam. `crop`:
+            the square in the middle is, and the rest cut off.
 
     Raises: Refused.
     """
@@ -514,7 +527,7 @@ def read(content: bytes, *, image_px: int, max_pixels: int, channels: int | None
     try:
         header = _header(content)
         with Image.open(io.BytesIO(header.content), formats=list(FORMATS)) as image:
-            return _decoded(image, header, image_px, max_pixels, channels)
+            return _decoded(image, header, image_px, max_pixels, channels, fit)
     except UnidentifiedImageError:  # its text names an address in memory
         raise Refused(_unidentified(content)) from None
     except DAMAGED as error:
@@ -534,8 +547,36 @@ def _unidentified(content: bytes) -> str:
     return f"not an image of {', '.join(FORMATS)}; save or copy it again"
 
 
+def _square(image: Image.Image, side: int, fit: Fit) -> NDArray[Any]:
+    """An upright image's pixels, (side, side) or (side, side, C), by the rules of `read`."""
+    width, height = image.size
+    shorter, longer = sorted(image.size)
+    size = (side, side)
+    if fit == "crop" and shorter < longer:
+        left, top = (width - shorter) // 2, (height - shorter) // 2
+        image = image.crop((left, top, left + shorter, top + shorter))
+    elif fit == "pad":
+        size = (max(1, round(width * side / longer)), max(1, round(height * side / longer)))
+    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    length = min(size)
+    if length == side:
+        return pixels
+    axis = pixels.shape.index(length)
+    colour = pixels.take((0, -1), axis).mean((0, 1), dtype=np.float64)
+    square = np.empty((side, side, *pixels.shape[2:]), pixels.dtype)
+    square[...] = colour.round() if pixels.dtype == np.uint8 else colour
+    start = (side - length) // 2
+    np.moveaxis(square, axis, 0)[start : start + length] = np.moveaxis(pixels, axis, 0)
+    return square
+
+
 def _decoded(
-    image: Image.Image, header: _Header, image_px: int, max_pixels: int, channels: int | None
+    image: Image.Image,
+    header: _Header,
+    image_px: int,
+    max_pixels: int,
+    channels: int | None,
+    fit: Fit,
 ) -> Picture:
     if image.width * image.height > max_pixels:
         raise Refused(
@@ -561,7 +602,7 @@ def _decoded(
 
     def resized(plane: Image.Image) -> NDArray[Any]:
         upright = plane if turn is None else plane.transpose(turn)
-        return np.asarray(upright.resize((image_px, image_px), Image.Resampling.BICUBIC))
+        return _square(upright, image_px, fit)
 
     if values is None:
         flat = _over_white(image)
@@ -664,6 +705,8 @@ class Model:
         image_px, channels: what images are converted to.
         bit_depth: how many bits the brightest training images had; a deeper one is refused.
         max_pixels: width times height of an image, at most.
+        fit: what becomes of an image that is not square; models from before that was a choice do
+            not say, and stretch it.
         background_images: of how many images of its group, at least, the background is made that an
             image is divided by; 0: the model takes no background.
     """
@@ -720,6 +763,11 @@ class Model:
         self.channels = number("channels", range(1, 4, 2), "1 or 3")
         self.bit_depth = number("bit_depth", range(8, 17), "8 to 16")
         self.max_pixels = number("max_pixels", range(1, 10**15), "a number of pixels")
+        fits: dict[str, Fit] = {name: name for name in get_args(Fit)}
+        fit = metadata.get("fit", "stretch")
+        if fit not in fits:
+            raise ValueError(f"its metadata say fit = {fit[:50]!r}; expected {', '.join(fits)}")
+        self.fit = fits[fit]
         self.background_images = 0
         if "background_images" in metadata:
             allowed = range(1, MEDIAN_OF + 1)
@@ -765,7 +813,11 @@ class Model:
             name: of the file: its extension has to fit.
         """
         picture = read(
-            content, image_px=self.image_px, max_pixels=self.max_pixels, channels=self.channels
+            content,
+            image_px=self.image_px,
+            max_pixels=self.max_pixels,
+            channels=self.channels,
+            fit=self.fit,
         )
         if name is not None and (problem := wrong_extension(name, picture.format)):
             raise Refused(problem)

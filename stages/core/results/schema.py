@@ -155,6 +155,7 @@ class ValidateMetrics(Metrics):
         channels: of what networks see.
         background: left out where images are not divided by any.
         bit_depth: of the grey values in the image files.
+        fit: what became of images that are not square.
         groups: different groups; an image without one is a group of its own.
         groups_given: whether the images came with groups.
         expectations: how many the images fulfil.
@@ -172,6 +173,7 @@ class ValidateMetrics(Metrics):
     channels: int
     image_px: int
     bit_depth: int
+    fit: str
     groups: int
     groups_given: bool
     background: Backgrounds | None = None

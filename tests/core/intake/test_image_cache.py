@@ -23,6 +23,7 @@ from stages.core.intake import images
 from stages.core.intake.images import Cache, Look, examine, look, packed
 from stages.core.intake.source import Source
 from stages.core.intake.sources import open_source
+from stages.core.release import predict
 from stages.core.runner.errors import Unavailable
 from tests.benchmarks.synthetic import shards
 from tests.conftest import ROOT, MakeFolder
@@ -174,13 +175,18 @@ def test_stamps_of_shards(tmp_path: Path, cache: Cache, monkeypatch: pytest.Monk
     pd.testing.assert_frame_equal(examined(open_source(tmp_path / "shards"), cache), table)
 
 
-@pytest.mark.parametrize(("px", "limit"), [(64, LIMIT), (PX, 1599)])
-def test_other_params_start_anew(source: Source, cache: Cache, px: int, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("px", "limit", "fit"),
+    [(64, LIMIT, "stretch"), (PX, 1599, "stretch"), (64, LIMIT, "pad"), (64, LIMIT, "crop")],
+)
+def test_other_params_start_anew(
+    source: Source, cache: Cache, px: int, limit: int, fit: predict.Fit
+) -> None:
     examined(source, cache)
     cache.close()
-    with closing(Cache(cache.path.parent, px, limit)) as other:
+    with closing(Cache(cache.path.parent, px, limit, fit)) as other:
         assert other.known() == {}
-        table = examine(source, other, image_px=px, max_pixels=limit)
+        table = examine(source, other, image_px=px, max_pixels=limit, fit=fit)
         if limit == LIMIT:
             assert len(other.pixels(table["sha256"][0])) == 64 * 64
         else:

@@ -367,6 +367,7 @@ def with_metadata(release: Path, at: Path, **metadata: str) -> Path:
     ({"channels": "2"}, "its metadata say channels = '2'; expected 1 or 3"),
     ({"bit_depth": "0"}, "its metadata say bit_depth = '0'; expected 8 to 16"),
     ({"max_pixels": "-1"}, "its metadata say max_pixels = '-1'; expected a number of pixels"),
+    ({"fit": "squash"}, "its metadata say fit = 'squash'; expected stretch, pad, crop"),
     ({"max_pixels": "1e6"}, "its metadata say max_pixels = '1e6'; expected a number of pixels"),
     ({"background_images": "0"}, "its metadata say background_images = '0'; expected 1 to 255"),
     ({"background_images": "5"},

@@ -121,7 +121,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     labels = data.labels[train]
     scarce = int(np.bincount(labels).argmin())
     small = reduced(data, train, params.image_px, paths.scratch / "real.npy")
-    real = RealImages(torch.from_numpy(small), torch.from_numpy(labels), len(data.classes))
+    real = RealImages(
+        torch.from_numpy(small), torch.from_numpy(labels), len(data.classes), data.symmetries
+    )
     generator, curves = gan_training.train(real, params, device, Checkpoint(paths.scratch, "gan"))
 
     candidates = generate(generator, scarce, 2 * params.images, device, params.seed)

@@ -62,7 +62,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Calibrate, export, compare with PyTorch. Always on the CPU."""
     data = load_dataset(paths.validated)
     net = load_net(paths.refined)
-    views = Views(data.pixels, seed=0, jitter=0)
+    views = Views(data.pixels, seed=0, jitter=0, symmetries=data.symmetries)
     val, test = data.rows("val"), data.rows("test")
     labels, groups = data.labels[test], data.groups[test]
     temperature = fit_temperature(

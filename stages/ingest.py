@@ -1,7 +1,7 @@
 """The packaged ELPV solar cells as an imagefolder.
 
 Reads:  the PyPI package `elpv-dataset`; data/elpv_modules.csv (first cell of each solar module)
-Writes: data/elpv/ (images/*.png, metadata.csv, classes.txt), metrics
+Writes: data/elpv/ (images/*.png, metadata.csv, classes.txt, symmetries.txt), metrics
 Params: ingest
 Run:    dvc repro ingest
 
@@ -104,6 +104,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     if params.classes == "type_and_defect":
         classes = [f"{kind} {state}" for kind in ("mono", "poly") for state in STATES]
     (paths.images / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+    # A cell is as defective from behind, or upside down.
+    (paths.images / "symmetries.txt").write_text("all\n")
     print(f"{len(table)} cells of {table['group'].nunique()} modules", flush=True)
     report.write_metrics(
         paths.metrics,

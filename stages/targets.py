@@ -107,7 +107,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Run the teacher over every view, a checkpoint per view."""
     data = load_dataset(paths.validated)
     teacher = load_teacher(paths.teacher).to(resources.torch_device())
-    views = Views(data.pixels, params.seed, params.jitter)
+    views = Views(data.pixels, params.seed, params.jitter, data.symmetries)
     rows, everything = data.distillation_rows, np.arange(len(data.labels))
     checkpoints = [Checkpoint(paths.scratch, f"view_{v}") for v in range(params.view_count)]
     done = sum(checkpoint.path.exists() for checkpoint in checkpoints)

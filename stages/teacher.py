@@ -127,7 +127,7 @@ class TeacherTrainer:
         # One table of views for the teacher that adapts and for the one that does not.
         more = self.unlabelled if params.adapt in LEARNED else self.train[:0]
         self.viewed = np.concatenate([self.train, more])
-        self.views = Views(data.pixels, params.seed, params.jitter)
+        self.views = Views(data.pixels, params.seed, params.jitter, data.symmetries)
         self.trainer = Trainer(data, self.views, paths, resources)
 
     def probe(self, member: int) -> Net:

@@ -2,9 +2,9 @@
 
 Reads:  ${data.dir} (see core/intake/sources.py for its layouts), data/expectations.yaml (the user's
         own expectations), data/accepted.json (profile of the data that was last accepted)
-Writes: data/validated/ (pixels.npy, manifest.csv, classes.json, rules.json, profile.json; with
-        backgrounds also backgrounds.npy, and raw.npy for the test split), metrics,
-        counts, every expectation's outcome, what was left out and why, pictures; Data Docs
+Writes: data/validated/ (pixels.npy, manifest.csv, classes.json, rules.json, views.json,
+        profile.json; with backgrounds also backgrounds.npy, and raw.npy for the test split),
+        metrics, counts, every expectation's outcome, what was left out and why, pictures; Data Docs
 Params: validate
 Run:    dvc repro validate
 """
@@ -32,6 +32,7 @@ from stages.core.dataset.data import (
     save_dataset,
 )
 from stages.core.dataset.folder import Data
+from stages.core.dataset.symmetries import Symmetries
 from stages.core.intake import backgrounds, drift
 from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
 from stages.core.intake.duplicates import Pairs, among, join_groups, near_pairs
@@ -72,6 +73,7 @@ class Params(Section):
     """Section `validate`."""
 
     classes: list[str] | None = Field(min_length=2)
+    symmetries: Symmetries | None
     image_px: int = Field(ge=32, le=1024, multiple_of=32)
     fit: Fit
     min_source_px: int = Field(ge=1)
@@ -224,6 +226,17 @@ def check_groups(table: pd.DataFrame, folder: Path, params: Params, contract: Co
             f"groups with fewer than {params.min_background_images} images, images without a group "
             f"among them: {len(small)}; their images ({small.sum()}) are not divided"
         )
+
+
+def find_symmetries(source: Source, params: Params) -> Symmetries:
+    """What training may do to the images: the params' word, or the folder's, or the default."""
+    if choice := params.symmetries or source.symmetries:
+        return choice
+    say(
+        "symmetries: mirror (training also shows the images mirrored left to right); "
+        "validate.symmetries or a symmetries.txt changes it"
+    )
+    return "mirror"
 
 
 def say_stretched(table: pd.DataFrame) -> None:
@@ -385,6 +398,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     quarantine = Quarantine(
         source, refuse_bad=params.on_bad_image == "fail", max_fraction=params.max_bad_fraction
     )
+    symmetries = find_symmetries(source, params)
     with closing(Cache(paths.cache, params.image_px, max_pixels, params.fit)) as cache:
         pairs_to_show: dict[str, list[NDArray[np.uint8]]] = {}
         try:
@@ -415,7 +429,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             drifts = check_drift(table, drift.load_accepted(paths.accepted), params)
         finally:
             explain(paths, contract, quarantine, cache, pairs_to_show)
-        pixels = save(table, classes, paths, params, cache, grounds)
+        pixels = save(table, classes, symmetries, paths, params, cache, grounds)
         cache.keep_only(set(look["sha256"]))
     if left := len(look) - len(pixels):
         say(f"images left out: {left}; quarantine.csv has the reasons")
@@ -429,6 +443,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         say_stretched(table)
     figures |= {
         "fit": params.fit,
+        "symmetries": symmetries,
         "layout": source.layout,
         "bit_depth": cache.bit_depth,
         "groups_given": "group" in source.known,
@@ -604,6 +619,7 @@ def write_images(
 def save(
     table: pd.DataFrame,
     classes: list[str],
+    symmetries: Symmetries,
     paths: Paths,
     params: Params,
     cache: Cache,
@@ -627,7 +643,7 @@ def save(
     manifest = table.drop(columns=["problem", "channels"])
     manifest["label"] = manifest["label"].where(manifest["split"] != UNLABELLED, "")
     manifest["phash"] = [phash.hex() for phash in manifest["phash"]]
-    save_dataset(paths.validated, manifest, classes, rules)
+    save_dataset(paths.validated, manifest, classes, rules, symmetries)
     profile = json.dumps(drift.profile(table), indent=1) + "\n"
     (paths.validated / "profile.json").write_text(profile)
     return pixels

@@ -40,6 +40,7 @@ def dataset(*, n: int = 8, px: int = 32, channels: int = 1, classes: int = 2) ->
         files=np.array([f"{i}.png" for i in every], object),
         classes=[f"class {k}" for k in range(classes)],
         rules=FileRules(bit_depth=8, max_pixels=10**8, fit="stretch"),
+        symmetries="all",
         _manifest=pd.DataFrame(
             {"file_name": [f"{i}.png" for i in every], "group": [f"g{i // 2}" for i in every]}
         ),

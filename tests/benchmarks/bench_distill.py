@@ -84,7 +84,7 @@ class RandomViews(TorchDataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         row = self.rows[index : index + 1]
-        one = Views(self.data.pixels[row], int(torch.randint(2**31, ())), self.views.jitter)
+        one = Views(self.data.pixels[row], int(torch.randint(2**31, ())), self.views.jitter, "all")
         return one.batch(np.array([0]), 0)[0], int(self.data.labels[row[0]])
 
 
@@ -97,7 +97,7 @@ class Distillation:
         recipe = params.recipe.model_copy(update={"epochs": epochs})
         self.params = params.model_copy(update={"recipe": recipe})
         self.teacher = load_teacher(TEACHER)
-        self.views = Views(data.pixels, seed=2, jitter=0.2)
+        self.views = Views(data.pixels, seed=2, jitter=0.2, symmetries="all")
         self.accuracies: dict[str, list[float]] = {}
 
     def _seconds(self, name: str, train: Callable[[Path], Net]) -> float:
@@ -153,7 +153,7 @@ class Distillation:
 
     def live(self) -> float:
         """Seconds with a live teacher."""
-        views = Once(self.views.pixels, self.views.seed, self.views.jitter)
+        views = Once(self.views.pixels, self.views.seed, self.views.jitter, "all")
         asked = Live.asked(self.teacher, views, self.params.recipe.epochs)
         return self._seconds("live", lambda at: self._fit(at, asked, 0.0))
 

@@ -50,7 +50,9 @@ def train(work: Path) -> None:
     logits = draws.normal(size=(1, len(data.rows("train")), classes)).astype(np.float32)
     plain = draws.normal(size=(count, classes)).astype(np.float32)
     targets = work / "targets"
-    save_targets(targets, Views(data.pixels, seed=2, jitter=0.2), 1, outputs(logits), plain)
+    save_targets(
+        targets, Views(data.pixels, seed=2, jitter=0.2, symmetries="all"), 1, outputs(logits), plain
+    )
     params = section("distill", distill.Params)
     recipe = params.recipe.model_copy(update={"epochs": 1})
     params = params.model_copy(update={"recipe": recipe})
@@ -85,7 +87,7 @@ def gan(work: Path) -> None:
     rows = data.rows("train")
     small = augment.reduced(data, rows, params.image_px, work / "scratch" / "real.npy")
     labels = torch.from_numpy(data.labels[rows])
-    real = RealImages(torch.from_numpy(small), labels, len(data.classes))
+    real = RealImages(torch.from_numpy(small), labels, len(data.classes), "all")
     gan_training.train(real, params, torch.device("cpu"), Checkpoint(work / "scratch", "gan"))
 
 

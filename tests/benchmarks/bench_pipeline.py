@@ -98,7 +98,7 @@ def run(work: Path, scale: float) -> list[Result]:
     data = default_run()
     as_class_folders(data, work / "folders")
     theirs = loader(work / "folders", data.image_px)
-    views = Views(np.array(data.pixels), seed=0, jitter=0.2)
+    views = Views(np.array(data.pixels), seed=0, jitter=0.2, symmetries="all")
     rows = np.arange(len(data.labels))
 
     def our_epoch() -> None:

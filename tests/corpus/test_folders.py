@@ -37,6 +37,7 @@ from tests.corpus.folders import (
     table,
 )
 from tests.helpers.front_door import PARAMS, manifest, metrics, quarantined, run
+from tests.helpers.shapes import as_folder, digits
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -455,6 +456,11 @@ TAKEN: dict[str, Taken] = {
                     "validate.fit pads or crops them instead"], {"a": 12, "b": 12},
     ),
     "strips, padded": Taken(elongated, [], {"a": 12, "b": 12}, changes={"fit": "pad"}),
+    "handwritten digits": Taken(
+        lambda root: as_folder(root, digits(6, 9, count=60), ["6", "9"]),
+        ["symmetries: mirror (training also shows the images mirrored left to right)"],
+        {"6": 60, "9": 60},
+    ),
     "a split column that is not used": Taken(
         rows(header="file_name,label,split", row=lambda i, n: f"{n},{'ab'[i % 2]},test"),
         ["the metadata's split is not used"], {"a": 12, "b": 12},

@@ -17,8 +17,15 @@ import pytest
 from tests.helpers.tiny import DETERMINISTIC, TRAIN, Workspace, make
 
 FILES = {
-    "data/elpv": ["classes.txt", "images", "metadata.csv"],
-    "data/validated": ["classes.json", "manifest.csv", "pixels.npy", "profile.json", "rules.json"],
+    "data/elpv": ["classes.txt", "images", "metadata.csv", "symmetries.txt"],
+    "data/validated": [
+        "classes.json",
+        "manifest.csv",
+        "pixels.npy",
+        "profile.json",
+        "rules.json",
+        "views.json",
+    ],
     "data/models/teacher": ["member_0"],
     "data/models/teacher/member_0": ["config.json", "model.safetensors"],
     "data/targets": ["plain.npy", "views.json", "views.npy"],

@@ -26,7 +26,8 @@ from stages.core.runner.runtime import Resources
 from tests.conftest import ROOT
 
 PARAMS: dict[str, Any] = {
-    "classes": None, "image_px": 32, "fit": "stretch", "min_source_px": 16, "max_megapixels": 0.5,
+    "classes": None, "symmetries": None, "image_px": 32, "fit": "stretch", "min_source_px": 16,
+    "max_megapixels": 0.5,
     "bit_depth": None, "min_contrast": 1.0, "min_per_class": 10, "min_groups_per_class": 3,
     "on_bad_image": "fail", "max_bad_fraction": 0.2, "on_gaps": "refuse", "background": "none",
     "min_background_images": 5, "on_small_group": "refuse",

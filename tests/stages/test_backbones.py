@@ -28,7 +28,7 @@ def validated(folder: Path) -> Path:
     table = pd.DataFrame(
         {"file_name": data.files, "label": labels, "group": data.groups, "domain": data.domains}
     )
-    save_dataset(folder, table.assign(split=data.splits), data.classes, data.rules)
+    save_dataset(folder, table.assign(split=data.splits), data.classes, data.rules, data.symmetries)
     return folder
 
 
@@ -85,7 +85,7 @@ def test_builds_freezes_trains_and_exports(
     assert not {n for n, _ in member.backbone.model.named_parameters()} <= same
 
     export(member, tmp_path / "model.onnx", temperature=1.0, metadata={})
-    views = Views(dataset(n=40, px=64).pixels, 0, 0)
+    views = Views(dataset(n=40, px=64).pixels, 0, 0, "all")
     actual = probabilities(
         session(tmp_path / "model.onnx", "cpu", threads=1),
         lambda rows: (views.pixels[rows],),

@@ -342,6 +342,14 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         beside("images/classes.txt", b"\xff\xfe\x00"),
         ["classes.txt: not UTF-8 text; expected one class per line"], {},
     ),
+    "symmetries.txt with another word": (
+        beside("images/symmetries.txt", "flips\n"),
+        ["symmetries.txt: found 'flips'; expected one word of none, mirror, rotations, all"], {},
+    ),
+    "empty symmetries.txt": (beside("images/symmetries.txt"), ["symmetries.txt: found ''"], {}),
+    "binary symmetries.txt": (
+        beside("images/symmetries.txt", b"\xff\xfea"), ["symmetries.txt: found"], {},
+    ),
     "unknown split": (
         column("split", lambda t: ["train"] * 47 + ["later"]),
         ["split = 'later'; expected train, val, test or unlabelled: correct the column"], USERS,

@@ -41,7 +41,7 @@ def reports(root: Path) -> None:
     metrics: dict[str, dict[str, Any]] = {
         "validate": {
             "images": 300, "expectations": 9, "image_px": 32, "bit_depth": 8, "channels": 1,
-            "fit": "stretch",
+            "fit": "stretch", "symmetries": "all",
             "groups": 9, "groups_given": True, "layout": "class folders",
             "bad_images": 2, "other_files": 1,
             "split_method": "stratified_group", "split_tears_groups": False,
@@ -285,6 +285,23 @@ def test_the_test_split_is_described_as_it_is(
         assert text in content
         assert ("that training never saw." in content) == never_seen
     assert ("the model has never met" in paths.page.read_text()) == never_seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "card"),
+    [
+        ({}, "is stretched to a square. Training took these for the same class: an image, its"),
+        ({"fit": "pad", "symmetries": "none"}, "is padded with the mean colour of its edges."),
+        ({"fit": "crop", "symmetries": "rotations"}, "class: an image and its quarter turns."),
+    ],
+)
+def test_what_became_of_the_images_is_told(
+    paths: check.Paths, changes: dict[str, Any], card: str
+) -> None:
+    for key, value in changes.items():
+        change(paths.validate / "metrics.json", key, value)
+    run(paths)
+    assert card in (paths.release / "MODEL_CARD.md").read_text()
 
 
 def test_a_gain_without_an_interval(paths: check.Paths) -> None:

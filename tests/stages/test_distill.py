@@ -109,7 +109,7 @@ def test_refinement_learns_from_what_the_student_did(
     refine.run(how, paths=paths, resources=RESOURCES)
     figures = json.loads(paths.metrics.read_text())
     assert np.isfinite(figures["real"]["nll"])
-    distilled, images = load_net(paths.student), Views(data.pixels, 0, 0).plain
+    distilled, images = load_net(paths.student), Views(data.pixels, 0, 0, "all").plain
     on_val, on_test = (
         metrics.ranking(logits_of(distilled, images, rows), data.labels[rows], data.groups[rows])
         for rows in (data.rows("val"), data.rows("test"))
@@ -150,7 +150,7 @@ def test_the_first_seeds_student_ships(classroom: Classroom) -> None:
     assert not same(two.weights, classroom.distil(seed=4).weights)
     said = logits_of(
         load_net(two.paths.student),
-        Views(two.data.pixels, 0, 0).plain,
+        Views(two.data.pixels, 0, 0, "all").plain,
         two.data.rows("test"),
     )
     assert np.allclose(two.said("student"), said, rtol=1e-4, atol=1e-5)

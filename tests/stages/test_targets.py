@@ -27,8 +27,9 @@ def test_targets_are_what_the_teacher_says_of_its_views(classroom: Classroom, vi
     data, teacher = classroom.data, load_teacher(classroom.teacher)
     loaded = load_targets(classroom.targets, data)
     assert (loaded.view_count, loaded.views.seed, loaded.views.jitter) == (VIEWS, 2, 0.1)
+    assert loaded.views.symmetries == "mirror"
     rows = data.rows("train")[[5, 0, 11, 3]]
-    images = Views(data.pixels, 2, 0.1).batch(rows, view)
+    images = Views(data.pixels, 2, 0.1, "mirror").batch(rows, view)
     with torch.inference_mode():
         each = [net.head.standardize(net.features(images)) for net in teacher.each()]
         logits = teacher(images)

@@ -57,7 +57,8 @@ def validated(
     order = np.random.default_rng(1).permutation(len(table))
     folder.mkdir()
     np.save(folder / "pixels.npy", np.stack(images)[order])
-    save_dataset(folder, pd.DataFrame(table).iloc[order], CLASSES, FileRules(8, 10**8, "stretch"))
+    manifest = pd.DataFrame(table).iloc[order]
+    save_dataset(folder, manifest, CLASSES, FileRules(8, 10**8, "pad"), "mirror")
     return folder
 
 
@@ -102,7 +103,7 @@ class Taught:
         return found
 
     def again(self, net: Net) -> Any:
-        return logits_of(net, Views(self.data.pixels, 0, 0).plain, self.rows["test"])
+        return logits_of(net, Views(self.data.pixels, 0, 0, "all").plain, self.rows["test"])
 
     def probe(self, member: int) -> Net:
         return teacher.TeacherTrainer(self.params, self.paths, self.data, RESOURCES).probe(member)
@@ -192,7 +193,7 @@ def test_figures_are_those_of_the_predictions(teach: Teach, way: dict[str, Any])
             gain = better - worse
             assert found.metrics[name]["within_groups"]["gain"] == pytest.approx(gain, abs=1e-6)
     val = found.rows["val"]
-    seen = logits_of(found.members[0], Views(found.data.pixels, 0, 0).plain, val)
+    seen = logits_of(found.members[0], Views(found.data.pixels, 0, 0, "all").plain, val)
     expected = metrics.ranking(seen, found.data.labels[val], found.data.groups[val])
     assert found.metrics["validation"] == pytest.approx(expected.model_dump())
 

@@ -114,6 +114,7 @@ def test_the_order_of_the_classes(
         ({"classes": ["a", "b", "a"]}, "should name each class once"),
         ({"classes": ["a"]}, "validate.classes"),
         ({"image_px": 48}, "validate.image_px = 48"),
+        ({"symmetries": "flips"}, "validate.symmetries = 'flips'"),
         ({"fit": "squash"}, "validate.fit = 'squash'"),
         ({"split": "by_date"}, "validate.split = 'by_date'"),
         ({"max_bad_fraction": 1.5}, "validate.max_bad_fraction = 1.5"),
@@ -357,7 +358,7 @@ def test_drift_is_measured_against_the_accepted_data(
 def test_a_killed_stage_leaves_the_next_run_right(tmp_path: Path, image_folder: MakeFolder) -> None:
     image_folder()
     out = run(tmp_path)
-    files = ("pixels.npy", "manifest.csv", "classes.json", "profile.json")
+    files = ("pixels.npy", "manifest.csv", "classes.json", "profile.json", "views.json")
     expected = {file: (out / "validated" / file).read_bytes() for file in files}
     for last in ("48 images: imagefolder", "@ 100% images", "classes, in", "48 images fulfil"):
         for place in ("out", "cache"):
@@ -401,15 +402,16 @@ def test_images_are_divided_by_their_groups_background(
 ) -> None:
     images = image_folder()
     assert {p.name for p in (run(tmp_path) / "validated").iterdir()} == {
-        "pixels.npy", "manifest.csv", "classes.json", "rules.json", "profile.json",
+        "pixels.npy", "manifest.csv", "classes.json", "rules.json", "views.json",
+        "profile.json",
     }  # fmt: skip
     profile = (tmp_path / "out" / "validated" / "profile.json").read_text()
     out = run(tmp_path, background="group")
     actual, expected = divided(out, images)
     assert np.array_equal(actual, expected)
     assert {p.name for p in (out / "validated").iterdir()} == {
-        "pixels.npy", "manifest.csv", "classes.json", "rules.json", "profile.json",
-        "raw.npy", "backgrounds.npy",
+        "pixels.npy", "manifest.csv", "classes.json", "rules.json", "views.json",
+        "profile.json", "raw.npy", "backgrounds.npy",
     }  # fmt: skip
     # Drift is the camera's.
     assert (out / "validated" / "profile.json").read_text() == profile

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.core.dataset.symmetries import Symmetries
+
 Rows = NDArray[np.int64]
 Split = Literal["train", "val", "test", "unlabelled"]
 # Column of the manifest where some image came without a group: whether this one had one.
@@ -58,6 +60,7 @@ class Dataset:
         raw: uint8 (N of the test split, P, P, C): its images before they were divided by their
             backgrounds. None where none are.
         backgrounds: uint8 (B, P, P, C); the manifest's column `background` has each image's row.
+        symmetries: what leaves an image's class as it is; training shows images so changed.
     """
 
     pixels: NDArray[np.uint8]
@@ -68,6 +71,7 @@ class Dataset:
     files: NDArray[np.object_]
     classes: list[str]
     rules: FileRules
+    symmetries: Symmetries
     _manifest: pd.DataFrame
     raw: NDArray[np.uint8] | None = None
     backgrounds: NDArray[np.uint8] | None = None
@@ -121,13 +125,18 @@ class Dataset:
 
 
 def save_dataset(
-    folder: Path, manifest: pd.DataFrame, classes: list[str], rules: FileRules
+    folder: Path,
+    manifest: pd.DataFrame,
+    classes: list[str],
+    rules: FileRules,
+    symmetries: Symmetries,
 ) -> None:
     """Write what belongs beside the arrays, which the caller has written into `folder`."""
     manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     (folder / "classes.json").write_text(json.dumps(classes, indent=1) + "\n")
     known = {name: value for name, value in asdict(rules).items() if value is not None}
     (folder / "rules.json").write_text(json.dumps(known, indent=1) + "\n")
+    (folder / "views.json").write_text(json.dumps({"symmetries": symmetries}) + "\n")
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -156,6 +165,7 @@ def load_dataset(folder: Path) -> Dataset:
         files=manifest["file_name"].to_numpy(object),
         classes=classes,
         rules=rules,
+        symmetries=json.loads((folder / "views.json").read_text())["symmetries"],
         _manifest=manifest,
         **optional,
     )

@@ -9,24 +9,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.core.dataset.data import Rows
+from stages.core.dataset.symmetries import NUMBERS, Symmetries
 
 
 @dataclass(frozen=True)
 class Views:
-    """Random symmetric views of packed images.
+    """Random views of packed images.
 
-    View v of image i is one of the square's eight symmetries (turns and mirror images), with
-    contrast and brightness changed by up to `jitter` (a share of one).
+    View v of image i is the image after one of the `symmetries`, drawn at random, with contrast and
+    brightness changed by up to `jitter` (a share of one).
 
     Attributes:
         pixels: uint8 (N, P, P, C).
         seed: views of different seeds are independent.
         jitter: 0 leaves the grey values alone.
+        symmetries: of the dataset.
     """
 
     pixels: NDArray[np.uint8]
     seed: int
     jitter: float
+    symmetries: Symmetries
 
     def plain(self, rows: Rows) -> Tensor:
         """The images as they are: uint8 (B, P, P, C)."""
@@ -35,7 +38,8 @@ class Views:
     def batch(self, rows: Rows, view: int) -> Tensor:
         """View number `view` of the given images: uint8 (B, P, P, C)."""
         draws = _draws(self.seed, view, len(self.pixels))[rows]
-        symmetry = (draws[:, 0] * 8).astype(int)
+        numbers = np.array(NUMBERS[self.symmetries])
+        symmetry = numbers[(draws[:, 0] * len(numbers)).astype(int)]
         images = self.plain(rows)
         if self.jitter:
             strength = torch.from_numpy(1 + self.jitter * (2 * draws[:, 1:] - 1)).float()
@@ -54,7 +58,7 @@ def _draws(seed: int, view: int, count: int) -> NDArray[np.float64]:
 
 
 def turn(images: Tensor, symmetry: Tensor) -> Tensor:
-    """(B, P, P, C) images, each by its symmetry 0 to 7: quarter turns, mirrored from 4 on."""
+    """(B, P, P, C) images, each by its symmetry, as symmetries.py numbers them."""
     turned = torch.empty_like(images)
     for s in range(8):
         chosen = (symmetry == s).nonzero()[:, 0]

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from stages.core.dataset.symmetries import NUMBERS, Symmetries
 from stages.core.dataset.views import turn
 from stages.core.gan.diffaugment import augment
 from stages.core.gan.losses import gradient_penalty, pairing_loss
@@ -18,8 +19,8 @@ from stages.core.runner.errors import TrainingDiverged
 from stages.core.runner.params import Section
 from stages.core.runner.progress import Progress
 
-# Symmetries (see views.turn) that leave a rectangular pattern upright.
-UPRIGHT = torch.tensor([0, 2, 4, 6])
+# Symmetries, by number, that leave a rectangular pattern upright.
+UPRIGHT = (0, 2, 4, 6)
 CHECKPOINT_EVERY = 100
 
 
@@ -40,9 +41,12 @@ class Recipe(Section):
 class RealImages:
     """Batches of real images in which all classes are drawn alike, whatever their shares."""
 
-    def __init__(self, images: Tensor, labels: Tensor, classes: int) -> None:
-        """Take uint8 (N, S, S, C) images and their labels, int64 (N,)."""
+    def __init__(
+        self, images: Tensor, labels: Tensor, classes: int, symmetries: Symmetries
+    ) -> None:
+        """Take uint8 (N, S, S, C) images, int64 (N,) labels, and the dataset's symmetries."""
         self._images = images
+        self._symmetries = torch.tensor([s for s in NUMBERS[symmetries] if s in UPRIGHT])
         self._members = [torch.nonzero(labels == k)[:, 0] for k in range(classes)]
         self.image_px, self.channels, self.classes = images.shape[1], images.shape[3], classes
 
@@ -56,8 +60,9 @@ class RealImages:
                 for k, u in zip(labels.tolist(), at, strict=True)
             ]
         )
-        symmetry = UPRIGHT[torch.randint(len(UPRIGHT), (len(rows),), generator=draws)]
-        images = turn(self._images[rows], symmetry).permute(0, 3, 1, 2).float() / 127.5 - 1
+        numbers = torch.randint(len(self._symmetries), (len(rows),), generator=draws)
+        images = turn(self._images[rows], self._symmetries[numbers])
+        images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         return images, labels
 
 

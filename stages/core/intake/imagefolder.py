@@ -13,7 +13,7 @@ from stages.core.intake.listing import Listing
 from stages.core.intake.metadata import check_columns, read_table
 from stages.core.intake.names import plain, split_names, trimmed
 from stages.core.intake.source import (
-    CLASSES,
+    DECLARATIONS,
     Source,
     Unreadable,
     completed,
@@ -59,7 +59,7 @@ def imagefolder(
     rows = pd.concat(parts, ignore_index=True).fillna("")
     splits = _imagefolder_splits(folder, listing, rows, unlabelled)
     files = set(listing.files)
-    expected = {*rows["file_name"], *paths, CLASSES}
+    expected = {*rows["file_name"], *paths, *DECLARATIONS}
     others = {
         name: f"not in {paths[0].split('/')[-1]}"
         if is_image(folder, name)

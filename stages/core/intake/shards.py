@@ -11,7 +11,7 @@ from stages.core.intake.layouts import listed
 from stages.core.intake.listing import Listing
 from stages.core.intake.metadata import as_text, escaped, json_object
 from stages.core.intake.names import trimmed
-from stages.core.intake.source import CLASSES, Source, completed, is_image, leftover_notes
+from stages.core.intake.source import DECLARATIONS, Source, completed, is_image, leftover_notes
 from stages.core.runner.errors import DataError
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".rar", ".7z", ".gz")
@@ -29,7 +29,7 @@ def webdataset(
     for name in listing.files:
         if name.lower().endswith(ARCHIVES):
             raise DataError(f"{folder / name}: expected uncompressed shards (.tar): unpack it once")
-        if name in shard_names or name == CLASSES:
+        if name in shard_names or name in DECLARATIONS:
             continue
         if is_image(folder, name):
             problems[name] = "an image beside the shards; put it into one, or take it out"

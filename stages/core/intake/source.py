@@ -11,13 +11,16 @@ from typing import Any
 import pandas as pd
 
 from stages.core.dataset.data import UNLABELLED, Split
+from stages.core.dataset.symmetries import NUMBERS, Symmetries
 from stages.core.intake.kinds import HEAD_BYTES, is_image_content, is_image_name
 from stages.core.intake.layouts import listed
 from stages.core.intake.listing import Listing
 from stages.core.intake.names import means_unlabelled, plain, split_names, trimmed, twins
 from stages.core.runner.errors import DataError
 
-CLASSES = "classes.txt"
+CLASSES, SYMMETRIES = "classes.txt", "symmetries.txt"
+# The files, at the top, in which a folder says something of all its images.
+DECLARATIONS = (CLASSES, SYMMETRIES)
 COLUMNS = ("file_name", "label", "group", "domain", "split")
 
 
@@ -54,6 +57,7 @@ class Source:
         known: which of group, domain and split the folder says something of.
         split_folders: whether the splits are folders.
         others: files that are no listed images, each with the reason.
+        symmetries: what symmetries.txt says, if it is there.
         problems: images that cannot be used for what the folder says of them, each with the reason.
         notes: what was done to the names, in words, for the user.
     """
@@ -65,6 +69,7 @@ class Source:
     known: frozenset[str]
     split_folders: bool
     others: dict[str, str]
+    symmetries: Symmetries | None = None
     problems: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     _members: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
@@ -159,6 +164,17 @@ def read_classes(folder: Path) -> list[str] | None:
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise DataError(f"{path}: found {classes}; expected at least two classes, each once")
     return classes
+
+
+def _symmetries(folder: Path) -> Symmetries | None:
+    path = folder / SYMMETRIES
+    if not path.is_file():
+        return None
+    choices: dict[str, Symmetries] = {name: name for name in NUMBERS}
+    word = path.read_text(encoding="utf-8-sig", errors="replace").strip()
+    if word not in choices:
+        raise DataError(f"{path}: found {word[:50]!r}; expected one word of {', '.join(choices)}")
+    return choices[word]
 
 
 def _refuse_second_spellings(folder: Path, names: "pd.Series[str]", place: str) -> None:
@@ -272,6 +288,7 @@ def completed(
         layout,
         table,
         classes=classes,
+        symmetries=_symmetries(folder),
         known=known,
         split_folders=split_folders,
         others=others,

@@ -8,7 +8,8 @@ Three layouts, by the ecosystem's own conventions:
   dot of the file's name.
 
 An image without a label, or in a folder, class or split called `unlabelled`, is an unlabelled one.
-A `classes.txt` at the top, one class per line, gives the order of the classes.
+A `classes.txt` at the top, one class per line, gives the order of the classes; the one word of a
+`symmetries.txt` says which mirror images and turns leave an image's class as it is.
 """
 
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ from stages.core.intake.listing import Listing, list_folder
 from stages.core.intake.names import split_names, trimmed
 from stages.core.intake.shards import ARCHIVES, webdataset
 from stages.core.intake.source import (
-    CLASSES,
+    DECLARATIONS,
     Source,
     completed,
     is_image,
@@ -88,7 +89,8 @@ def _refuse_other_tables(folder: Path, listing: Listing, tables: list[str]) -> N
             raise DataError(
                 f"{folder}: found {name}; expected {', '.join(METADATA)}: {verb} {right}"
             )
-    lists = [n for n in listing.top_files if n.endswith((".txt", ".lst")) and n != CLASSES]
+    texts = [name for name in listing.top_files if name.endswith((".txt", ".lst"))]
+    lists = [name for name in texts if name not in DECLARATIONS]
     splits = split_names([n.rpartition(".")[0] for n in lists])
     if not tables and len(set(splits.values())) > 1:
         raise DataError(
@@ -106,7 +108,7 @@ def _class_folders(folder: Path, listing: Listing, classes: list[str] | None) ->
             "folders: its images would be missing from every version; copy the folder itself "
             "there, in place of the link"
         )
-    files = [name for name in listing.files if name != CLASSES]
+    files = [name for name in listing.files if name not in DECLARATIONS]
     tree = Tree([name for name in files if is_image(folder, name)])
     unlabelled = unlabelled_names(listing.top_folders, classes)
     splits = layouts.find_splits(folder, listing, tree, unlabelled)

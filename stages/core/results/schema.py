@@ -156,6 +156,7 @@ class ValidateMetrics(Metrics):
         background: left out where images are not divided by any.
         bit_depth: of the grey values in the image files.
         fit: what became of images that are not square.
+        symmetries: in which training shows the images.
         groups: different groups; an image without one is a group of its own.
         groups_given: whether the images came with groups.
         expectations: how many the images fulfil.
@@ -174,6 +175,7 @@ class ValidateMetrics(Metrics):
     image_px: int
     bit_depth: int
     fit: str
+    symmetries: str
     groups: int
     groups_given: bool
     background: Backgrounds | None = None

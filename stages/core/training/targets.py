@@ -94,7 +94,7 @@ def load_targets(folder: Path, data: Dataset) -> Targets:
     assert logits.shape[1] == len(rows)
     place[rows] = np.arange(len(rows))
     return Targets(
-        views=Views(data.pixels, how["seed"], how["jitter"]),
+        views=Views(data.pixels, how["seed"], how["jitter"], data.symmetries),
         view_count=len(logits),
         plain=np.load(folder / "plain.npy"),
         _logits=torch.from_numpy(logits),

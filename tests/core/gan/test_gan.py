@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stages import augment
+from stages.core.dataset.symmetries import Symmetries, turned
 from stages.core.gan import training
 from stages.core.gan.diffaugment import augment as diffaugment
 from stages.core.gan.losses import gradient_penalty, pairing_loss
@@ -67,6 +68,27 @@ def test_the_filter_keeps_what_the_teacher_finds_likely() -> None:
     assert kept.tolist() == [101, 102]
 
 
+@pytest.mark.parametrize(
+    ("choice", "numbers"),
+    [("none", [0]), ("mirror", [0, 4]), ("rotations", [0, 2]), ("all", [0, 2, 4, 6])],
+)
+def test_real_images_are_shown_in_the_chosen_symmetries(
+    choice: Symmetries, numbers: list[int]
+) -> None:
+    """Those of them that leave a rectangular pattern upright, and drawn as ever."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), dtype=np.uint8)
+    real = RealImages(torch.from_numpy(image), torch.zeros(1, dtype=torch.long), 1, choice)
+    seen, _ = real.batch(100, torch.Generator().manual_seed(5))
+    pixels = ((seen + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    draws = torch.Generator().manual_seed(5)
+    torch.randint(1, (100,), generator=draws)
+    torch.rand(100, generator=draws)
+    drawn = torch.randint(len(numbers), (100,), generator=draws)
+    expected = [turned(image, numbers[k])[0] for k in drawn]
+    assert np.array_equal(pixels, np.stack(expected))
+    assert len({x.tobytes() for x in expected}) == len(numbers)
+
+
 class Killed(Exception):
     pass
 
@@ -83,7 +105,7 @@ def test_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def train(name: str) -> dict[str, torch.Tensor]:
         checkpoint = Checkpoint(tmp_path / name, "gan")
-        real = RealImages(images, labels, 2)
+        real = RealImages(images, labels, 2, "all")
         net, _ = training.train(real, params, torch.device("cpu"), checkpoint)
         return net.state_dict()
 

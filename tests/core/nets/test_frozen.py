@@ -104,7 +104,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(monkeypatch: pytest.Monk
 def test_what_one_engine_has_stored_is_not_read_by_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, views, rows = teacher(1).each()[0], Views(DATA.pixels, 1, 0.1), np.arange(10)
+    net, views, rows = teacher(1).each()[0], Views(DATA.pixels, 1, 0.1, "all"), np.arange(10)
     net.freeze_lowest(2)
     for worth in (WORTH, 0):
         monkeypatch.setattr(frozen, "WORTH", worth)

@@ -67,7 +67,7 @@ def test_looking_at_images_changes_nothing(changes: dict[str, Any], tmp_path: Pa
     net = build([0, 1], **changes)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     data = dataset(px=64)
-    views, rows = Views(data.pixels, 0, 0), data.rows("train")
+    views, rows = Views(data.pixels, 0, 0, "all"), data.rows("train")
     net.freeze_lowest(2)
     net.links()
     features_of(net, views.plain, rows)

@@ -20,7 +20,7 @@ from stages.core.training.inputs import Inputs
 from tests.conftest import RECIPE, dataset
 
 DATA = dataset(n=12, px=32)
-PLAIN = Views(DATA.pixels, 0, 0).plain
+PLAIN = Views(DATA.pixels, 0, 0, "all").plain
 
 
 @pytest.fixture
@@ -74,7 +74,9 @@ def test_without_pretrained_statistics_the_images_are_taken_whole() -> None:
 
 def test_confusion_is_of_the_targets_images(net: nets.Net, tmp_path: Path) -> None:
     rows = np.array([2, 4, 6])
-    prefix = Inputs(net, Views(DATA.pixels, 0, 0.1), rows, 2, tmp_path, plain=rows, most_gb=1)
+    prefix = Inputs(
+        net, Views(DATA.pixels, 0, 0.1, "all"), rows, 2, tmp_path, plain=rows, most_gb=1
+    )
     torch.nn.init.normal_(net.head.linear.weight, std=0.1)
     net.eval()
     loss = Confusion(prefix, rows, 2, seed=5)
@@ -90,7 +92,7 @@ def test_the_adversary_tells_the_target_and_the_net_foils_it(
 ) -> None:
     rows, batch = np.array([2, 4, 6]), np.array([0, 1, 3])
     prefix = Inputs(
-        net, Views(DATA.pixels, 0, 0.1), np.arange(8), 2, tmp_path, plain=rows, most_gb=1
+        net, Views(DATA.pixels, 0, 0.1, "all"), np.arange(8), 2, tmp_path, plain=rows, most_gb=1
     )
     net.eval()
     first = Adversary(net, prefix, rows, 2, seed=5, epochs=4)
@@ -116,7 +118,13 @@ def test_the_adversary_tells_the_target_and_the_net_foils_it(
 def test_the_adversary_learns_with_the_net(net: nets.Net, tmp_path: Path) -> None:
     train, target = np.arange(6), np.arange(6, 12)
     prefix = Inputs(
-        net, Views(DATA.pixels, 0, 0.1), np.arange(12), 2, tmp_path, plain=train[:0], most_gb=1
+        net,
+        Views(DATA.pixels, 0, 0.1, "all"),
+        np.arange(12),
+        2,
+        tmp_path,
+        plain=train[:0],
+        most_gb=1,
     )
     adversary = Adversary(net, prefix, target, 2, seed=5, epochs=1)
     before = {name: p.clone() for name, p in net.named_parameters()}
@@ -138,7 +146,7 @@ def test_statistics_do_not_depend_on_the_order(net: nets.Net) -> None:
     shown = dataset(n=96, px=32)
     brighter = np.linspace(0, 1, 96).reshape(-1, 1, 1, 1)
     pixels = (shown.pixels * brighter).astype(np.uint8)
-    adapt_statistics(net, Views(pixels, 0, 0).plain, np.arange(96))
+    adapt_statistics(net, Views(pixels, 0, 0, "all").plain, np.arange(96))
     with torch.inference_mode():
         x = net.backbone.model.conv_stem(net.prepare(torch.from_numpy(pixels)))
     norm = net.backbone.model.bn1
@@ -150,7 +158,7 @@ def test_statistics_do_not_depend_on_the_order(net: nets.Net) -> None:
 def test_a_small_last_batch_does_not_count_as_a_whole_one(net: nets.Net) -> None:
     pixels = np.full((33, 32, 32, 1), 100, np.uint8)
     pixels[np.random.default_rng(0).permutation(33)[-1]] = 255
-    adapt_statistics(net, Views(pixels, 0, 0).plain, np.arange(33))
+    adapt_statistics(net, Views(pixels, 0, 0, "all").plain, np.arange(33))
     with torch.inference_mode():
         x = net.backbone.model.conv_stem(
             net.prepare(torch.from_numpy(pixels[pixels.max((1, 2, 3)) < 255]))

@@ -38,7 +38,7 @@ def small_net() -> Net:
 
 def views() -> Views:
     pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 1), dtype=np.uint8)
-    return Views(pixels, seed=0, jitter=0.1)
+    return Views(pixels, seed=0, jitter=0.1, symmetries="all")
 
 
 class Killed(Exception):

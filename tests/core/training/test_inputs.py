@@ -28,7 +28,7 @@ def net(backbone: str = LITE, out_indices: list[int] | None = None, *, frozen: i
     return made.eval()
 
 
-VIEWS = Views(DATA.pixels, seed=1, jitter=0.1)
+VIEWS = Views(DATA.pixels, seed=1, jitter=0.1, symmetries="all")
 TRAIN, VAL = DATA.rows("train"), DATA.rows("val")
 
 
@@ -119,7 +119,15 @@ def test_other_weights_or_views_are_computed_anew(tmp_path: Path) -> None:
     stored(changed, tmp_path)
     folders = {p.name for p in tmp_path.iterdir()}
     assert len(folders) == 2
-    Inputs(net(), Views(DATA.pixels, seed=2, jitter=0.1), TRAIN, 2, tmp_path, plain=VAL, most_gb=1)
+    Inputs(
+        net(),
+        Views(DATA.pixels, seed=2, jitter=0.1, symmetries="all"),
+        TRAIN,
+        2,
+        tmp_path,
+        plain=VAL,
+        most_gb=1,
+    )
     assert len({p.name for p in tmp_path.iterdir()} - folders) == 1
 
 

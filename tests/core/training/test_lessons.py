@@ -53,7 +53,7 @@ def targets_of(folder: Path, data: Dataset, *, seed: int = 0) -> Targets:
     logits = said(data, seed)
     features = np.random.default_rng(9).normal(size=(*logits.shape[:2], 7)).astype(np.float16)
     plain = np.zeros((len(data.labels), len(data.classes)), np.float32)
-    save_targets(folder, Views(data.pixels, 4, 0.3), VIEWS, outputs(logits, features), plain)
+    save_targets(folder, Views(data.pixels, 4, 0.3, "all"), VIEWS, outputs(logits, features), plain)
     return load_targets(folder, data)
 
 
@@ -87,7 +87,7 @@ def test_targets_are_found_by_the_datasets_rows(tmp_path: Path) -> None:
     logits = said(data)
     features = np.random.default_rng(1).normal(size=(VIEWS, len(train), 5)).astype(np.float16)
     plain = np.random.default_rng(2).normal(size=(20, 3)).astype(np.float32)
-    views = Views(data.pixels, 4, 0.3)
+    views = Views(data.pixels, 4, 0.3, "all")
     save_targets(tmp_path / "targets", views, VIEWS, outputs(logits, features), plain)
     found = load_targets(tmp_path / "targets", data)
 
@@ -110,7 +110,9 @@ def test_targets_are_found_by_the_datasets_rows(tmp_path: Path) -> None:
 def test_targets_without_features(tmp_path: Path) -> None:
     data = dataset(n=20)
     plain = np.zeros((20, 2), np.float32)
-    save_targets(tmp_path / "targets", Views(data.pixels, 0, 0), VIEWS, outputs(said(data)), plain)
+    save_targets(
+        tmp_path / "targets", Views(data.pixels, 0, 0, "all"), VIEWS, outputs(said(data)), plain
+    )
     assert not load_targets(tmp_path / "targets", data).has_features
 
 
@@ -119,7 +121,7 @@ def test_logits_too_large_to_be_stored_are_named(tmp_path: Path, wrong: float) -
     data = dataset(n=20)
     logits, plain = said(data), np.zeros((20, 2), np.float32)
     logits[1, 2, 0] = wrong
-    views = Views(data.pixels, 0, 0)
+    views = Views(data.pixels, 0, 0, "all")
     with pytest.raises(TrainingDiverged, match=r"^the teacher's logits: .*at most 65504"):
         save_targets(tmp_path / "targets", views, VIEWS, outputs(logits), plain)
 
@@ -132,7 +134,7 @@ def test_kd_shows_both_the_same_view(tmp_path: Path, epoch: int, frozen: int) ->
     value, net, _ = loss_of(tmp_path, data, how, frozen=frozen)
 
     def naive(students: int, teachers: int) -> float:
-        images = Views(data.pixels, 4, 0.3).batch(rows, students)
+        images = Views(data.pixels, 4, 0.3, "all").batch(rows, students)
         with torch.inference_mode():
             logits = net(images).double().numpy()
         # As it is stored.

@@ -71,7 +71,7 @@ for name, changes in modes.items():
     recipe = RECIPE | {"epochs": 4, "batch_size": 6}
     recipe |= {k: v for k, v in changes.items() if k in recipe}
     rows = np.concatenate([train, unlabelled])
-    views = Views(data.pixels, 0, 0.1)
+    views = Views(data.pixels, 0, 0.1, "all")
     prefix = Inputs(net, views, rows, 2, folder / "prefixes", plain=val, most_gb=1)
     loss = learned = lesson.loss(data, prefix, 2, seed=3)
     if "mcc" in changes:

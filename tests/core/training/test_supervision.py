@@ -42,7 +42,9 @@ def net() -> nets.Net:
 
 
 def value(net: nets.Net, folder: Path, **changes: Any) -> tuple[float, torch.Tensor]:
-    prefix = Inputs(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1)
+    prefix = Inputs(
+        net, Views(DATA.pixels, 0, 0.1, "all"), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1
+    )
     loss = supervision(**changes).loss(DATA, prefix, 2, seed=0)
     # Epoch 3 shows view 1 again.
     return float(loss(net, TRAIN[:5], 3).detach()), net(prefix.batch(TRAIN[:5], 1)).detach()
@@ -67,7 +69,9 @@ def test_class_weights(net: nets.Net, tmp_path: Path) -> None:
 def mixed_by_hand(
     net: nets.Net, folder: Path, wanted: np.ndarray
 ) -> tuple[torch.Tensor, np.ndarray]:
-    prefix = Inputs(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1)
+    prefix = Inputs(
+        net, Views(DATA.pixels, 0, 0.1, "all"), TRAIN, 2, folder, plain=TRAIN[:1], most_gb=1
+    )
     draws = np.random.default_rng([0, 3, int(TRAIN[0])])
     share, other = draws.beta(0.4, 0.4), draws.permutation(5)
     lowest = prefix.activations(TRAIN[:5], 1)
@@ -111,7 +115,9 @@ def test_what_has_no_label_is_wanted_of_no_class() -> None:
 def test_mixup_needs_whole_batches(
     net: nets.Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefix = Inputs(net, Views(DATA.pixels, 0, 0.1), TRAIN, 2, tmp_path, plain=TRAIN[:1], most_gb=1)
+    prefix = Inputs(
+        net, Views(DATA.pixels, 0, 0.1, "all"), TRAIN, 2, tmp_path, plain=TRAIN[:1], most_gb=1
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ParamsError, match=r"mixup needs whole batches: set resources\.processes"):
         supervision(mixup=0.4).loss(DATA, prefix, 2, seed=0)

@@ -32,12 +32,13 @@ from stages.core.dataset.data import (
     save_dataset,
 )
 from stages.core.dataset.folder import Data
-from stages.core.dataset.symmetries import Symmetries
+from stages.core.dataset.symmetries import NAMES, NUMBERS, Symmetries
 from stages.core.intake import backgrounds, drift
 from stages.core.intake.contract import Contract, Expectation, Suite, Violation, load_expectations
 from stages.core.intake.duplicates import Pairs, among, join_groups, near_pairs
 from stages.core.intake.images import HASH_BYTES, Cache, examine, packed
 from stages.core.intake.layouts import listed
+from stages.core.intake.look_alikes import look_alikes
 from stages.core.intake.quarantine import Quarantine, refuse
 from stages.core.intake.source import Source, same_names
 from stages.core.intake.sources import open_source
@@ -250,6 +251,30 @@ def say_stretched(table: pd.DataFrame) -> None:
         )
 
 
+def warn_of_look_alikes(
+    pixels: NDArray[np.uint8], table: pd.DataFrame, classes: list[str], symmetries: Symmetries
+) -> dict[str, str]:
+    """Warn of classes that a symmetry exchanges; gives it by their names, the clearest 20."""
+    number = {name: k for k, name in enumerate(classes)} | {"": -1}
+    labels = table["label"].map(number).to_numpy(np.int64)
+    train = np.flatnonzero(table["split"] == "train")
+    found = look_alikes(pixels, labels, train, symmetries)
+    if not found:
+        return {}
+    pairs: dict[str, str] = {}
+    for x in found:
+        pairs.setdefault(f"{classes[x.one]} and {classes[x.other]}", NAMES[x.symmetry])
+    words = [f"{pair} ({name})" for pair, name in pairs.items()]
+    exchanging = {x.symmetry for x in found}
+    safe = [name for name, numbers in NUMBERS.items() if not exchanging & set(numbers)]
+    say(
+        f"warning: with symmetries = {symmetries}, training shows these classes as each other: "
+        f"{listed(words, 5)}; set validate.symmetries to {' or '.join(safe)}, unless something "
+        "else tells them apart"
+    )
+    return dict(list(pairs.items())[:20])
+
+
 def contradictions(table: pd.DataFrame) -> list[Violation]:
     """The same content under two labels."""
     table = table[table["label"] != ""]
@@ -444,6 +469,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     figures |= {
         "fit": params.fit,
         "symmetries": symmetries,
+        "look_alikes": warn_of_look_alikes(pixels, table, classes, symmetries),
         "layout": source.layout,
         "bit_depth": cache.bit_depth,
         "groups_given": "group" in source.known,

@@ -461,6 +461,12 @@ TAKEN: dict[str, Taken] = {
         ["symmetries: mirror (training also shows the images mirrored left to right)"],
         {"6": 60, "9": 60},
     ),
+    "handwritten digits, turned": Taken(
+        lambda root: as_folder(root, digits(6, 9, count=60), ["6", "9"]),
+        ["warning: with symmetries = rotations, training shows these classes as each other: 6 and "
+         "9 (a half turn); set validate.symmetries to none or mirror"],
+        {"6": 60, "9": 60}, changes={"symmetries": "rotations"},
+    ),
     "a split column that is not used": Taken(
         rows(header="file_name,label,split", row=lambda i, n: f"{n},{'ab'[i % 2]},test"),
         ["the metadata's split is not used"], {"a": 12, "b": 12},

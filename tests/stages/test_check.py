@@ -41,7 +41,7 @@ def reports(root: Path) -> None:
     metrics: dict[str, dict[str, Any]] = {
         "validate": {
             "images": 300, "expectations": 9, "image_px": 32, "bit_depth": 8, "channels": 1,
-            "fit": "stretch", "symmetries": "all",
+            "fit": "stretch", "symmetries": "all", "look_alikes": {},
             "groups": 9, "groups_given": True, "layout": "class folders",
             "bad_images": 2, "other_files": 1,
             "split_method": "stratified_group", "split_tears_groups": False,
@@ -288,19 +288,28 @@ def test_the_test_split_is_described_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("changes", "card"),
+    ("changes", "page", "card"),
     [
-        ({}, "is stretched to a square. Training took these for the same class: an image, its"),
-        ({"fit": "pad", "symmetries": "none"}, "is padded with the mean colour of its edges."),
-        ({"fit": "crop", "symmetries": "rotations"}, "class: an image and its quarter turns."),
+        ({}, "", "is stretched to a square. Training took these for the same class: an image, its"),
+        ({"fit": "pad", "symmetries": "none"}, "", "is padded with the mean colour of its edges."),
+        (
+            {"fit": "crop", "symmetries": "rotations", "look_alikes": {"<6> and 9": "a half turn"}},
+            "With symmetries = rotations, training shows these classes as each other: "
+            "&lt;6&gt; and 9 (a half turn).",
+            "cropped to the square in its middle. Training took these for the same class: an image "
+            "and its quarter turns.",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_became_of_the_images_is_told(
-    paths: check.Paths, changes: dict[str, Any], card: str
+    paths: check.Paths, changes: dict[str, Any], page: str, card: str
 ) -> None:
     for key, value in changes.items():
         change(paths.validate / "metrics.json", key, value)
     run(paths)
+    html = paths.page.read_text()
+    assert page in html
+    assert ("shows these classes as each other" in html) == bool(page)
     assert card in (paths.release / "MODEL_CARD.md").read_text()
 
 

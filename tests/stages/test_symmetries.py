@@ -19,7 +19,7 @@ from tests.conftest import ROOT, MakeFolder
 from tests.corpus.folders import classes, elongated, rows, shard
 from tests.helpers.classroom import filled
 from tests.helpers.front_door import metrics, run
-from tests.helpers.shapes import digits
+from tests.helpers.shapes import arrows, as_folder, digits
 from tests.stages.test_teacher import RESOURCES, params, paths_of, validated
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -62,6 +62,36 @@ def test_each_layout_may_have_the_file(tmp_path: Path, layout: str) -> None:
     assert load_dataset(out / "validated").symmetries == "none"
     assert metrics(out)["layout"].startswith(layout)
     assert metrics(out)["other_files"] == 0
+
+
+def test_look_alikes_give_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    as_folder(tmp_path / "images", digits(6, 8, 9, count=40), ["6", "8", "9"])
+    shown = {}
+    for choice in ("none", "mirror", "rotations", "all"):
+        out = run(tmp_path, symmetries=choice, near_duplicate_bits=0)
+        shown[choice] = metrics(out)["look_alikes"]
+        lines = capsys.readouterr().out.splitlines()
+        warnings = [line for line in lines if "training shows these classes" in line]
+        assert len(warnings) == bool(shown[choice])
+    assert shown == {
+        "none": {}, "mirror": {}, "rotations": {"6 and 9": "a half turn"},
+        "all": {"6 and 9": "a half turn"},
+    }  # fmt: skip
+    assert warnings == [
+        "warning: with symmetries = all, training shows these classes as each other: 6 and 9 (a "
+        "half turn); set validate.symmetries to none or mirror, unless something else tells them "
+        "apart"
+    ]
+
+
+def test_the_default_warns_of_left_and_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_folder(tmp_path / "images", arrows(0, 2, 1), ["right", "left", "up"])
+    as_folder(tmp_path / "images", arrows(3, count=5), ["unlabelled"])
+    out = run(tmp_path)
+    assert metrics(out)["look_alikes"] == {"left and right": "mirrored left to right"}
+    assert "set validate.symmetries to none or rotations, unless" in capsys.readouterr().out
 
 
 def test_6_and_9_are_told_apart_where_symmetries_let_them() -> None:
@@ -150,10 +180,14 @@ def test_the_exported_file_says_how_images_were_fitted(
     assert caught.value.args[1]["metadata"]["fit"] == "pad"
 
 
-def test_the_built_in_cells_look_alike_however_they_lie(tmp_path: Path) -> None:
+def test_the_built_in_cells_look_alike_however_they_lie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     how = ingest.Params(classes="defect", defective_above=0.5, max_cells=420)
     places = {name: tmp_path / name for name in ingest.Paths.outputs()}
     paths = ingest.Paths(modules=ROOT / "data" / "elpv_modules.csv", **places)
     ingest.run(how, paths=paths, resources=RESOURCES)
     out = run(tmp_path, min_per_class=2, min_groups_per_class=1)
     assert metrics(out)["symmetries"] == "all"
+    assert metrics(out)["look_alikes"] == {}
+    assert "warning" not in capsys.readouterr().out

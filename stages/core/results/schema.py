@@ -157,6 +157,7 @@ class ValidateMetrics(Metrics):
         bit_depth: of the grey values in the image files.
         fit: what became of images that are not square.
         symmetries: in which training shows the images.
+        look_alikes: the symmetry that exchanges two classes, by their names; the clearest 20.
         groups: different groups; an image without one is a group of its own.
         groups_given: whether the images came with groups.
         expectations: how many the images fulfil.
@@ -176,6 +177,7 @@ class ValidateMetrics(Metrics):
     bit_depth: int
     fit: str
     symmetries: str
+    look_alikes: dict[str, str]
     groups: int
     groups_given: bool
     background: Backgrounds | None = None

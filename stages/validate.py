@@ -45,6 +45,7 @@ from stages.core.intake.sources import open_source
 from stages.core.intake.splits import (
     Method,
     Unit,
+    ValSplit,
     assign,
     counted,
     leaking,
@@ -95,6 +96,7 @@ class Params(Section):
     folds: int = Field(ge=2, le=20)
     fold: int = Field(ge=0, le=19)
     val_folds: int = Field(ge=2, le=20)
+    val_split: ValSplit
     seed: int = Field(ge=0)
     max_share_error: float = Field(gt=0, le=1)
     target_domain: str | None = Field(min_length=1)
@@ -326,9 +328,18 @@ def split(
     joined = int(groups.nunique() - table["group"].nunique())
     if joined:
         say(f"groups joined with others that have near duplicates of them: {joined}")
-    where = {"folds": params.folds, "fold": params.fold, "val_folds": params.val_folds}
     placed = table[labelled]
-    placed = placed.assign(split=assign(placed, method, **where, seed=params.seed))
+    places = assign(
+        placed,
+        method,
+        folds=params.folds,
+        fold=params.fold,
+        val_folds=params.val_folds,
+        val_split=params.val_split,
+        target_domain=params.target_domain,
+        seed=params.seed,
+    )
+    placed = placed.assign(split=places)
     table = table.assign(split=placed["split"].reindex(table.index, fill_value=UNLABELLED))
     leaks = leaking(placed, among(pairs, placed.index))
     reasons = "a near duplicate, or its group, is in the " + leaks + " split"

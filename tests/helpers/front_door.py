@@ -32,7 +32,8 @@ PARAMS: dict[str, Any] = {
     "on_bad_image": "fail", "max_bad_fraction": 0.2, "on_gaps": "refuse", "background": "none",
     "min_background_images": 5, "on_small_group": "refuse",
     "near_duplicate_bits": 10, "on_leak": "move",
-    "split": "stratified_group", "folds": 4, "fold": 0, "val_folds": 3, "seed": 0,
+    "split": "stratified_group", "folds": 4, "fold": 0, "val_folds": 3,
+    "val_split": "representative", "seed": 0,
     "max_share_error": 0.5, "target_domain": None, "labelled_share": 1.0,
     "labelled_by": "image", "labelled_draw": 0, "drift_warn": 0.1, "drift_fail": 0.25,
 }  # fmt: skip

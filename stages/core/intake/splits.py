@@ -10,9 +10,11 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from stages.core.dataset.data import UNLABELLED
 from stages.core.intake.duplicates import Pairs, among, tied
+from stages.core.intake.representative import representative
 from stages.core.runner.errors import DataError
 
 Method = Literal["stratified_group", "hash", "column", "random"]
+ValSplit = Literal["representative", "fold"]
 # What keeps its labels, or loses them, as a whole.
 Unit = Literal["group", "image"]
 
@@ -75,18 +77,30 @@ def _by_hash(manifest: pd.DataFrame, folds: int, fold: int, val_folds: int, seed
 
 
 def assign(
-    manifest: pd.DataFrame, method: Method, *, folds: int, fold: int, val_folds: int, seed: int
+    manifest: pd.DataFrame,
+    method: Method,
+    *,
+    folds: int,
+    fold: int,
+    val_folds: int,
+    val_split: ValSplit,
+    target_domain: str | None,
+    seed: int,
 ) -> pd.Series:
     """`train`, `val` or `test` for every image.
 
     Args:
-        manifest: columns file_name, label, domain, group; split for `column`.
+        manifest: columns file_name, label, domain, group; split for `column`; and those of
+            `representative`.
         method: `stratified_group` and `hash` keep groups whole; with `hash`, an image's place
             depends on its group alone, so that adding images never moves one. `column` takes the
             user's own, and makes a validation split of its training images if it has none.
             `random` tears groups apart: only to compare with numbers that were measured so.
         folds, fold: the test split is fold `fold` of `folds`.
         val_folds: the validation split is one of this many folds of the rest.
+        val_split: whether that is the first fold, or the set of groups that `representative`
+            chooses among the images that are not of the target domain, which choose nothing. It is
+            the first fold where images are split one by one, and `hash` has a rule of its own.
 
     Raises: DataError when there are fewer groups or images than folds, or no such column.
     """
@@ -114,7 +128,14 @@ def assign(
         split[_fold(manifest, manifest.index, folds, fold, seed, grouped)] = "test"
     if not (split == "val").any():
         rest = split.index[split == "train"]
-        split[_fold(manifest, rest, val_folds, 0, seed, grouped)] = "val"
+        val = _fold(manifest, rest, val_folds, 0, seed, grouped)
+        choosing = manifest.loc[rest]
+        choosing = choosing[choosing["domain"] != target_domain]
+        if val_split == "representative" and grouped and len(choosing):
+            first = pd.Series(choosing.index.isin(val), index=choosing.index)
+            inside = representative(choosing, first, share=1 / val_folds, seed=seed)
+            val = rest[manifest.loc[rest, "group"].isin(choosing.loc[inside, "group"])]
+        split[val] = "val"
     return split
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from stages.core.intake import splits
+from stages.core.intake.drift import NUMBERS
 from stages.core.intake.duplicates import Pairs
 from stages.core.intake.splits import (
     Method,
@@ -30,11 +31,14 @@ def built(groups: int = 60, most: int = 12, seed: int = 0) -> pd.DataFrame:
         for g in range(groups)
         for i in range(draws.integers(1, most + 1))
     ]
-    return pd.DataFrame(rows, columns=["file_name", "label", "domain", "group", "split"])
+    table = pd.DataFrame(rows, columns=["file_name", "label", "domain", "group", "split"])
+    numbers = {name: draws.integers(0, 9, len(table)) for name in NUMBERS}
+    return table.assign(**numbers)
 
 
 def split(manifest: pd.DataFrame, method: Method, **changes: Any) -> "pd.Series[str]":
-    places = {"folds": 4, "fold": 0, "val_folds": 5, "seed": 0} | changes
+    places: dict[str, Any] = {"folds": 4, "fold": 0, "val_folds": 5, "val_split": "representative"}
+    places |= {"target_domain": None, "seed": 0} | changes
     return assign(manifest, method, **places)
 
 
@@ -163,6 +167,35 @@ def test_what_cannot_be_split(method: Method, changes: dict[str, int], words: st
     with pytest.raises(DataError) as caught:
         split(manifest, method, **changes)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["hash", "random"])
+def test_what_is_drawn_one_by_one_is_representative_by_itself(method: Method) -> None:
+    manifest = built()
+    assert split(manifest, method).equals(split(manifest, method, val_split="fold"))
+
+
+def test_the_test_split_does_not_depend_on_the_validation_split() -> None:
+    manifest = built()
+    actual, before = (
+        split(manifest, "stratified_group", val_split=name) for name in ("representative", "fold")
+    )
+    assert (actual == "test").equals(before == "test")
+    assert not (actual == "val").equals(before == "val")
+
+
+def test_images_of_the_target_domain_do_not_choose() -> None:
+    """So their groups and their profile have no say in which others do."""
+    manifest = built()
+    target = manifest["domain"] == "poly"
+    changed = manifest.assign(mean=manifest["mean"].where(~target, 200))
+    actual, other = (
+        split(table, "stratified_group", target_domain="poly") for table in (manifest, changed)
+    )
+    assert actual.equals(other)
+    assert not actual.equals(split(changed, "stratified_group"))
+    rest = actual[~target & (actual != "test")]
+    assert (rest == "val").mean() == pytest.approx(0.2, abs=0.02)
 
 
 def test_an_index_with_gaps_is_kept() -> None:

@@ -22,7 +22,7 @@ RowsFitted = Callable[[], list[Rows]]
 
 RECIPE: dict[str, Any] = {
     "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
-    "rate_decay": 1.0, "unfreeze_every": 0, "weight_decay": 0.05, "average": 0.0, "patience": 0,
+    "rate_decay": 1.0, "unfreeze_every": 0, "weight_decay": 0.05, "average": 0.0,
 }  # fmt: skip
 
 

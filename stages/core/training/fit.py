@@ -1,6 +1,5 @@
 """The one training loop: teacher, student, control and refinement hand it a loss."""
 
-import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +42,6 @@ class Recipe(Section):
     unfreeze_every: int = Field(ge=0)
     weight_decay: float = Field(ge=0, le=1)
     average: float = Field(ge=0, lt=1)
-    patience: int = Field(ge=0)
 
 
 class _Training:
@@ -88,7 +86,6 @@ class _Training:
             decay = get_ema_multi_avg_fn(recipe.average)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(net, multi_avg_fn=decay, use_buffers=True)
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
         return {
@@ -98,7 +95,6 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "history": self.history,
-            "best": self.best,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -109,7 +105,6 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.history = state["history"]
-        self.best = state["best"]
 
     @property
     def measured(self) -> Net:
@@ -122,14 +117,6 @@ class _Training:
         for below_top, group in enumerate(reversed(self.layers)):
             for parameter in group:
                 parameter.requires_grad_(epoch >= every * (below_top + 1) or not every)
-
-    def epochs_without_gain(self) -> int:
-        """Epochs since the first of the evaluated figures was best."""
-        if not self.history:
-            return 0
-        first = list(self.history[0])[2]
-        values = [row[first] for row in self.history]
-        return len(values) - 1 - int(np.argmax(values))
 
 
 def _diverged(
@@ -240,14 +227,14 @@ def fit(
         loss: (net, rows (B,), epoch) to a scalar, the mean over the batch; a module with weights of
             its own learns with the network, at the head's rate.
         rows: the images to learn from.
-        evaluate: figures by name, computed after each epoch in evaluation mode; the first decides
-            when to stop (`recipe.patience`), higher is better.
+        evaluate: figures by name, computed after each epoch in evaluation mode. They decide
+            nothing: the schedule ends with the last epoch, and the best of several by one
+            validation split is mostly chance.
         what: names the work in progress lines.
         watch: called with the history so far after each epoch, and when going on.
 
     Returns: one row per epoch: epoch, loss, and what `evaluate` gives. The net is left in
-        evaluation mode, with the averaged weights if `recipe.average`, and with those of the best
-        epoch if `recipe.patience`.
+        evaluation mode, with the averaged weights if `recipe.average`.
 
     Raises: TrainingDiverged when a loss or its gradients are not finite; the weights and the
         batch, as they were before that step, and the state of PyTorch's random numbers are saved
@@ -261,8 +248,6 @@ def fit(
         watch(pd.DataFrame(training.history))
     progress = Progress(what, steps * recipe.epochs, done=steps * len(training.history))
     for epoch in range(len(training.history), recipe.epochs):
-        if recipe.patience and training.epochs_without_gain() >= recipe.patience:
-            break
         value = _run_epoch(
             training,
             loss,
@@ -275,11 +260,9 @@ def fit(
         training.measured.eval()
         figures = {"loss": value, **evaluate(training.measured)}
         training.history.append({"epoch": epoch + 1, **figures})
-        if recipe.patience and not training.epochs_without_gain():
-            training.best = copy.deepcopy(training.measured.state_dict())
         progress.step(0, where=f"epoch {epoch + 1}/{recipe.epochs}", figures=figures)
         checkpoint.save(training.state())
         watch(pd.DataFrame(training.history))
-    net.load_state_dict(training.best or training.measured.state_dict())
+    net.load_state_dict(training.measured.state_dict())
     net.eval()
     return pd.DataFrame(training.history)

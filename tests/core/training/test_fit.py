@@ -89,8 +89,7 @@ MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "discriminative": {"rate_decay": 2.6, "unfreeze_every": 1, "epochs": 4},
     "averaged": {"average": 0.9},
-    "best": {"patience": 2},
-    "all": {"rate_decay": 2.0, "unfreeze_every": 1, "epochs": 4, "average": 0.9, "patience": 1},
+    "all": {"rate_decay": 2.0, "unfreeze_every": 1, "epochs": 4, "average": 0.9},
 }
 
 
@@ -119,8 +118,8 @@ def run_fit(net: Net, folder: Path, evaluate: Evaluate, **changes: object) -> pd
     )
 
 
-def test_stops_early_with_the_best_weights(tmp_path: Path) -> None:
-    figures = iter([0.5, 0.9, 0.8, 0.7, 0.6])
+def test_the_last_epoch_is_kept_whatever_validation_says(tmp_path: Path) -> None:
+    figures = iter([0.5, 0.9, 0.8])
     seen = []
 
     def evaluate(net: Net) -> dict[str, float]:
@@ -128,9 +127,9 @@ def test_stops_early_with_the_best_weights(tmp_path: Path) -> None:
         return {"figure": next(figures)}
 
     net = small_net()
-    history = run_fit(net, tmp_path, evaluate, epochs=5, patience=2)
-    assert history["figure"].tolist() == [0.5, 0.9, 0.8, 0.7]
-    assert all(torch.equal(v, seen[1][k]) for k, v in net.state_dict().items())
+    history = run_fit(net, tmp_path, evaluate)
+    assert history["figure"].tolist() == [0.5, 0.9, 0.8]
+    assert all(torch.equal(v, seen[-1][k]) for k, v in net.state_dict().items())
 
 
 def test_curves_are_drawn_again_when_nothing_is_left_to_learn(tmp_path: Path) -> None:

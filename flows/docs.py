@@ -62,7 +62,7 @@ MODELS = (
     ("control: student without teacher", "distill.parameters", "distill.control"),
     ("student, distilled", "distill.parameters", "distill.student"),
     ("student refined with synthetic images", "distill.parameters", "refine.synthetic"),
-    ("**shipped**: calibrated, as ONNX", "distill.parameters", "export.calibrated"),
+    ("**shipped**, as ONNX", "distill.parameters", "export.calibrated"),
 )
 COLUMNS = {
     "AUROC": "auroc",

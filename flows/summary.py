@@ -17,6 +17,7 @@ from stages.core.results.schema import (
     Auroc,
     BenchmarkMetrics,
     CheckMetrics,
+    Difference,
     DistillMetrics,
     ExportMetrics,
     Gain,
@@ -43,6 +44,12 @@ def _aurocs(
         within = f"{reference} {other.auroc_within_groups:.3f}{compared}"
         lines.append((WITHIN, f"{model.auroc_within_groups:.3f}", within))
     return lines
+
+
+def _decision(name: str, accepted: str, is_shown: bool, gain: Difference) -> tuple[str, str, str]:
+    """What validation decides, and the gain there by which it does."""
+    words = "shown" if is_shown else "not shown"
+    return name, accepted if is_shown else "left out", f"validation {gain}: {words} to help"
 
 
 def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
@@ -74,19 +81,14 @@ def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
         lines.append(("student: parameters", size, f"teacher {teacher.parameters:,}"))
     if "refine" in stages:
         refine = read_metrics(reports / "refine" / "metrics.json", RefineMetrics)
-        validation = refine.val_auroc
-        lines.append(
-            (
-                "synthetic images",
-                "accepted" if refine.accepted else "left out",
-                f"validation {validation.synthetic:.3f}, real alone {validation.real:.3f}",
-            )
-        )
+        lines.append(_decision("synthetic images", "accepted", refine.accepted, refine.val_gain))
     benchmark = None
     if "benchmark" in stages:
         benchmark = read_metrics(reports / "benchmark" / "metrics.json", BenchmarkMetrics)
     if "export" in stages:
         export = read_metrics(reports / "export" / "metrics.json", ExportMetrics)
+        lower, accepted = export.val_calibration_gain, f"temperature {export.temperature:.2f}"
+        lines.append(_decision("calibration", accepted, lower.is_shown, lower))
         size = f"{export.auroc:.3f}, {export.bytes / 1e6:.2f} MB"
         other = f"teacher {benchmark.bytes['teacher'] / 1e6:.1f} MB" if benchmark else ""
         lines.append(("shipped model: AUROC, size", size, other))

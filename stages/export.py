@@ -1,11 +1,11 @@
-"""The refined student as ONNX: raw images in, calibrated probabilities out.
+"""The refined student as ONNX: raw images in, probabilities out.
 
-The temperature is fitted on validation (Guo et al. 2017, arXiv 1706.04599), and the file is
-compared with PyTorch on the real test images. Its metadata hold the rules for image files that
-validation applied, so that predict.py applies the same.
+They are calibrated with a temperature fitted on validation, if that is shown to help on groups that
+it was not fitted on. The file is compared with PyTorch on the real test images. Its metadata hold
+the rules for image files that validation applied, so that predict.py applies the same.
 
 Reads:  data/validated/, data/models/refined/
-Writes: data/models/onnx/ (fp32.onnx), metrics
+Writes: data/models/onnx/ (fp32.onnx), metrics, predictions
 Params: export
 Run:    dvc repro export
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.optimize import minimize_scalar
 
 from stages.core.dataset.data import load_dataset
 from stages.core.dataset.views import Views
@@ -25,7 +24,8 @@ from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import load_net
 from stages.core.nets.onnx_export import Calibrated, export
 from stages.core.nets.onnx_run import probabilities, session
-from stages.core.results import metrics, report
+from stages.core.results import metrics, predictions, report
+from stages.core.results.calibration import calibrate
 from stages.core.results.schema import ExportMetrics, Parity
 from stages.core.runner import runtime, stage
 from stages.core.runner.params import Section
@@ -46,16 +46,7 @@ class Paths(stage.Paths):
     refined: Path = stage.reads()
     onnx: Path = stage.writes()
     metrics: Path = stage.writes()
-
-
-def fit_temperature(logits: metrics.Logits, labels: metrics.Labels, highest: float) -> float:
-    """The temperature in 1 / highest to highest with the lowest negative log-likelihood."""
-    optimum = minimize_scalar(
-        lambda log_t: metrics.negative_log_likelihood(logits / np.exp(log_t), labels),
-        bounds=(-np.log(highest), np.log(highest)),
-        method="bounded",
-    )
-    return float(np.exp(optimum.x))
+    predictions: Path = stage.writes()
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -65,8 +56,15 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     views = Views(data.pixels, seed=0, jitter=0, symmetries=data.symmetries)
     val, test = data.rows("val"), data.rows("test")
     labels, groups = data.labels[test], data.groups[test]
-    temperature = fit_temperature(
-        logits_of(net, views.plain, val), data.labels[val], params.max_temperature
+    calibration = calibrate(
+        logits_of(net, views.plain, val), data.labels[val], data.groups[val], params.max_temperature
+    )
+    temperature, gain = calibration.temperature, calibration.gain
+    verdict = "shown to help" if gain.is_shown else "not shown to help, so left out"
+    print(
+        f"calibration with temperature {calibration.fitted:.3f} {verdict} on validation: mean "
+        f"cross-entropy lower by {gain} nats",
+        flush=True,
     )
 
     paths.onnx.mkdir()
@@ -89,10 +87,15 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
     running = session(file, "cpu", threads=runtime.threads(resources))
     shipped = probabilities(running, data.model_inputs, test)
+    log_shipped = np.log(shipped + 1e-12)
+    models = {"uncalibrated": logits, "shipped": log_shipped}
+    predictions.write(paths.predictions, data, test, models)
     report.write_metrics(
         paths.metrics,
         ExportMetrics(
             temperature=temperature,
+            fitted_temperature=calibration.fitted,
+            val_calibration_gain=gain,
             bytes=file.stat().st_size,
             parity=Parity(
                 images=len(test),
@@ -101,9 +104,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             ),
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
             calibrated=metrics.classification(logits / temperature, labels, groups, data.classes),
-            **metrics.ranking(np.log(shipped + 1e-12), labels, groups).model_dump(
-                exclude_unset=True
-            ),
+            **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),
         ),
     )
 

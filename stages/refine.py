@@ -1,11 +1,12 @@
 """Do the synthetic images help? The student goes on learning with and without them.
 
 Both go on from the same distilled student, on the same recipe, for the same number of steps; in
-one, part of every batch is synthetic. Validation decides. If the synthetic images lose, against
-real images alone or against no refinement at all, the distilled student goes through byte for byte.
+one, part of every batch is synthetic. Validation decides: unless it shows that the synthetic images
+help, against real images alone and against no refinement at all, the distilled student goes through
+byte for byte.
 
 Reads:  data/validated/, data/targets/, data/augmented/, data/models/student/
-Writes: data/models/refined/ (model.safetensors, config.json), metrics, curves
+Writes: data/models/refined/ (model.safetensors, config.json), metrics, curves, predictions
 Params: refine
 Run:    dvc repro refine
 """
@@ -23,7 +24,7 @@ from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.dataset.resize import resize
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, load_net, save_net
-from stages.core.results import metrics, report
+from stages.core.results import metrics, predictions, report
 from stages.core.results.schema import RefineMetrics, ValidationAuroc
 from stages.core.runner import stage
 from stages.core.runner.params import Section
@@ -58,6 +59,7 @@ class Paths(stage.Paths):
     metrics: Path = stage.writes()
     curves: Path = stage.writes(live=True)
     picture: Path = stage.writes(live=True)
+    predictions: Path = stage.writes()
 
 
 # What the student goes on with; both start from it as it is.
@@ -148,39 +150,41 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     nets = refine(params, paths, data, targets, synthetic, resources)
 
     images, val, test = targets.views.plain, data.rows("val"), data.rows("test")
-    rankings = {
-        name: metrics.ranking(logits_of(net, images, val), data.labels[val], data.groups[val])
-        for name, net in nets.items()
-    }
-    on_val = {name: each.auroc for name, each in rankings.items()}
-    within = {name: each.auroc_within_groups for name, each in rankings.items()}
-    on_test = {name: logits_of(net, images, test) for name, net in nets.items()}
-    accepted = on_val["synthetic"] > max(on_val["real"], on_val["distilled"])
+    on_val, on_test = (
+        {name: logits_of(net, images, rows) for name, net in nets.items()} for rows in (val, test)
+    )
+    labels, groups = data.labels[val], data.groups[val]
+    rankings = {name: metrics.ranking(x, labels, groups) for name, x in on_val.items()}
+    over_real, over_distilled = (
+        metrics.paired_gain(on_val["synthetic"], on_val[name], labels, groups)
+        for name in ("real", "distilled")
+    )
+    accepted = over_real.is_shown and over_distilled.is_shown
     if accepted:
         save_net(paths.refined, nets["synthetic"])
     else:
         shutil.copytree(paths.student, paths.refined)
+    within = {name: each.auroc_within_groups for name, each in rankings.items()}
     labels, groups = data.labels[test], data.groups[test]
     figures: dict[str, Any] = {
         name: metrics.classification(x, labels, groups, data.classes) for name, x in on_test.items()
     }
     if None not in within.values():
         figures["val_auroc_within_groups"] = within
-    report.write_metrics(
-        paths.metrics,
-        RefineMetrics(
-            accepted=accepted,
-            winner="synthetic" if accepted else "distilled",
-            val_auroc=ValidationAuroc(**on_val),
-            **figures,
-            gain_over_real=metrics.paired_gain(
-                on_test["synthetic"], on_test["real"], labels, groups
-            ),
-        ),
+    refined = {name: on_test[name] for name in WAYS}
+    predictions.write(paths.predictions, data, test, refined)
+    result = RefineMetrics(
+        accepted=accepted,
+        winner="synthetic" if accepted else "distilled",
+        val_auroc=ValidationAuroc(**{name: each.auroc for name, each in rankings.items()}),
+        val_gain_over_real=over_real,
+        val_gain_over_distilled=over_distilled,
+        **figures,
+        gain_over_real=metrics.paired_gain(on_test["synthetic"], on_test["real"], labels, groups),
     )
-    aurocs = ", ".join(f"{name} {auroc:.3f}" for name, auroc in on_val.items())
-    verdict = "accepted" if accepted else "left out"
-    print(f"synthetic images {verdict}; AUROC on validation: {aurocs}", flush=True)
+    report.write_metrics(paths.metrics, result)
+    verdict = "accepted: shown" if accepted else "left out: not shown"
+    print(f"synthetic images {verdict} to help on validation, {result.val_gain}", flush=True)
 
 
 if __name__ == "__main__":

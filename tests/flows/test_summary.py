@@ -48,7 +48,7 @@ def test_each_target_has_a_table(clone: Path, count: int) -> None:
     order = ["validate", "teacher", "targets", "distill", "augment", "refine", "export"]
     stages = [*order, "benchmark", "check"][:count]
     rows = summary.rows(clone / "data" / "reports", stages)
-    assert len(rows) == sum((1, 1, 0, 3, 0, 1, 1, 1, 1)[:count])
+    assert len(rows) == sum((1, 1, 0, 3, 0, 1, 2, 1, 1)[:count])
 
 
 def test_figures_within_groups_are_below_the_overall_ones(clone: Path) -> None:
@@ -73,6 +73,30 @@ def test_figures_within_groups_are_below_the_overall_ones(clone: Path) -> None:
     names = [row[0] for row in rows]
     assert names[names.index("shipped model: AUROC, size") + 1] == "  within groups"
     assert ("95 % intervals above", "2", "") in rows
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_decisions_stand_beside_the_gain_that_decides(clone: Path, is_shown: bool) -> None:
+    reports = clone / "data" / "reports"
+    gain = {"gain": 0.011, "low": 0.002 if is_shown else -0.002, "high": 0.02}
+    more = {"gain": 0.03, "low": 0.02, "high": 0.04}
+    for stage, key, value in (
+        ("refine", "accepted", is_shown),
+        ("refine", "val_gain_over_real", more),
+        ("refine", "val_gain_over_distilled", gain),
+        ("export", "temperature", 1.63 if is_shown else 1.0),
+        ("export", "val_calibration_gain", gain),
+    ):
+        change(reports / stage / "metrics.json", key, value)
+    rows = summary.rows(reports, ["refine", "export"])
+    if is_shown:
+        words, outcomes = "validation +0.011 [+0.002, +0.020]: shown to help", ("accepted", "1.63")
+    else:
+        words, outcomes = "validation +0.011 [-0.002, +0.020]: not shown to help", ("left out",) * 2
+    assert rows[0] == ("synthetic images", outcomes[0], words)
+    assert rows[1][0] == "calibration"
+    assert outcomes[1] in rows[1][1]
+    assert rows[1][2] == words
 
 
 def test_a_gain_without_an_interval_says_so(

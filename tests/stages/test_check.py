@@ -33,6 +33,9 @@ WITHIN = {"gain": 0.03, "low": 0.011, "high": 0.05}
 GAIN: dict[str, Any] = {"gain": 0.02, "low": 0.001, "high": 0.04, "within_groups": WITHIN}
 
 
+NOT_SHOWN = {"gain": 0.012, "low": -0.003, "high": 0.027}
+
+
 def reports(root: Path) -> None:
     """Reports as the stages before write them, of an imagined run."""
     split = {"groups": 3, "images": 100, "classes": {"functional": 60, "defective": 40}}
@@ -70,9 +73,11 @@ def reports(root: Path) -> None:
             "val_auroc_within_groups": {"distilled": 0.81, "real": 0.82, "synthetic": 0.71},
             "distilled": quality(0.86), "real": quality(0.86), "synthetic": quality(0.8),
             "gain_over_real": GAIN,
+            "val_gain_over_real": GAIN, "val_gain_over_distilled": NOT_SHOWN,
         },
         "export": {
-            "auroc": 0.86, "auroc_within_groups": 0.81, "bytes": 250_000, "temperature": 1.1,
+            "auroc": 0.86, "auroc_within_groups": 0.81, "bytes": 250_000, "temperature": 1.0,
+            "fitted_temperature": 1.63, "val_calibration_gain": NOT_SHOWN,
             "parity": {"max_abs": 1e-7, "decisions_changed": 0, "images": 100},
             "calibrated": quality(0.86), "uncalibrated": quality(0.86),
         },
@@ -313,6 +318,30 @@ def test_what_became_of_the_images_is_told(
     assert card in (paths.release / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_decisions_stand_beside_the_gain_that_decides(paths: check.Paths, is_shown: bool) -> None:
+    gain = {"gain": 0.041, "low": 0.013, "high": 0.069} if is_shown else NOT_SHOWN
+    for stage_name, key, value in (
+        ("refine", "accepted", is_shown),
+        ("refine", "val_gain_over_distilled", gain),
+        ("export", "val_calibration_gain", gain),
+    ):
+        change(getattr(paths, stage_name) / "metrics.json", key, value)
+    run(paths)
+    page, card = paths.page.read_text(), (paths.release / "MODEL_CARD.md").read_text()
+    interval = "+0.041 [+0.013, +0.069]" if is_shown else "+0.012 [-0.003, +0.027]"
+    deciding = "+0.020 [+0.001, +0.040]" if is_shown else interval
+    outcome = "shown to help on validation" if is_shown else "not shown to help on validation"
+    used = "used" if is_shown else "left out"
+    assert f"Synthetic images: {outcome} (AUROC {deciding}), so {used}." in card
+    assert f"Calibration: {outcome} (cross-entropy lower by {interval} nats), so {used}." in card
+    assert (", not calibrated;" in card) is not is_shown
+    verdict = "Accepted: shown" if is_shown else "Left out: not shown"
+    assert f"<b>{verdict} to help on validation.</b>" in page
+    assert f"temperature of 1.630 is {'' if is_shown else 'not '}shown to help" in page
+    assert page.count(interval) == 2
+
+
 def test_a_gain_without_an_interval(paths: check.Paths) -> None:
     """One group in the test split: the gain itself is held against the limit."""
     lonely = {"gain": -0.01, "low": None, "high": None}
@@ -332,13 +361,13 @@ def test_figures_within_groups_are_beside_the_overall_ones(paths: check.Paths) -
     page = paths.page.read_text()
     card = (paths.release / "MODEL_CARD.md").read_text()
     for text in ("+0.020 [+0.001, +0.040]", "+0.030 [+0.011, +0.050]"):
-        assert page.count(text) == 4
+        assert page.count(text) == 5
         assert card.count(text) == 1
     rows = [row for name in ("student, distilled", "student") for row in (name, 0.86, 0.81)]
     assert f"| {rows[0]} | {rows[1]:.3f} | {rows[2]:.3f} |" in card
     cells = "".join(f'<td class="n">{value:.3f}</td>' for value in rows[4:])
     assert f"<td>{rows[3]}</td>{cells}" in page
-    assert [page.count(f"95 % intervals: {n};") for n in (2, 4)] == [2, 1]
+    assert [page.count(f"95 % intervals: {n};") for n in (2, 4, 5)] == [1, 1, 1]
     assert "95 % intervals: 2;" in card
     assert "0.710, 0.820 and 0.810" in page
 

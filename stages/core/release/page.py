@@ -47,6 +47,7 @@ def _environment() -> Environment:
         "cell": markdown_cell,
         "intervals_note": intervals_note,
         "test_split": _test_split,
+        "verdict": lambda is_shown: "shown" if is_shown else "not shown",
     }
     return environment
 

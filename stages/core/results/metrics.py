@@ -135,10 +135,15 @@ def expected_calibration_error(logits: Logits, labels: Labels, *, bins: int = 15
     return float(np.abs(gap).sum() / len(labels))
 
 
+def cross_entropies(logits: Logits, labels: Labels) -> NDArray[np.float64]:
+    """Cross-entropy of each image, (N,), in nats."""
+    log_p: NDArray[np.float64] = log_softmax(logits.astype(np.float64), axis=1)
+    return -log_p[np.arange(len(labels)), labels]
+
+
 def negative_log_likelihood(logits: Logits, labels: Labels) -> float:
     """Mean cross-entropy in nats."""
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
-    return float(-log_p[np.arange(len(labels)), labels].mean())
+    return float(cross_entropies(logits, labels).mean())
 
 
 def classification(logits: Logits, labels: Labels, groups: Groups, classes: list[str]) -> Quality:
@@ -274,6 +279,23 @@ def mean_paired_gain(pairs: Sequence[Paired]) -> Gain:
 def paired_gain(better: Logits, worse: Logits, labels: Labels, groups: Groups) -> Gain:
     """Difference in AUROC of two models on the same images; see `mean_paired_gain`."""
     return mean_paired_gain([Paired(better, worse, labels, groups)])
+
+
+def paired_reduction(
+    better: NDArray[np.float64], worse: NDArray[np.float64], groups: Groups
+) -> Difference:
+    """How much lower one mean loss is than another on the same images; see `mean_paired_gain`.
+
+    Args:
+        better, worse, groups: (N,); the losses of each image, and its group.
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    lower = worse - better
+    rest = len(lower) - np.bincount(members)
+    # A single group leaves no image.
+    left = (lower.sum() - np.bincount(members, lower)) / np.maximum(rest, 1)
+    without = dict(zip(names.tolist(), left.tolist(), strict=True))
+    return _difference([_Estimate(float(lower.mean()), without)])
 
 
 def kernel_distance(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:

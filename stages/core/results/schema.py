@@ -5,6 +5,7 @@ them back as one with `report.read_metrics`. An optional field that is left out 
 that is None is null.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -51,9 +52,10 @@ class Quality(Auroc):
 
 
 class Difference(Metrics):
-    """Difference in AUROC of two models on the same images.
+    """Difference of two models on the same images, in AUROC where nothing else is said.
 
     Attributes:
+        gain: above 0 if the first model is better.
         low, high: ends of the 95 % interval; None where there are too few groups for one.
     """
 
@@ -65,6 +67,11 @@ class Difference(Metrics):
         if self.low is None or self.high is None:
             return f"{self.gain:+.3f} [no interval: too few groups]"
         return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the first model is shown to be better: the interval lies above zero."""
+        return self.low is not None and self.low > 0
 
 
 class Gain(Difference):
@@ -292,22 +299,32 @@ class ValidationAuroc(Metrics):
 
 
 class RefineMetrics(Metrics):
-    """What refinement gives, on the test split but for `val_auroc`.
+    """What refinement gives, on the test split but for what begins with `val_`.
 
     Attributes:
-        accepted: whether the synthetic images helped on validation, by `val_auroc`.
-        val_auroc_within_groups: left out where there is none, as in `Auroc`.
+        accepted: whether validation shows that the synthetic images help: both gains over
+            `real` and `distilled` are clear of zero there.
         winner: what goes on.
+        val_auroc_within_groups: left out where there is none, as in `Auroc`.
+        val_gain_over_real, val_gain_over_distilled: of `synthetic`.
     """
 
     accepted: bool
     winner: Literal["synthetic", "distilled"]
     val_auroc: ValidationAuroc
     val_auroc_within_groups: ValidationAuroc | None = None
+    val_gain_over_real: Gain
+    val_gain_over_distilled: Gain
     distilled: Quality
     real: Quality
     synthetic: Quality
     gain_over_real: Gain
+
+    @property
+    def val_gain(self) -> Gain:
+        """Of the two gains on validation the one that decides: that with the lower low end."""
+        gains = (self.val_gain_over_real, self.val_gain_over_distilled)
+        return min(gains, key=lambda gain: -math.inf if gain.low is None else gain.low)
 
 
 class Parity(Metrics):
@@ -322,12 +339,19 @@ class ExportMetrics(Metrics):
     """The ONNX file on the test split.
 
     Attributes:
+        temperature: in the file; 1, which changes nothing, unless validation shows that the fitted
+            one helps.
+        fitted_temperature: the best one on validation.
+        val_calibration_gain: how much lower the mean cross-entropy (nats) is on groups of the
+            validation split that a temperature was not fitted on than without any.
         bytes: the file's size.
-        uncalibrated, calibrated: PyTorch, before and after the temperature.
+        uncalibrated, calibrated: PyTorch, before and after `temperature`.
         auroc, auroc_within_groups: of the file itself; the latter as in `Auroc`.
     """
 
     temperature: float
+    fitted_temperature: float
+    val_calibration_gain: Difference
     bytes: int
     parity: Parity
     uncalibrated: Quality

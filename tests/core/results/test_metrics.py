@@ -284,6 +284,34 @@ def test_no_interval_within_groups_where_one_group_has_all_pairs() -> None:
     assert within.low is within.high is None
 
 
+def test_cross_entropy_of_each_image_is_of_its_label() -> None:
+    logits, labels = random_logits(50, 3)
+    naive = [-log_softmax(x.astype(np.float64))[y] for x, y in zip(logits, labels, strict=True)]
+    assert metrics.cross_entropies(logits, labels) == pytest.approx(naive)
+    assert metrics.negative_log_likelihood(logits, labels) == pytest.approx(np.mean(naive))
+
+
+def test_interval_of_a_loss_is_the_jackknife() -> None:
+    draws = np.random.default_rng(3)
+    groups = draws.integers(0, 9, 120)
+    worse = draws.exponential(size=120)
+    better = worse - draws.normal(0.1, 0.2, 120)
+    left = np.array([(worse - better)[groups != g].mean() for g in range(9)])
+    gain = (worse - better).mean()
+    reach = student_t.ppf(0.975, 8) * np.sqrt(8 / 9 * np.square(left - gain).sum())
+    result = metrics.paired_reduction(better, worse, groups)
+    assert result.gain == pytest.approx(gain)
+    assert (result.low, result.high) == pytest.approx((gain - reach, gain + reach))
+    one = metrics.paired_reduction(better, worse, np.zeros(120, np.int64))
+    assert one == Difference(gain=result.gain, low=None, high=None)
+
+
+def test_only_what_is_clear_of_zero_is_shown() -> None:
+    assert Difference(gain=0.2, low=0.1, high=0.3).is_shown
+    for low, high in ((0.0, 0.4), (-0.1, 0.5), (None, None), (-0.4, -0.1)):
+        assert not Difference(gain=0.2, low=low, high=high).is_shown
+
+
 def test_groups_that_hold_one_class_only_have_an_interval() -> None:
     logits, labels = random_logits(60, 2, seed=5)
     order = np.argsort(labels, kind="stable")

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,9 @@ def _commit() -> str:
 # Ends a trial that hangs. The longest stage of a run may take ten hours, and a trial has several.
 TRIAL_LIMIT_S = 24 * 3600
 
+# Takes more than metrics and predictions from a trial's workspace, before its row is written.
+Keep = Callable[[Trial, Path], None]
+
 
 @task(cache_policy=NO_CACHE)
 def run_trial(
@@ -76,6 +79,7 @@ def run_trial(
     shared: Path,
     results: Results,
     display: Display,
+    keep: Keep | None,
 ) -> State[Any]:
     """Run the graph up to the study's target with the trial's params; write its row."""
     on_line = ui.follow(trial.label, display)
@@ -103,6 +107,8 @@ def run_trial(
         display.end(trial.label, "Failed", message)
         return Failed(message=message)
     metrics, logits = collect(graph)
+    if keep:
+        keep(trial, at)
     results.add(trial, row | metrics, logits)
     display.end(trial.label, "Completed")
     return Completed()
@@ -174,7 +180,24 @@ def sweep(study: str, minutes: float | None = None) -> State[Any]:
 def _run_trials(study: str, minutes: float | None) -> State[Any]:
     name = Path(study).stem
     plan = load(ROOT / study)
-    results = Results(ROOT / RESULTS, name)
+    failed, table = run_plan(name, plan, Results(ROOT / RESULTS, name), minutes)
+    create_markdown_artifact(f"{plan.question}\n\n{table}", key=ui.artifact_key("study", name))
+    print(printable(table), flush=True)
+    return Failed(message=failed) if failed else Completed()
+
+
+def run_plan(
+    name: str, plan: Study, results: Results, minutes: float | None, keep: Keep | None = None
+) -> tuple[str, str]:
+    """Run the trials that are not done yet; start no trial after `minutes`.
+
+    Args:
+        name: of the trials' worktrees.
+
+    Returns: how many trials have failed, in words, or nothing; the summary.
+
+    Raises: ParamsError; DataError; WorkspaceFailed; WorkspaceBusy.
+    """
     planner = Planner(plan)
     planned = planner.all_inputs()
     _commit()  # No trial can run without git.
@@ -190,19 +213,32 @@ def _run_trials(study: str, minutes: float | None) -> State[Any]:
             run = run_trial.with_options(
                 name=name, task_run_name=trial.label, timeout_seconds=TRIAL_LIMIT_S
             )
-            state = run(
-                plan, trial, planner.inputs(trial), at, shared, results, display, return_state=True
-            )
+            inputs = planner.inputs(trial)
+            state = run(plan, trial, inputs, at, shared, results, display, keep, return_state=True)
             display.close(trial.label, str(state.name), str(state.message))
             failed += not state.is_completed()
             workspace.remove(ROOT, at)
         else:
             shutil.rmtree(shared, ignore_errors=True)
-    table = summary(plan, results, planner.all_inputs())
-    create_markdown_artifact(f"{plan.question}\n\n{table}", key=ui.artifact_key("study", name))
-    print(printable(table), flush=True)
-    trials_failed = f"{failed} trial" + "s" * (failed != 1)
-    return Failed(message=f"{trials_failed} failed") if failed else Completed()
+    words = f"{failed} trial{'s' * (failed != 1)} failed" if failed else ""
+    return words, summary(plan, results, planner.all_inputs())
+
+
+def run_flow(run: Callable[[], State[Any]]) -> None:
+    """Run a flow of trials beside a Prefect server; exits with a message if it fails."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    tolerate_any_text()
+    try:
+        with server.starting() as wait:
+            params.check(ROOT / "params.yaml")
+            with connected(wait):
+                state = run()
+    except AtelierError as error:
+        sys.exit(terminal(f"error: {error}"))
+    except KeyboardInterrupt:
+        sys.exit("ended; the rows so far are saved, and the next call resumes from there")
+    if not state.is_completed():
+        sys.exit(printable(f"error: {state.message}"))
 
 
 def main() -> None:
@@ -212,7 +248,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="start no trial after this time")
     parser.add_argument("--summary", action="store_true", help="run nothing, print the tables")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     tolerate_any_text()
     try:
         plan = load(ROOT / arguments.study)
@@ -220,16 +255,9 @@ def main() -> None:
             results = Results(ROOT / RESULTS, Path(arguments.study).stem)
             print(printable(summary(plan, results, Planner(plan).all_inputs())))
             return
-        with server.starting() as wait:
-            params.check(ROOT / "params.yaml")
-            with connected(wait):
-                state = sweep(arguments.study, arguments.minutes, return_state=True)
     except AtelierError as error:
         sys.exit(terminal(f"error: {error}"))
-    except KeyboardInterrupt:
-        sys.exit("ended; the rows so far are saved, and the next call resumes from there")
-    if not state.is_completed():
-        sys.exit(printable(f"error: {state.message}"))
+    run_flow(lambda: sweep(arguments.study, arguments.minutes, return_state=True))
 
 
 if __name__ == "__main__":

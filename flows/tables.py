@@ -174,7 +174,8 @@ class Figures:
         return pairs
 
 
-def _markdown(rows: list[dict[str, str]]) -> list[str]:
+def markdown_table(rows: list[dict[str, str]]) -> list[str]:
+    """The lines of a table with a column for each key of the first row."""
     if not rows:
         return []
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
@@ -206,7 +207,7 @@ def _gains(study: Study, figures: Figures) -> list[str]:
                 gains.append(gain)
                 cells = {"AUROC": str(gain), "AUROC, within groups": str(gain.within_groups or "-")}
             table.append({"trial": name, "gain": heading, **cells})
-    return ["", *_markdown(table), "", intervals_note(gains)] if table else []
+    return ["", *markdown_table(table), "", intervals_note(gains)] if table else []
 
 
 def _front(study: Study, done: pd.DataFrame) -> set[str]:
@@ -249,7 +250,7 @@ def summary(study: Study, results: Results, planned: Mapping[str, Inputs] | None
             if study.front:
                 cells["on the front"] = "yes" if name in on_front else "no"
             table.append({**start, **cells})
-    lines = _markdown(_without_blanks(table, study)) + _gains(study, figures)
+    lines = markdown_table(_without_blanks(table, study)) + _gains(study, figures)
     over = ", ".join(study.grid)
     commits = ", ".join(dict.fromkeys(commit for commit in done[COMMIT] if commit))
     by = f" (commits {commits})" if commits else ""

@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 
 from stages.core.dataset.background import FLAT, divided
 from stages.core.dataset.data import BackgroundKind
+from stages.core.intake.contract import Contract
 from stages.core.intake.images import Cache, hash_of, packed
+from stages.core.intake.quarantine import refuse
+from stages.core.intake.suites import background_suite
 from stages.core.release import predict
 from stages.core.runner.disk import allocated
+from stages.core.runner.errors import DataError
 from stages.core.runner.progress import Progress
+from stages.core.runner.text import counted, listed, say
 
 Images = NDArray[np.uint8]
 
@@ -82,3 +87,32 @@ def without(
         if kind == "both":
             quotient = np.concatenate([image, quotient, background], 2)
         yield quotient.tobytes()
+
+
+def check_groups(
+    table: pd.DataFrame,
+    folder: Path,
+    contract: Contract,
+    *,
+    kind: BackgroundKind,
+    least: int,
+    may_keep: bool,
+) -> None:
+    """Say which groups have no background. Raises: DataError, where none may lack one."""
+    coloured = table.loc[table["channels"] > 1, "file_name"].tolist()
+    if kind == "both" and coloured:
+        raise DataError(
+            f"{folder}: {counted(len(coloured), 'colour image')} ({listed(coloured, 3)}); expected "
+            "grey ones, since validate.background is both, which puts image, quotient and "
+            "background into three channels: set it to group"
+        )
+    sizes = table["group"].value_counts()
+    small = sizes[sizes < least]
+    if not may_keep or len(small) == len(sizes):
+        suite = background_suite(table, least)
+        refuse(contract.verify({"backgrounds": suite}), folder)
+    elif len(small):
+        say(
+            f"groups with fewer than {least} images, images without a group "
+            f"among them: {len(small)}; their images ({small.sum()}) are not divided"
+        )

@@ -92,3 +92,26 @@ def compare(manifest: pd.DataFrame, accepted: Profile) -> dict[str, float]:
         now = _shares(manifest[column].to_numpy(float), np.array(then["edges"]))
         indices[column] = stability_index(np.array(then["shares"]), now)
     return indices
+
+
+def check(
+    manifest: pd.DataFrame, accepted: dict[str, Any], *, warn: float, fail: float
+) -> dict[str, float]:
+    """Stability index of every column against the accepted data; empty where there is none.
+
+    Raises: DataError above `fail`.
+    """
+    if "data" not in accepted:
+        return {}
+    indices = compare(manifest, accepted["data"])
+    for column, index in indices.items():
+        if index > warn:
+            print(f"warning: {column} has drifted: stability index {index:.3f}", flush=True)
+    worst = max(indices, key=indices.__getitem__)
+    if indices[worst] > fail:
+        raise DataError(
+            f"{worst} has drifted from the accepted data: stability index {indices[worst]:.3f}; "
+            f"expected at most {fail:g}: look at the new images, then accept them or "
+            "raise validate.drift_fail"
+        )
+    return indices

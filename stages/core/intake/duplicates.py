@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from stages.core.intake.images import HASH_BYTES
 from stages.core.runner.errors import DataError
 
 Pairs = NDArray[np.int64]
@@ -91,3 +92,23 @@ def join_groups(groups: "NDArray[np.object_]", pairs: Pairs) -> "NDArray[np.obje
         more = f"+{len(members) - 3} more" if len(members) > 3 else ""
         joined[component == c] = "+".join(members[:3]) + more
     return joined[codes]
+
+
+def near_duplicates(
+    table: pd.DataFrame, bits: int, *, divided: bool
+) -> tuple[Pairs, dict[str, int]]:
+    """Pairs of images (by position) that show the same, and how many of which kind."""
+    hashes = np.frombuffer(b"".join(table["phash"]), np.uint8).reshape(-1, HASH_BYTES)
+    pairs = near_pairs(hashes, bits)
+    if divided:  # divided by two backgrounds, the same content has two hashes
+        contents = np.frombuffer(bytes.fromhex("".join(table["sha256"])), np.uint8)
+        pairs = np.unique(np.concatenate([pairs, near_pairs(contents.reshape(-1, 32), 0)]), axis=0)
+    left, right = (table.iloc[pairs[:, side]].reset_index(drop=True) for side in (0, 1))
+    same = left["sha256"] == right["sha256"]
+    both = (left["label"] != "") & (right["label"] != "")
+    return pairs, {
+        "identical": int(same.sum()),
+        "near": int((~same).sum()),
+        "across_groups": int((left["group"] != right["group"]).sum()),
+        "contradicting": int((both & (left["label"] != right["label"])).sum()),
+    }

@@ -8,7 +8,6 @@ import pandas as pd
 
 from stages.core.dataset.data import UNLABELLED, Split
 from stages.core.intake.kinds import is_image_name
-from stages.core.intake.layouts import listed
 from stages.core.intake.listing import Listing
 from stages.core.intake.metadata import check_columns, read_table
 from stages.core.intake.names import plain, split_names, trimmed
@@ -23,6 +22,7 @@ from stages.core.intake.source import (
     unlabelled_names,
 )
 from stages.core.runner.errors import DataError
+from stages.core.runner.text import listed
 
 
 def imagefolder(

@@ -155,6 +155,7 @@ class Cache:
     pages: in one row with the rest, ordered by hash, they took ten times as long to read.
 
     Attributes:
+        image_px: side of the packed images, in pixels.
         bit_depth: which values of 16-bit files become white: those of so many bits. `examine` sets
             it; it is no part of any entry.
     """
@@ -164,7 +165,7 @@ class Cache:
     ) -> None:
         key = [digest_of(__name__), PIL.__version__, str(image_px), str(max_pixels), fit]
         folder.mkdir(parents=True, exist_ok=True)
-        self.bit_depth = 16
+        self.bit_depth, self.image_px = 16, image_px
         self.path = folder / f"{hashlib.md5(' '.join(key).encode()).hexdigest()}.sqlite"
         for old in folder.glob("*.sqlite*"):  # a killed run leaves a journal beside it
             if not old.name.startswith(self.path.name):

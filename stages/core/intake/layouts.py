@@ -8,6 +8,7 @@ from stages.core.dataset.data import UNLABELLED, Split
 from stages.core.intake.listing import Listing
 from stages.core.intake.names import split_names
 from stages.core.runner.errors import DataError
+from stages.core.runner.text import listed
 
 # Folders of data sets that say where things are in a picture, not what the picture shows.
 _PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"}
@@ -49,13 +50,6 @@ class Tree:
     def only_folders(self, place: str) -> bool:
         """Whether all images of `place` lie in folders of its own."""
         return not self.direct[place] and bool(self.folders(place))
-
-
-def listed(names: "set[str] | list[str]", count: int = 5) -> str:
-    """Some names, in words."""
-    names = sorted(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 def find_splits(

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from stages.core.dataset.data import Rows
-from stages.core.dataset.symmetries import NUMBERS, Symmetries, inverse, turned
+from stages.core.dataset.symmetries import NAMES, NUMBERS, Symmetries, inverse, turned
+from stages.core.runner.text import listed, say
 
 # Side in pixels at which images are compared: shapes are seen, noise is not.
 SIDE = 16
@@ -139,3 +141,27 @@ def _first(scores: NDArray[np.float64], y: NDArray[np.int64]) -> Shares:
     """(K, K): of class a's images, the share that looks like b more than like any other class."""
     is_first = scores.argmax(1)[:, None] == np.arange(scores.shape[1])
     return np.stack([is_first[y == a].mean(0) for a in range(scores.shape[1])])
+
+
+def warn(
+    pixels: NDArray[np.uint8], table: pd.DataFrame, classes: list[str], symmetries: Symmetries
+) -> dict[str, str]:
+    """Warn of classes that a symmetry exchanges; gives it by their names, the clearest 20."""
+    number = {name: k for k, name in enumerate(classes)} | {"": -1}
+    labels = table["label"].map(number).to_numpy(np.int64)
+    train = np.flatnonzero(table["split"] == "train")
+    exchanged = look_alikes(pixels, labels, train, symmetries)
+    if not exchanged:
+        return {}
+    pairs: dict[str, str] = {}
+    for x in exchanged:
+        pairs.setdefault(f"{classes[x.one]} and {classes[x.other]}", NAMES[x.symmetry])
+    words = [f"{pair} ({name})" for pair, name in pairs.items()]
+    exchanging = {x.symmetry for x in exchanged}
+    safe = [name for name, numbers in NUMBERS.items() if not exchanging & set(numbers)]
+    say(
+        f"warning: with symmetries = {symmetries}, training shows these classes as each other: "
+        f"{listed(words, 5)}; set validate.symmetries to {' or '.join(safe)}, unless something "
+        "else tells them apart"
+    )
+    return dict(list(pairs.items())[:20])

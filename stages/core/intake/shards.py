@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from stages.core.intake.kinds import HEAD_BYTES, in_leftover, is_image_content, is_image_name
-from stages.core.intake.layouts import listed
 from stages.core.intake.listing import Listing
 from stages.core.intake.metadata import as_text, escaped, json_object
 from stages.core.intake.names import trimmed
 from stages.core.intake.source import DECLARATIONS, Source, completed, is_image, leftover_notes
 from stages.core.runner.errors import DataError
+from stages.core.runner.text import listed
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".rar", ".7z", ".gz")
 

@@ -13,10 +13,10 @@ import pandas as pd
 from stages.core.dataset.data import UNLABELLED, Split
 from stages.core.dataset.symmetries import NUMBERS, Symmetries
 from stages.core.intake.kinds import HEAD_BYTES, is_image_content, is_image_name
-from stages.core.intake.layouts import listed
 from stages.core.intake.listing import Listing
 from stages.core.intake.names import means_unlabelled, plain, split_names, trimmed, twins
 from stages.core.runner.errors import DataError
+from stages.core.runner.text import listed
 
 CLASSES, SYMMETRIES = "classes.txt", "symmetries.txt"
 # The files, at the top, in which a folder says something of all its images.

@@ -19,7 +19,7 @@ import pandas as pd
 from stages.core.dataset.data import UNLABELLED
 from stages.core.intake import layouts
 from stages.core.intake.imagefolder import imagefolder
-from stages.core.intake.layouts import Tree, listed
+from stages.core.intake.layouts import Tree
 from stages.core.intake.listing import Listing, list_folder
 from stages.core.intake.names import split_names, trimmed
 from stages.core.intake.shards import ARCHIVES, webdataset
@@ -33,6 +33,7 @@ from stages.core.intake.source import (
     unlabelled_names,
 )
 from stages.core.runner.errors import DataError
+from stages.core.runner.text import listed
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 

@@ -12,6 +12,7 @@ from stages.core.dataset.data import UNLABELLED
 from stages.core.intake.duplicates import Pairs, among, tied
 from stages.core.intake.representative import representative
 from stages.core.runner.errors import DataError
+from stages.core.runner.text import counted
 
 Method = Literal["stratified_group", "hash", "column", "random"]
 ValSplit = Literal["representative", "fold"]
@@ -23,11 +24,6 @@ RANK = {UNLABELLED: 0, "train": 1, "val": 2, "test": 3}
 # With fewer images than this share in groups of several, a group is placed by its first image: to
 # weigh groups against each other takes as long as there are groups, and there is nothing to weigh.
 FEW = 0.05
-
-
-def counted(number: int, thing: str) -> str:
-    """A number and its thing: `1 group`, `2 groups`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _fold(

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from stages.core.dataset.data import SPLITS, UNLABELLED
-from stages.core.intake.contract import Expectation, Suite
+from stages.core.intake.contract import Expectation, Suite, Violation
 
 
 def image_suite(
@@ -142,3 +142,18 @@ def split_suites(
         frame = pd.DataFrame({"split": ["test"], "share": [share]})
         suites["balance"] = Suite(frame, "split", [near])
     return suites
+
+
+def contradictions(table: pd.DataFrame) -> list[Violation]:
+    """The same content under two labels."""
+    table = table[table["label"] != ""]
+    labels = table.groupby("sha256")["label"].transform("nunique")
+    rows = table[labels > 1]
+    if rows.empty:
+        return []
+    others = rows.groupby("sha256")["file_name"].transform(", ".join)
+    names = [
+        (name, f"{label} (same content: {other})")
+        for name, label, other in zip(rows["file_name"], rows["label"], others, strict=True)
+    ]
+    return [Violation("label", "one label for one content: correct one of them", names)]

@@ -62,8 +62,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     temperature, gain = calibration.temperature, calibration.gain
     verdict = "shown to help" if gain.is_shown else "not shown to help, so left out"
     print(
-        f"calibration with temperature {calibration.fitted:.3f} {verdict} on validation: mean "
-        f"cross-entropy lower by {gain} nats",
+        f"calibration with temperature {calibration.fitted:.3f}: mean cross-entropy on validation "
+        f"lower by {gain} nats, {verdict}",
         flush=True,
     )
 

@@ -110,7 +110,7 @@ def contents(node: Node) -> Iterator[tuple[str, Path, str]]:
     for path in node.tables:
         with path.open(encoding="utf-8", newline="") as file:
             first = list(itertools.islice(csv.DictReader(file), MAX_ROWS))
-        yield "table", path, json.dumps(first)
+        yield "table", path, json.dumps(first, ensure_ascii=False)
     for path in node.pictures:
         encoded = base64.b64encode(path.read_bytes()).decode()
         yield "image", path, f"data:image/png;base64,{encoded}"

@@ -31,11 +31,8 @@ check.run(
     paths=check.Paths(**folders, onnx=root / "onnx", **written),
     resources=Resources(device="cpu", threads=1, processes=1, cache_gb=1),
 )
-pages = []
-ui.create_markdown_artifact = lambda text, **_: pages.append(text)
-ui.create_table_artifact = lambda rows, **_: pages.append(str(rows))
-ui.publish(Node("check", metrics=(root / "export/metrics.json",), tables=(root / "table.csv",)))
-print(ascii(pages))
+node = Node("check", metrics=(root / "export/metrics.json",), tables=(root / "table.csv",))
+print(ascii([data for _, _, data in ui.contents(node)]))
 """
 
 

@@ -14,10 +14,12 @@ from stages.core.dataset.data import load_dataset
 from stages.core.dataset.resize import resize
 from stages.core.dataset.symmetries import Symmetries
 from stages.core.dataset.views import Views
+from stages.core.nets.net import build, save_net
+from stages.core.nets.weights import packaged
 from stages.core.runner.params import load_section
 from tests.conftest import ROOT, MakeFolder
 from tests.corpus.folders import classes, elongated, rows, shard
-from tests.helpers.classroom import filled
+from tests.helpers.classroom import LITE, filled
 from tests.helpers.front_door import metrics, run
 from tests.helpers.shapes import arrows, as_folder, digits
 from tests.stages.test_teacher import RESOURCES, params, paths_of, validated
@@ -169,12 +171,12 @@ def test_the_gan_shows_the_datas_symmetries(
 def test_the_exported_file_says_how_images_were_fitted(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "load_net", lambda _: None)
-    monkeypatch.setattr(export, "logits_of", lambda *_: None)
-    monkeypatch.setattr(export, "fit_temperature", lambda *_: 1.0)
+    net = build(LITE, packaged(LITE), out_indices=[0], data=load_dataset(data))
+    save_net(tmp_path / "student", net)
     monkeypatch.setattr(export, "export", captured)
     section = load_section(ROOT / "params.yaml", "export", export.Params)
-    paths = filled(export.Paths, tmp_path / "export", validated=data, refined=tmp_path)
+    inputs = {"validated": data, "refined": tmp_path / "student"}
+    paths = filled(export.Paths, tmp_path / "export", **inputs)
     with pytest.raises(Captured) as caught:
         export.run(section, paths=paths, resources=RESOURCES)
     assert caught.value.args[1]["metadata"]["fit"] == "pad"

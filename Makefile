@@ -53,6 +53,6 @@ ui: install ## start the Prefect UI with all runs, on 127.0.0.1:PORT
 serve: install ## start the UI, a worker and the nightly schedule on this machine
 	@$(BIN)/python -m flows.server --port $(PORT) --worker
 
-clean: ## delete checkpoints and overlays' workspaces, but not the cache or the results
+clean: ## delete checkpoints, and overlays' workspaces with their results; the cache stays
 	rm -rf data/scratch .worktrees
 	git worktree prune

@@ -1,6 +1,7 @@
 """The training pipeline as a Prefect flow."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,13 +58,19 @@ def train(options: Options = DEFAULTS) -> State[Any]:
         with contextlib.chdir(root), lock.held(root, "a flow run", run=run) as killed:
             if killed:
                 ui.declare_crashed(killed)
-            params.check(root / "params.yaml")
             states = run_stages(Graph(root, options.target), options)
     except AtelierError as error:
         return Failed(message=terminal(f"error: {error}"))
     bad = {name: state for name, state in states.items() if state.is_failed() or state.is_crashed()}
     if bad:
-        return Failed(message="\n".join(f"{name}: {state.message}" for name, state in bad.items()))
+        # A stage's own last line names it already.
+        lines = [
+            f"{name}: {str(state.message).removeprefix(f'error: {name}: ')}"
+            for name, state in bad.items()
+        ]
+        if "check" in bad:
+            lines.append(f"report   {os.path.relpath(root / summary.REPORT, ROOT)}")
+        return Failed(message="\n".join(lines))
     cached = sum(state.name == "Cached" for state in states.values())
     return Completed(
         message=f"stages run: {len(states) - cached}, up to date: {cached}", data=list(states)
@@ -77,14 +84,16 @@ def prepare_workspace(overlay: str | None) -> Path:
     """
     if overlay is None:
         look.check_images(ROOT)
+        params.check(ROOT / "params.yaml")
         return ROOT
     changes = load_yaml(workspace.overlay_file(ROOT, overlay))
     look.check_images(ROOT, changes, source=overlay)
+    params.check(ROOT / "params.yaml", changes, source=overlay)
     return workspace.prepare(ROOT, changes, workspace.path(ROOT, overlay), source=overlay)
 
 
 def run_stages(graph: Graph, options: Options) -> dict[str, State[Any]]:
-    """Run the stages one after the other; those that need a failed one are not run.
+    """Run the stages one after the other; once one has failed, none of the others is run.
 
     Raises: ParamsError for a stage to force that is not among them.
     """
@@ -106,7 +115,12 @@ def run_stages(graph: Graph, options: Options) -> dict[str, State[Any]]:
                 node,
                 display,
                 force=node.name in options.force,
-                wait_for=[states[name] for name in node.needs],
+                # The target needs every stage, so one that fails makes the others useless for now.
+                wait_for=[
+                    state
+                    for name, state in states.items()
+                    if name in node.needs or not state.is_completed()
+                ],
                 return_state=True,
             )
             display.close(node.name, str(states[node.name].name), str(states[node.name].message))
@@ -128,6 +142,7 @@ def run(options: Options, wait: Callable[[], Address | None]) -> None:
     with connected(wait):
         state = train(options, return_state=True)
     if not state.is_completed():
-        sys.exit(printable(str(state.message)))
+        place = "" if root == ROOT else f"\n(in {os.path.relpath(root, ROOT)})"
+        sys.exit(printable(f"{state.message}{place}"))
     stages: Any = state.result()
     summary.show(root, stages, str(state.message))

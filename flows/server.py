@@ -302,7 +302,7 @@ def _serve(port: int, *, worker: bool) -> None:
             if sys.stdout.isatty():
                 print(f"Prefect UI: {address.open_page}  (Ctrl-C ends it)", flush=True)
             else:
-                hint = f"its password is in {_record()}; Ctrl-C ends it"
+                hint = f"to log in, open the link in {_record()}; Ctrl-C ends it"
                 print(f"Prefect UI: {address.page}  ({hint})", flush=True)
             if worker:
                 _work(server)

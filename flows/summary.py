@@ -52,6 +52,9 @@ def _decision(name: str, accepted: str, is_shown: bool, gain: Difference) -> tup
     return name, accepted if is_shown else "left out", f"validation {gain}: {words} to help"
 
 
+REPORT = Path("data/reports/index.html")
+
+
 def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
     """Name, value and comparison of the results of some stages.
 
@@ -126,7 +129,7 @@ def show(root: Path, stages: Collection[str], message: str) -> None:
     if "check" in stages:
         example = _example(root / load_yaml(root / "params.yaml")["data"]["dir"])
         lines = [
-            f"report   {_shell_path(reports / 'index.html')}",
+            f"report   {_shell_path(root / REPORT)}",
             f"model    {_shell_path(release / 'model.onnx')}",
             f"try it   .venv/bin/python {_shell_path(release / 'predict.py')} {example}",
         ]

@@ -58,6 +58,42 @@ class Paths(stage.Paths):
     metrics: Path = stage.writes(even_on_failure=True)
 
 
+# By gate: its parameter, and what it holds against the limit.
+MEANINGS = {
+    "auroc": ("min_auroc", "AUROC of the exported model"),
+    "auroc_within_groups": ("min_auroc_within_groups", "its AUROC within groups"),
+    "finetuning_gain": ("min_finetuning_gain", "AUROC that fine-tuning adds to the linear probe"),
+    "retention": ("min_retention", "AUROC of the exported model over its teacher's"),
+    "gain_over_control_low": (
+        "min_gain_over_control",
+        "low end of the student's gain over its control",
+    ),
+    "gain_over_control_within_groups_low": (
+        "min_gain_over_control_within_groups",
+        "low end of the student's gain over its control within groups",
+    ),
+    "parameter_share": ("max_parameter_share", "student's parameters over the teacher's"),
+    "parity_max_abs": ("max_parity", "difference of a probability between ONNX and PyTorch"),
+    "decisions_changed": (
+        "max_decisions_changed",
+        "decisions that differ between ONNX and PyTorch",
+    ),
+    "megabytes": ("max_megabytes", "size of the ONNX file in MB"),
+    "speed_up": ("min_speed_up", "times that the student in ONNX Runtime is faster"),
+}
+# A student that sees too little of each image falls behind a teacher that sees all of it.
+DEEPER = (
+    "; a deeper student may hold more (distill.out_indices; flows/overlays/photos.yaml has one)"
+)
+
+
+def _shortfall(name: str, gate: Gate) -> str:
+    """A failed gate in words: what it means, its value, and its parameter with the limit."""
+    parameter, meaning = MEANINGS[name]
+    advice = DEEPER if name == "retention" else ""
+    return f"{meaning} is {gate.value:.4g}, but check.{parameter} is {gate.limit:g}{advice}"
+
+
 def at_least(value: Number, limit: Number) -> Gate:
     """A gate that needs a value of `limit` or more."""
     margin = value - limit
@@ -143,11 +179,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     paths.page.write_text(page.report_page(folders, reports, verdict), encoding="utf-8")
     if failed:
         raise GateFailed(
-            "; ".join(
-                f"{name} = {verdicts[name].value:.4g}, limit {verdicts[name].limit:.4g}, "
-                f"margin {verdicts[name].margin:+.4g}"
-                for name in failed
-            )
+            f"{'; '.join(_shortfall(name, verdicts[name]) for name in failed)}. No release was "
+            "written, and an earlier one stays; the report shows what the model does. Train it "
+            "better, or change the limit in params.yaml"
         )
     release(paths, reports, verdict)
 

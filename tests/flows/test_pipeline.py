@@ -25,7 +25,7 @@ def test_only_stages_of_the_run_can_be_forced() -> None:
 def test_an_overlay_from_the_form_is_not_any_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret.yaml"
     secret.write_text("password: hunter2")
-    with pytest.raises(ParamsError, match="expected one of full, gpu, tiny") as error:
+    with pytest.raises(ParamsError, match="expected one of full, gpu, photos, tiny") as error:
         pipeline.prepare_workspace(str(secret))
     assert "hunter2" not in str(error.value)
 

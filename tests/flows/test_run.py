@@ -17,7 +17,7 @@ import pytest
 from tests.helpers.tiny import DETERMINISTIC, TRAIN, Workspace, make
 
 FILES = {
-    "data/elpv": ["classes.txt", "images", "metadata.csv", "symmetries.txt"],
+    "data/elpv": ["classes.txt", "images", "licence.txt", "metadata.csv", "symmetries.txt"],
     "data/validated": [
         "classes.json",
         "manifest.csv",
@@ -143,10 +143,23 @@ def test_then_cached_then_one_key(trained: tuple[Workspace, str]) -> None:
     workspace.set("check", "min_auroc", 1.0)
     output = workspace.run(TRAIN, fails=True)
     assert marks(output) == dict.fromkeys(stages[:-1], "cached") | {"check": "failed"}
-    assert "error: check: auroc = " in output
+    assert "error: check: AUROC of the exported model is " in output
+    assert "report   data/reports/index.html" in output
     assert "Traceback" not in output
     workspace.set("check", "min_auroc", 0.0)
     assert marks(workspace.run(TRAIN))["check"] == "done"
+
+
+def test_once_a_stage_has_failed_no_other_is_run(trained: tuple[Workspace, str]) -> None:
+    workspace, _ = trained
+    workspace.set("distill", "out_indices", [0, 99])
+    workspace.set("augment", "seed", 99)
+    output = workspace.run(TRAIN, fails=True)
+    workspace.set("distill", "out_indices", [0, 1, 2])
+    workspace.set("augment", "seed", 0)
+    states = marks(output)
+    assert states["distill"] == "failed"
+    assert {states[name] for name in ("augment", "refine", "export", "check")} == {"not"}
 
 
 def test_bad_params_are_refused_before_the_first_stage(trained: tuple[Workspace, str]) -> None:

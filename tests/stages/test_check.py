@@ -12,7 +12,7 @@ from stages import check
 from stages.core.results.report import STAGES
 from stages.core.runner import stage
 from stages.core.runner.errors import DataError, GateFailed
-from stages.core.runner.params import load_section
+from stages.core.runner.params import load_section, load_yaml
 from stages.core.runner.runtime import Resources
 from tests.conftest import ROOT
 
@@ -169,8 +169,14 @@ def test_each_gate_catches_what_it_is_for(
     paths: check.Paths, stage_name: str, key: str, value: float, gate: str
 ) -> None:
     change(getattr(paths, stage_name) / "metrics.json", key, value)
-    with pytest.raises(GateFailed, match=rf"{gate} = .*limit .*margin -"):
+    parameter, meaning = check.MEANINGS[gate]
+    limits = load_yaml(ROOT / "params.yaml")["check"]
+    with pytest.raises(GateFailed) as caught:
         run(paths)
+    message = str(caught.value)
+    assert f"{meaning} is " in message
+    assert f", but check.{parameter} is {limits[parameter]:g}" in message
+    assert "No release was written, and an earlier one stays; the report shows" in message
     verdict = json.loads(paths.metrics.read_text())
     assert verdict["passed"] is False
     assert verdict["gates"][gate]["passed"] is False

@@ -142,9 +142,8 @@ class Graph:
                         f"whole path, {ROOT / name}"
                     )
                 raise ParamsError(
-                    f"{name}: no such file or folder, and no stage "
-                    "writes it; if it is for your images, put them there, or set data.dir to "
-                    "where they are"
+                    f"{name}: no such file or folder, and no stage writes it; if your images "
+                    "should be there, correct data.dir in params.yaml, or put them there"
                 )
 
     def is_unchanged(self, name: str) -> bool:

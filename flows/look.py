@@ -13,7 +13,7 @@ from typing import Any
 from flows import ROOT, workspace
 from stages.core.dataset.folder import Data
 from stages.core.intake.listing import list_folder
-from stages.core.runner.errors import AtelierError
+from stages.core.runner.errors import AtelierError, DataError
 from stages.core.runner.params import load_yaml, parse_section
 from stages.core.runner.text import terminal
 
@@ -38,12 +38,15 @@ def check_images(
 
 
 def main() -> None:
-    """Command line; prints nothing if DVC can read the folder."""
+    """Command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.look", description=check_images.__doc__)
     parser.add_argument("folder", nargs="?", help="default: data.dir of params.yaml")
-    folder = parser.parse_args().folder
+    folder = parser.parse_args().folder or load_yaml(ROOT / "params.yaml")["data"]["dir"]
     try:
-        check_images(ROOT, {"data": {"dir": folder}} if folder else None)
+        check_images(ROOT, {"data": {"dir": folder}}, source=folder)
+        if not (ROOT / folder).is_dir():
+            raise DataError(f"{folder}: no such folder in the project; expected one with images")
+        print(terminal(f"DVC can read {folder}: {len(list_folder(ROOT / folder).files)} files"))
     except AtelierError as error:
         sys.exit(terminal(f"error: {error}"))
 

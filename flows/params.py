@@ -4,7 +4,9 @@ import hashlib
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
+from flows import workspace
 from stages.core.dataset.folder import Data
 from stages.core.runner.code import digest_of
 from stages.core.runner.errors import ParamsError
@@ -13,8 +15,9 @@ from stages.core.runner.runtime import Resources
 
 SHARED: dict[str, type[Section]] = {"data": Data, "resources": Resources}
 
-# A digest of the params that last passed and of the code that checked them, in the workspace.
+# Digests of params that have passed, with the code that checked them: the last ones, one per line.
 CHECKED = Path("data/scratch/params.checked")
+REMEMBERED = 20
 
 
 def section_class(name: str) -> type[Section]:
@@ -31,26 +34,33 @@ def section_class(name: str) -> type[Section]:
     return params
 
 
-def check(path: Path) -> None:
+def check(path: Path, changes: dict[str, Any] | None = None, *, source: str | None = None) -> None:
     """Check every section of a params file against its class, and the device against the machine.
 
     If the same code has passed the same params before, the stages' sections are not checked again:
     importing the stages takes longer than the rest of a run in which nothing has changed.
 
+    Args:
+        path: the file.
+        changes: keys that differ from it.
+        source: what errors name: where `changes` come from, or else the file.
+
     Raises: ParamsError; Unavailable for a device that the machine lacks.
     """
-    content = load_yaml(path)
+    content, source = load_yaml(path), source or path.name
+    workspace.merge(content, changes or {}, source=source)
     for section, kind in SHARED.items():
-        parsed = parse_section(content, section, kind, source=path.name)
+        parsed = parse_section(content, section, kind, source=source)
         if isinstance(parsed, Resources):
             parsed.check_device()
     sections = [section for section in content if section not in SHARED]
     code = digest_of("flows.params", *(f"stages.{section}" for section in sections))
     key = hashlib.md5(f"{json.dumps(content, default=str)} {code}".encode()).hexdigest()
     record = path.parent / CHECKED
-    if record.exists() and record.read_text(encoding="utf-8") == key:
+    passed = record.read_text(encoding="utf-8").split() if record.exists() else []
+    if key in passed:
         return
     for section in sections:
-        parse_section(content, section, section_class(section), source=path.name)
+        parse_section(content, section, section_class(section), source=source)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(key, encoding="utf-8")
+    record.write_text("\n".join([*passed[-REMEMBERED:], key]), encoding="utf-8")

@@ -94,10 +94,10 @@ def run_trial(
         MESSAGE: "",
     }
     try:
+        params.check(ROOT / "params.yaml", trial.changes, source=trial.label)
         look.check_images(ROOT, trial.changes, source=trial.label)
         workspace.prepare(ROOT, trial.changes, at, source=trial.label, shared=shared)
         with contextlib.chdir(at), lock.held(at, "a sweep"):
-            params.check(at / "params.yaml")
             graph = Graph(at, study.target)
             graph.reproduce(study.target, on_line, upstream=True)
     except (AtelierError, OSError) as error:

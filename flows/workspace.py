@@ -1,5 +1,6 @@
 """Runs the same graph with other params, in a git worktree of its own on the shared DVC cache."""
 
+import difflib
 import hashlib
 import os
 import re
@@ -58,13 +59,18 @@ def path(root: Path, overlay: str) -> Path:
     return root / ".worktrees" / name
 
 
-def merge(params: dict[str, Any], overlay: dict[str, Any], *, source: str) -> None:
+def merge(
+    params: dict[str, Any], overlay: dict[str, Any], *, source: str, section: str = ""
+) -> None:
     """Put an overlay's values into `params`, in place. Raises: ParamsError for unknown keys."""
     for key, value in overlay.items():
+        name = f"{section}.{key}" if section else str(key)
         if key not in params:
-            raise ParamsError(f"{source}: {key} = {value!r}: params.yaml has no such key")
+            close = difflib.get_close_matches(str(key), [str(known) for known in params], 1)
+            advice = f"; is {close[0]} meant?" if close else f"; there are {', '.join(params)}"
+            raise ParamsError(f"{source}: {name} = {value!r}: params.yaml has no such key{advice}")
         if isinstance(params[key], dict) and isinstance(value, dict):
-            merge(params[key], value, source=source)
+            merge(params[key], value, source=source, section=name)
         else:
             params[key] = value
 

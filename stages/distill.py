@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, build, count_macs, count_parameters, load_teacher, save_net
-from stages.core.nets.weights import Weights, load_weights
+from stages.core.nets.weights import Weights, checked_source, load_weights
 from stages.core.results import metrics, predictions, report
 from stages.core.results.schema import Auroc, DistillMetrics, Seeds, Spread
 from stages.core.runner import stage
@@ -36,12 +36,15 @@ from stages.core.training.student import Lesson, distillation_loss
 from stages.core.training.targets import Targets, load_targets
 from stages.core.training.trainer import Trainer
 
+# What `weights` may say beside what weights.py knows.
+TEACHER = "teacher"
+
 
 class Params(Lesson):
     """Section `distill`."""
 
     backbone: str = Field(min_length=1)
-    weights: str = Field(min_length=1)
+    weights: str
     width: float = Field(gt=0, le=1)
     depth: float = Field(gt=0, le=1)
     out_indices: list[int] = Field(min_length=1)
@@ -52,9 +55,10 @@ class Params(Lesson):
     seeds: int = Field(ge=1, le=100)
     seed: int = Field(ge=0)
 
-
-# What `weights` may say beside what weights.py knows.
-TEACHER = "teacher"
+    @field_validator("weights")
+    @classmethod
+    def _known_source(cls, weights: str) -> str:
+        return weights if weights == TEACHER else checked_source(weights)
 
 
 @dataclass(frozen=True, kw_only=True)

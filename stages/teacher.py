@@ -15,12 +15,12 @@ Run:    dvc repro teacher
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from sklearn.linear_model import LogisticRegression
 
@@ -28,7 +28,7 @@ from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Ensemble, Net, build, count_macs, count_parameters, save_teacher
-from stages.core.nets.weights import load_weights
+from stages.core.nets.weights import checked_source, load_weights
 from stages.core.results import metrics, predictions, report
 from stages.core.results.schema import Auroc, TeacherMetrics
 from stages.core.runner import processes, stage
@@ -48,7 +48,7 @@ class Params(Supervision):
     """Section `teacher`."""
 
     backbones: list[str] = Field(min_length=1)
-    weights: str = Field(min_length=1)
+    weights: Annotated[str, AfterValidator(checked_source)]
     out_indices: list[int] = Field(min_length=1)
     mode: Literal["finetune", "feature_extraction"]
     members: int = Field(ge=1, le=100)

@@ -135,6 +135,18 @@ def test_looking_over_takes_the_overlays_folder(tmp_path: Path) -> None:
         look.check_images(tmp_path, {"data": {"dir": "data/mine"}}, source="overlay.yaml")
 
 
+def looked_at(folder: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.look", folder]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_looking_says_what_it_looked_at() -> None:
+    assert looked_at("data/weights").stdout.startswith("DVC can read data/weights: ")
+    misspelt = looked_at("data/mien")
+    assert misspelt.returncode == 1
+    assert misspelt.stderr.startswith("error: data/mien: no such folder")
+
+
 def linked_from_the_cache(project: Project) -> None:
     project.dvc("config", "cache.type", "symlink")
     project.dvc("add", "data/mine")

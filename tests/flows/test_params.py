@@ -47,6 +47,30 @@ def test_a_bad_param_is_refused_also_after_good_ones(workspace: Path) -> None:
             params.check(workspace)
 
 
+def test_what_an_overlay_says_wrongly_is_named_after_it(workspace: Path) -> None:
+    changes = {"teacher": {"recipe": {"epochs": "two"}}}
+    with pytest.raises(ParamsError, match=r"^o\.yaml: teacher\.recipe\.epochs = 'two'"):
+        params.check(workspace, changes, source="o.yaml")
+
+
+def test_several_good_params_are_remembered(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"teacher": {"seed": 7}}
+    params.check(workspace)
+    params.check(workspace, changes, source="o.yaml")
+    monkeypatch.setattr(params, "section_class", lambda name: pytest.fail(name))
+    params.check(workspace)
+    params.check(workspace, changes, source="o.yaml")
+
+
+@pytest.mark.parametrize("weights", ["hub", "hub@main", "imagenet", "weights.pth"])
+@pytest.mark.parametrize("section", ["teacher", "distill"])
+def test_weights_that_can_be_no_source(workspace: Path, section: str, weights: str) -> None:
+    with pytest.raises(ParamsError, match=rf"^o: {section}\.weights = '{weights}': should be"):
+        params.check(workspace, {section: {"weights": weights}}, source="o")
+
+
 def test_other_code_looks_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params.check(workspace)
     monkeypatch.setattr(params, "digest_of", lambda *_: "other")

@@ -19,11 +19,22 @@ def test_merge_changes_only_what_is_named() -> None:
     assert params == {"a": {"x": 1, "y": {"z": 3}}, "b": {"w": [9]}}
 
 
-@pytest.mark.parametrize("overlay", [{"c": {}}, {"a": {"typo": 1}}, {"a": {"y": {"q": 1}}}])
-def test_merge_refuses_unknown_keys(overlay: dict[str, object]) -> None:
-    params = {"a": {"x": 1, "y": {"z": 2}}}
-    with pytest.raises(ParamsError, match=r"o\.yaml: .*params\.yaml has no such key"):
+@pytest.mark.parametrize(
+    ("overlay", "words"),
+    [
+        ({"c": {}}, "c = {}: params.yaml has no such key; there are alpha"),
+        ({"alpha": {"typo": 1}}, "alpha.typo = 1: params.yaml has no such key; there are x, y"),
+        (
+            {"alpha": {"y": {"epoch": 1}}},
+            "alpha.y.epoch = 1: params.yaml has no such key; is epochs meant?",
+        ),
+    ],
+)
+def test_merge_refuses_unknown_keys(overlay: dict[str, object], words: str) -> None:
+    params = {"alpha": {"x": 1, "y": {"epochs": 2}}}
+    with pytest.raises(ParamsError) as caught:
         merge(params, overlay, source="o.yaml")
+    assert str(caught.value) == f"o.yaml: {words}"
 
 
 def run(root: Path, *commands: str) -> None:

@@ -152,9 +152,10 @@ def towards(manifest: pd.DataFrame, target: str) -> "tuple[pd.DataFrame, pd.Seri
     inside = manifest["domain"] == target
     labelled = manifest["split"] != UNLABELLED
     if inside[labelled].all() or not inside[labelled].any():
-        domains = ", ".join(map(repr, sorted(manifest.loc[labelled, "domain"].unique())))
+        names = sorted(manifest.loc[labelled, "domain"].unique())
+        domains = "no domains" if names == [""] else f"the domains {', '.join(map(repr, names))}"
         raise DataError(
-            f"validate.target_domain = {target!r}: found the domains {domains}; expected images of "
+            f"validate.target_domain = {target!r}: found {domains}; expected images of "
             "it and of another one: correct its name, or the metadata's column domain"
         )
     measures = manifest["split"] == "test"

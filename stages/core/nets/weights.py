@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
@@ -41,6 +42,21 @@ PACKAGED_WEIGHTS, NONE = "packaged", "none"
 HUB = re.compile(r"hub@([0-9a-f]{40})")
 
 Weights = dict[str, Tensor]
+
+
+def checked_source(source: str) -> str:
+    """A section's `weights`, unless its form is none of a source; the rest shows in use.
+
+    Raises: PydanticCustomError.
+    """
+    is_named = source in (PACKAGED_WEIGHTS, NONE) or HUB.fullmatch(source)
+    if not is_named and not source.endswith(".safetensors"):
+        raise PydanticCustomError(
+            "weights",
+            "should be packaged, hub@ and the 40 digits of a commit, none, or the path of a "
+            ".safetensors file",
+        )
+    return source
 
 
 def packaged(name: str) -> Weights:

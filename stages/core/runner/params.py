@@ -30,9 +30,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file") from None
     except YAMLError as error:
-        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise ParamsError(f"{path}: not readable as YAML: {reason}") from None
     if not isinstance(content, dict):
-        raise ParamsError(f"{path}: expected sections with keys, found {type(content).__name__}")
+        kind = "nothing" if content is None else type(content).__name__
+        raise ParamsError(f"{path}: expected sections with keys, found {kind}")
     return content
 
 

@@ -274,6 +274,8 @@ def test_an_unknown_domain_is_refused(name: str) -> None:
     manifest = built().assign(split="train")
     with pytest.raises(DataError, match=r"target_domain = .*: found the domains 'mono', 'poly'"):
         towards(manifest, name)
+    with pytest.raises(DataError, match="found no domains; expected"):
+        towards(manifest.assign(domain=""), "thin")
 
 
 def test_a_domain_without_others_is_refused() -> None:

@@ -1,7 +1,8 @@
 """The packaged ELPV solar cells as an imagefolder.
 
 Reads:  the PyPI package `elpv-dataset`; data/elpv_modules.csv (first cell of each solar module)
-Writes: data/elpv/ (images/*.png, metadata.csv, classes.txt, symmetries.txt), metrics
+Writes: data/elpv/ (images/*.png, metadata.csv, classes.txt, symmetries.txt, licence.txt),
+        metrics
 Params: ingest
 Run:    dvc repro ingest
 
@@ -28,6 +29,10 @@ from stages.core.runner.runtime import Resources
 # images/ and labels.csv of elpv-dataset 1.0.0.post1, as `digest.md5` sees them.
 IMAGES_MD5 = "ad7813882cc55c39850399366e53b687.dir"
 LABELS_MD5 = "a1f3116e99fa0754608ad05be2bab78f"
+LICENCE = (
+    "ELPV (Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021), CC BY-NC-SA 4.0: not for "
+    "commercial use"
+)
 # The last of two classes is the positive one.
 STATES = ["functional", "defective"]
 
@@ -106,6 +111,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     (paths.images / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     # A cell is as defective from behind, or upside down.
     (paths.images / "symmetries.txt").write_text("all\n")
+    (paths.images / "licence.txt").write_text(f"{LICENCE}\n")
     print(f"{len(table)} cells of {table['group'].nunique()} modules", flush=True)
     report.write_metrics(
         paths.metrics,

@@ -256,6 +256,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     figures |= {
         "fit": params.fit,
         "symmetries": symmetries,
+        **({"licence": source.licence} if source.licence else {}),
         "look_alikes": look_alikes.warn(pixels, table, classes, symmetries),
         "layout": source.layout,
         "bit_depth": cache.bit_depth,

@@ -66,6 +66,23 @@ def test_each_layout_may_have_the_file(tmp_path: Path, layout: str) -> None:
     assert metrics(out)["other_files"] == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\ufeff\n CC BY 4.0, by A \r\nmore\n", "CC BY 4.0, by A"),
+        ("", None),
+        ("x" * 999, "x" * 300),
+    ],
+)
+def test_a_licence_comes_along(
+    tmp_path: Path, image_folder: MakeFolder, text: str, expected: str | None
+) -> None:
+    (image_folder() / "licence.txt").write_text(text, encoding="utf-8")
+    out = run(tmp_path)
+    assert metrics(out).get("licence") == expected
+    assert metrics(out)["other_files"] == 0
+
+
 def test_look_alikes_give_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     as_folder(tmp_path / "images", digits(6, 8, 9, count=40), ["6", "8", "9"])
     shown = {}

@@ -80,7 +80,7 @@ def beside_each_other(
         values = table[column].to_numpy()[pairs].reshape(-1, 2)
         harmless &= (values[:, 0] == values[:, 1]) | (values == "").any(1)
     worst = pairs[np.argsort(harmless, kind="stable")[:count]]
-    rows = {"near": worst[:, 0], "duplicates": worst[:, 1]}
+    rows = {"image": worst[:, 0], "its near duplicate": worst[:, 1]}
     return {
         name: [as_pixels(row, cache) for row in table.iloc[places].itertuples()]
         for name, places in rows.items()

@@ -18,9 +18,11 @@ from stages.core.intake.names import means_unlabelled, plain, split_names, trimm
 from stages.core.runner.errors import DataError
 from stages.core.runner.text import listed
 
-CLASSES, SYMMETRIES = "classes.txt", "symmetries.txt"
+CLASSES, SYMMETRIES, LICENCE = "classes.txt", "symmetries.txt", "licence.txt"
 # The files, at the top, in which a folder says something of all its images.
-DECLARATIONS = (CLASSES, SYMMETRIES)
+DECLARATIONS = (CLASSES, SYMMETRIES, LICENCE)
+# Characters that report and model card quote: enough for a name and its owner.
+MAX_LICENCE = 300
 COLUMNS = ("file_name", "label", "group", "domain", "split")
 
 
@@ -58,6 +60,7 @@ class Source:
         split_folders: whether the splits are folders.
         others: files that are no listed images, each with the reason.
         symmetries: what symmetries.txt says, if it is there.
+        licence: the first line of licence.txt, if it is there.
         problems: images that cannot be used for what the folder says of them, each with the reason.
         notes: what was done to the names, in words, for the user.
     """
@@ -70,6 +73,7 @@ class Source:
     split_folders: bool
     others: dict[str, str]
     symmetries: Symmetries | None = None
+    licence: str | None = None
     problems: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     _members: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
@@ -175,6 +179,14 @@ def _symmetries(folder: Path) -> Symmetries | None:
     if word not in choices:
         raise DataError(f"{path}: found {word[:50]!r}; expected one word of {', '.join(choices)}")
     return choices[word]
+
+
+def _licence(folder: Path) -> str | None:
+    path = folder / LICENCE
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return next((line[:MAX_LICENCE] for line in map(trimmed, text.split("\n")) if line), None)
 
 
 def _refuse_second_spellings(folder: Path, names: "pd.Series[str]", place: str) -> None:
@@ -289,6 +301,7 @@ def completed(
         table,
         classes=classes,
         symmetries=_symmetries(folder),
+        licence=_licence(folder),
         known=known,
         split_folders=split_folders,
         others=others,

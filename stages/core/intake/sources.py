@@ -9,7 +9,8 @@ Three layouts, by the ecosystem's own conventions:
 
 An image without a label, or in a folder, class or split called `unlabelled`, is an unlabelled one.
 A `classes.txt` at the top, one class per line, gives the order of the classes; the one word of a
-`symmetries.txt` says which mirror images and turns leave an image's class as it is.
+`symmetries.txt` says which mirror images and turns leave an image's class as it is; the report and
+the model card quote the first line of a `licence.txt`.
 """
 
 from pathlib import Path, PurePosixPath

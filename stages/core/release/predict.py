@@ -404,8 +404,8 @@ def _check_end(image: Image.Image, header: _Header, draft: tuple[int, int]) -> N
         other.draft(other.mode, draft)
         if other.tobytes() != image.tobytes():
             raise Refused(
-                "not a whole image (truncated: its data end before the picture does, and the rest "
-                "is filler); save or copy it again"
+                "not a whole image (truncated: its data end before the picture does); save or copy "
+                "it again"
             )
 
 

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Names of classes are no formulas, whatever dollar signs they have.
 matplotlib.rcParams["text.parse_math"] = False
@@ -74,6 +75,7 @@ def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> No
         axis.plot(line.index, line.to_numpy(), label=name, **look)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if series:
         axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

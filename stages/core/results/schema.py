@@ -65,8 +65,8 @@ class Difference(Metrics):
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
-            return f"{self.gain:+.3f} [no interval: too few groups]"
-        return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+            return f"{self.gain:+z.3f} [no interval: too few groups]"
+        return f"{self.gain:+z.3f} [{self.low:+z.3f}, {self.high:+z.3f}]"
 
     @property
     def is_shown(self) -> bool:
@@ -164,6 +164,7 @@ class ValidateMetrics(Metrics):
         bit_depth: of the grey values in the image files.
         fit: what became of images that are not square.
         symmetries: in which training shows the images.
+        licence: of the images, if the folder names one.
         look_alikes: the symmetry that exchanges two classes, by their names; the clearest 20.
         groups: different groups; an image without one is a group of its own.
         groups_given: whether the images came with groups.
@@ -184,6 +185,7 @@ class ValidateMetrics(Metrics):
     bit_depth: int
     fit: str
     symmetries: str
+    licence: str | None = None
     look_alikes: dict[str, str]
     groups: int
     groups_given: bool

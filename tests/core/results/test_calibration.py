@@ -1,6 +1,5 @@
 """Calibration ships where groups that it was not fitted on gain from it, and only there."""
 
-import time
 
 import numpy as np
 import pytest
@@ -93,9 +92,7 @@ def test_as_many_groups_as_images_are_left_out_in_parts(monkeypatch: pytest.Monk
         return 3.0
 
     monkeypatch.setattr(calibration, "fit_temperature", fit)
-    start = time.perf_counter()
     result = calibrate(logits, labels, np.arange(20_000), 10.0)
-    assert time.perf_counter() - start < 1
     assert fits == [20_000] + [19_000] * calibration.MOST_PARTS
     assert result.gain.is_shown
 

@@ -58,15 +58,21 @@ class Lesson(Section):
                 f"{wrong}: with two classes {reason}; use method 'kd' or 'feature' without it"
             )
 
-    def mixed(self, logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
+    def mixed(
+        self, logits: Tensor, labels: Tensor, soft: Tensor, *, labelled_share: float = 1.0
+    ) -> Tensor:
         """(1 - alpha) CE(labels) + alpha soft; Hinton et al. 2015 (arXiv 1503.02531), section 2.
+
+        CE is a mean over labelled images: the labels weigh 1 - alpha however few there are.
 
         Args:
             logits: (B, K) of the student.
             labels: int64 (B,), -1 where there is none; of such an image only the teacher speaks.
             soft: the teacher's part, a scalar.
+            labelled_share: of all images that the student learns from, not of this batch alone.
         """
-        hard = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / len(labels)
+        hard = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+        hard = hard / (len(labels) * labelled_share)
         return (1 - self.alpha) * hard + self.alpha * soft
 
     def soft_loss(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -93,6 +99,7 @@ def distillation_loss(
         control: learn on the same views from the labels alone.
     """
     all_labels = torch.from_numpy(data.labels)
+    labelled_share = float((data.labels[data.distillation_rows] >= 0).mean())
 
     def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
         view = epoch % targets.view_count
@@ -108,6 +115,6 @@ def distillation_loss(
         else:
             teacher = targets.logits(rows, view).to(logits.device)
             soft = lesson.soft_loss(logits, teacher, labels)
-        return lesson.mixed(logits, labels, soft)
+        return lesson.mixed(logits, labels, soft, labelled_share=labelled_share)
 
     return loss

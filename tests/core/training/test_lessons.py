@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,14 @@ def loss_of(
 
 def naive_kd(logits: Any, teacher: Any, labels: Any, *, temperature: float, alpha: float) -> float:
     """Hinton et al. 2015 in float64, image by image."""
-    each = []
+    soft, hard = [], []
     for z, t, y in zip(logits, teacher, labels, strict=True):
         log_p = log_softmax(np.asarray(z, np.float64) / temperature)
         log_q = log_softmax(np.asarray(t, np.float64) / temperature)
-        soft = temperature**2 * (np.exp(log_q) * (log_q - log_p)).sum()
-        hard = -log_softmax(np.asarray(z, np.float64))[y] if y >= 0 else 0.0
-        each.append((1 - alpha) * hard + alpha * soft)
-    return float(np.mean(each))
+        soft.append(temperature**2 * (np.exp(log_q) * (log_q - log_p)).sum())
+        if y >= 0:
+            hard.append(-log_softmax(np.asarray(z, np.float64))[y])
+    return float((1 - alpha) * np.mean(hard) + alpha * np.mean(soft))
 
 
 def test_targets_are_found_by_the_datasets_rows(tmp_path: Path) -> None:
@@ -155,10 +156,12 @@ def test_of_an_unlabelled_image_only_the_teacher_speaks(method: str) -> None:
     logits, teacher = (torch.from_numpy(draws.normal(0, 2, (6, 3))) for _ in range(2))
     labels = torch.tensor([0, -1, 2, -1, -1, 1])
     how = lesson(method=method)
-    found = how.mixed(logits, labels, how.soft_loss(logits, teacher, labels))
+    found = how.mixed(
+        logits, labels, how.soft_loss(logits, teacher, labels), labelled_share=0.5
+    )
     named = torch.where(labels < 0, teacher.argmax(1), labels)
     assert (named != labels).any()
-    hard = F.cross_entropy(logits[labels >= 0], labels[labels >= 0]) * 3 / 6
+    hard = F.cross_entropy(logits[labels >= 0], labels[labels >= 0])
     soft = {
         "kd": losses.soft_targets(logits, teacher, temperature=3.0),
         "dkd": losses.decoupled(logits, teacher, named, temperature=3.0),
@@ -167,6 +170,27 @@ def test_of_an_unlabelled_image_only_the_teacher_speaks(method: str) -> None:
     if method == "kd":
         naive = naive_kd(logits, teacher, labels.numpy(), temperature=3.0, alpha=0.3)
         assert found == pytest.approx(naive)
+
+
+def test_few_labels_weigh_as_much_as_many(tmp_path: Path) -> None:
+    data = dataset(n=20, classes=3)
+    rows = data.rows("train")
+    labels, splits = data.labels.copy(), data.splits.copy()
+    labels[rows[3:]], splits[rows[3:]] = -1, "unlabelled"
+    few = replace(data, labels=labels, splits=splits)
+    value, net, targets = loss_of(tmp_path, data, lesson())
+    inputs = Inputs(net, targets.views, rows, VIEWS, tmp_path, plain=rows[:0], most_gb=1)
+    loss = distillation_loss(few, targets, inputs, lesson())
+    with torch.inference_mode():
+        logits = net(targets.views.batch(rows, 1)).double().numpy()
+        found = float(loss(net, rows, 1))
+        halves = [float(loss(net, half, 1)) * len(half) for half in (rows[:4], rows[4:])]
+    teacher = targets.logits(rows, 1)
+    assert found == pytest.approx(
+        naive_kd(logits, teacher, few.labels[rows], temperature=3.0, alpha=0.3), rel=1e-5
+    )
+    assert sum(halves) / len(rows) == pytest.approx(found, rel=1e-5)
+    assert value(rows, 1) != pytest.approx(found, rel=1e-2)
 
 
 @pytest.mark.parametrize("method", ["kd", "feature"])

@@ -1,6 +1,5 @@
 """Calibration ships where groups that it was not fitted on gain from it, and only there."""
 
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

@@ -156,9 +156,7 @@ def test_of_an_unlabelled_image_only_the_teacher_speaks(method: str) -> None:
     logits, teacher = (torch.from_numpy(draws.normal(0, 2, (6, 3))) for _ in range(2))
     labels = torch.tensor([0, -1, 2, -1, -1, 1])
     how = lesson(method=method)
-    found = how.mixed(
-        logits, labels, how.soft_loss(logits, teacher, labels), labelled_share=0.5
-    )
+    found = how.mixed(logits, labels, how.soft_loss(logits, teacher, labels), labelled_share=0.5)
     named = torch.where(labels < 0, teacher.argmax(1), labels)
     assert (named != labels).any()
     hard = F.cross_entropy(logits[labels >= 0], labels[labels >= 0])

@@ -91,7 +91,8 @@ def test_the_last_good_release_stays(tmp_path: Path) -> None:
 
     project.model.write_bytes(b"a worse model")
     project.set_gate("min_auroc", 1.0)
-    assert "error: check: AUROC of the exported model is " in project.dvc("repro", "check", fails=True)
+    output = project.dvc("repro", "check", fails=True)
+    assert "error: check: AUROC of the exported model is " in output
     assert project.release() == good
     assert not project.passed
     project.kill_in_the_middle()

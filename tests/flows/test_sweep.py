@@ -557,7 +557,7 @@ def test_a_trial_that_hangs_is_ended(
         for _i in range(1000):
             time.sleep(0.1)
 
-    monkeypatch.setattr("flows.workspace.prepare", hang)
+    monkeypatch.setattr("flows.params.check", hang)
     monkeypatch.setattr(sweep, "TRIAL_LIMIT_S", 1)
     with server.starting() as wait, connection.connected(wait):
         state = sweep.sweep("one.yaml", return_state=True)

@@ -75,7 +75,7 @@ def serving(workspace: Workspace) -> Iterator[Api]:
         record = json.loads((workspace.prefect / "server.json").read_text())
         output = "".join(lines)
         try:
-            assert f"Prefect UI: {record['url'].removesuffix('/api')}  (its password" in output
+            assert f"Prefect UI: {record['url'].removesuffix('/api')}  (to log in, open" in output
             assert record["auth"].partition(":")[2] not in output, "the output may be a log"
             yield Api(record)
         finally:

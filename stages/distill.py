@@ -214,7 +214,6 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             gain_over_control=metrics.mean_paired_gain(pairs),
             gain_over_teacher=metrics.paired_gain(first.better, teacher, labels, groups),
             validation=validation,
-            retention=metrics.auroc(first.better, labels) / metrics.auroc(teacher, labels),
         ),
     )
 

@@ -4,8 +4,9 @@ They are calibrated with a temperature fitted on validation, if that is shown to
 it was not fitted on. The file is compared with PyTorch on the real test images. Its metadata hold
 the rules for image files that validation applied, so that predict.py applies the same.
 
-Reads:  data/validated/, data/models/refined/
-Writes: data/models/onnx/ (fp32.onnx), metrics, predictions
+Reads:  data/validated/, data/targets/, data/models/refined/
+Writes: data/models/onnx/ (fp32.onnx), metrics, predictions; a table of groups and domains; curves;
+        the most confident mistakes
 Params: export
 Run:    dvc repro export
 """
@@ -18,18 +19,20 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from stages.core.dataset.data import load_dataset
+from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import load_net
 from stages.core.nets.onnx_export import Calibrated, export
 from stages.core.nets.onnx_run import probabilities, session
-from stages.core.results import metrics, predictions, report
+from stages.core.results import metrics, predictions, report, review
 from stages.core.results.calibration import calibrate
+from stages.core.results.review import Probabilities
 from stages.core.results.schema import ExportMetrics, Parity
 from stages.core.runner import runtime, stage
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
+from stages.core.training.targets import load_targets
 
 
 class Params(Section):
@@ -43,10 +46,37 @@ class Paths(stage.Paths):
     """What dvc.yaml hands to the command line."""
 
     validated: Path = stage.reads()
+    targets: Path = stage.reads()
     refined: Path = stage.reads()
     onnx: Path = stage.writes()
     metrics: Path = stage.writes()
     predictions: Path = stage.writes()
+    parts: Path = stage.writes()
+    ranking: Path = stage.writes()
+    reliability: Path = stage.writes()
+    mistakes: Path = stage.writes()
+
+
+def review_test_split(paths: Paths, data: Dataset, shipped: Probabilities) -> None:
+    """Write and draw what the model answers (N of the test split, K), right and wrong."""
+    test = data.rows("test")
+    labels = data.labels[test]
+    named = {"group": data.group_names, "domain": data.domains}
+    parts = {kind: names[test] for kind, names in named.items() if len(set(names[test])) > 1}
+    review.by_part(shipped, labels, parts).to_csv(
+        paths.parts, index=False, float_format="%.4f", lineterminator="\n"
+    )
+    review.draw_ranking(paths.ranking, shipped, labels, data.classes)
+    review.draw_reliability(paths.reliability, shipped, labels)
+    worst = review.mistakes(shipped, labels)
+    review.draw_mistakes(
+        paths.mistakes,
+        data.pixels[test[worst]],
+        shipped[worst],
+        labels[worst],
+        data.classes,
+        data.files[test[worst]],
+    )
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -88,8 +118,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     running = session(file, "cpu", threads=runtime.threads(resources))
     shipped = probabilities(running, data.model_inputs, test)
     log_shipped = np.log(shipped + 1e-12)
+    teacher = load_targets(paths.targets, data).plain[test]
     models = {"uncalibrated": logits, "shipped": log_shipped}
     predictions.write(paths.predictions, data, test, models)
+    review_test_split(paths, data, shipped)
     report.write_metrics(
         paths.metrics,
         ExportMetrics(
@@ -105,6 +137,11 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
             calibrated=metrics.classification(logits / temperature, labels, groups, data.classes),
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),
+            confusion=review.confusion(shipped, labels, data.classes),
+            gain_over_chance=metrics.paired_gain(
+                log_shipped, np.zeros_like(log_shipped), labels, groups
+            ),
+            gain_over_teacher=metrics.paired_gain(log_shipped, teacher, labels, groups),
         ),
     )
 

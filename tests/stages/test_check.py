@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 RESOURCES = Resources(device="cpu", threads=1, processes=1, cache_gb=1)
 PICTURES = {
     "validate": ["grid", "complaints"], "teacher": ["curves"], "distill": ["curves"],
-    "augment": ["samples"], "benchmark": ["latency"],
+    "augment": ["samples"], "export": ["ranking", "reliability", "mistakes"],
+    "benchmark": ["latency"],
 }  # fmt: skip
 
 
@@ -33,6 +34,14 @@ WITHIN = {"gain": 0.03, "low": 0.011, "high": 0.05}
 GAIN: dict[str, Any] = {"gain": 0.02, "low": 0.001, "high": 0.04, "within_groups": WITHIN}
 
 
+PARTS = """kind,name,images,accuracy,auroc
+group,<i>odd</i>,40,0.5000,
+group,module 3,60,0.9000,0.9512
+"""
+OVER_CHANCE = {
+    "gain": 0.36, "low": 0.3149, "high": 0.41,
+    "within_groups": {"gain": 0.31, "low": 0.2251, "high": 0.39},
+}  # fmt: skip
 NOT_SHOWN = {"gain": 0.012, "low": -0.003, "high": 0.027}
 
 
@@ -61,7 +70,7 @@ def reports(root: Path) -> None:
             "backbone": "b", "parameters": 100, "macs": 1, "student": quality(0.86),
             "control": quality(0.84), "gain_over_control": GAIN, "gain_over_teacher": GAIN,
             "seeds": {"count": 1, "student": {"mean": 0.86}, "control": {"mean": 0.84}},
-            "validation": {"student": {"auroc": 0.8}, "control": {"auroc": 0.8}}, "retention": 1.0,
+            "validation": {"student": {"auroc": 0.8}, "control": {"auroc": 0.8}},
         },
         "augment": {
             "class": "defective", "images": 9, "kept_share": 0.9, "teacher_agrees": 0.9,
@@ -77,6 +86,11 @@ def reports(root: Path) -> None:
         },
         "export": {
             "auroc": 0.86, "auroc_within_groups": 0.81, "bytes": 250_000, "temperature": 1.0,
+            "gain_over_chance": OVER_CHANCE, "gain_over_teacher": GAIN,
+            "confusion": {
+                "functional": {"functional": 54, "defective": 6},
+                "defective": {"functional": 12, "defective": 28},
+            },
             "fitted_temperature": 1.63, "val_calibration_gain": NOT_SHOWN,
             "parity": {"max_abs": 1e-7, "decisions_changed": 0, "images": 100},
             "calibrated": quality(0.86), "uncalibrated": quality(0.86),
@@ -94,6 +108,8 @@ def reports(root: Path) -> None:
     }  # fmt: skip
     for name, content in metrics.items():
         (root / name).mkdir()
+        if name == "export":
+            (root / name / "parts.csv").write_text(PARTS)
         (root / name / "metrics.json").write_text(json.dumps(content))
         for picture in PICTURES.get(name, ()):
             Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / name / f"{picture}.png")
@@ -149,14 +165,14 @@ def test_a_good_model_is_released(paths: check.Paths) -> None:
     [
         ("export", "auroc", 0.5, "auroc"),
         ("export", "auroc_within_groups", 0.6, "auroc_within_groups"),
-        ("teacher", "probe.auroc", 0.9, "finetuning_gain"),
-        ("teacher", "finetuned.auroc", 0.95, "retention"),
-        ("distill", "gain_over_control.low", -0.3, "gain_over_control_low"),
+        ("teacher", "finetuning_gain.high", -0.001, "finetuning_gain"),
+        ("export", "gain_over_teacher.high", -0.04, "gain_over_teacher"),
+        ("distill", "gain_over_control.high", -0.001, "gain_over_control"),
         (
             "distill",
-            "gain_over_control.within_groups.low",
-            -0.3,
-            "gain_over_control_within_groups_low",
+            "gain_over_control.within_groups.high",
+            -0.001,
+            "gain_over_control_within_groups",
         ),
         ("distill", "parameters", 500, "parameter_share"),
         ("export", "parity.max_abs", 0.01, "parity_max_abs"),
@@ -237,6 +253,10 @@ def test_labels_are_shown_as_they_are(paths: check.Paths) -> None:
     ):  # fmt: skip
         for model in models:
             change(getattr(paths, stage_name) / "metrics.json", f"{model}.recall", recall)
+    counts = {NASTY: 3, "defective": 1}
+    change(paths.export / "metrics.json", "confusion", {NASTY: counts, "defective": counts})
+    quoted = NASTY.replace('"', '""')
+    (paths.export / "parts.csv").write_text(PARTS.replace("module 3", f'"{quoted}"'))
     change(paths.augment / "metrics.json", "class", f'" onerror="{NASTY}')
     change(paths.validate / "metrics.json", "layout", NASTY)
     change(paths.validate / "metrics.json", "splits.train.classes", {NASTY: 1, "defective": 2})
@@ -350,16 +370,16 @@ def test_decisions_stand_beside_the_gain_that_decides(paths: check.Paths, is_sho
 
 def test_a_gain_without_an_interval(paths: check.Paths) -> None:
     """One group in the test split: the gain itself is held against the limit."""
-    lonely = {"gain": -0.01, "low": None, "high": None}
-    gain = lonely | {"within_groups": lonely | {"gain": -0.02}}
+    lonely = {"gain": 0.01, "low": None, "high": None}
+    gain = lonely | {"within_groups": lonely | {"gain": 0.02}}
     change(paths.distill / "metrics.json", "gain_over_control", gain)
     run(paths)
     gates = json.loads(paths.metrics.read_text())["gates"]
-    assert gates["gain_over_control_low"]["value"] == -0.01
-    assert gates["gain_over_control_within_groups_low"]["value"] == -0.02
+    assert gates["gain_over_control"]["value"] == 0.01
+    assert gates["gain_over_control_within_groups"]["value"] == 0.02
     for document in (paths.page, paths.release / "MODEL_CARD.md"):
-        assert "-0.010 [no interval: too few groups]" in document.read_text()
-        assert "-0.020 [no interval: too few groups]" in document.read_text()
+        assert "+0.010 [no interval: too few groups]" in document.read_text()
+        assert "+0.020 [no interval: too few groups]" in document.read_text()
 
 
 def test_figures_within_groups_are_beside_the_overall_ones(paths: check.Paths) -> None:
@@ -394,17 +414,69 @@ def test_a_folder_without_groups_has_no_gates_within_them(paths: check.Paths) ->
     run(paths)
     left = json.loads(paths.metrics.read_text())["gates"]
     assert every.keys() - left.keys() == {
-        "auroc_within_groups", "gain_over_control_within_groups_low",
+        "auroc_within_groups", "gain_over_control_within_groups",
     }  # fmt: skip
     for document in (paths.page, paths.release / "MODEL_CARD.md"):
         assert "ithin groups" not in document.read_text()
+
+
+def test_the_report_shows_where_the_model_errs(paths: check.Paths) -> None:
+    run(paths)
+    page = paths.page.read_text()
+    first = '<td class="n">54</td><td class="n">6</td><td class="n">0.900</td>'
+    second = '<td class="n">12</td><td class="n">28</td><td class="n">0.700</td>'
+    assert f"<tr><td>functional</td>{first}</tr>\n<tr><td>defective</td>{second}</tr>" in page
+    assert "<p>By group:</p>" in page
+    odd = '<td>&lt;i&gt;odd&lt;/i&gt;</td><td class="n">40</td><td class="n">0.500</td>'
+    assert f'<tr>{odd}<td class="n"></td></tr>' in page
+    many = "".join(f"group,g{n},4,0.{n}000,\n" for n in range(1, 10))
+    (paths.export / "parts.csv").write_text(PARTS.splitlines(keepends=True)[0] + many)
+    run(paths)
+    page = paths.page.read_text()
+    assert "<p>The 8 least accurate of 9 groups:</p>" in page
+    assert ("<td>g8</td>" in page, "<td>g9</td>" in page) == (True, False)
+
+
+def test_what_an_interval_leaves_open_stops_no_release(paths: check.Paths) -> None:
+    change(paths.teacher / "metrics.json", "finetuning_gain", NOT_SHOWN | {"gain": -0.002})
+    run(paths)
+    gates = json.loads(paths.metrics.read_text())["gates"]
+    assert gates["finetuning_gain"]["passed"]
+    assert gates["finetuning_gain"]["margin"] == NOT_SHOWN["high"]
+    assert '<td class="n">-0.003 to +0.027</td>' in paths.page.read_text()
+    assert (
+        "| finetuning_gain | -0.002 | 0 | open |" in (paths.release / "MODEL_CARD.md").read_text()
+    )
+    change(paths.teacher / "metrics.json", "finetuning_gain.low", None)
+    change(paths.teacher / "metrics.json", "finetuning_gain.high", None)
+    with pytest.raises(
+        GateFailed, match=r"linear probe is -0\.002, but check\.min_finetuning_gain"
+    ):
+        run(paths)
+
+
+def test_limits_are_suggested_that_a_run_as_good_clears(paths: check.Paths) -> None:
+    run(paths)
+    gates = json.loads(paths.metrics.read_text())["gates"]
+    assert {name: gate["suggested"] for name, gate in gates.items() if gate["suggested"]} == {
+        "auroc": 0.81, "auroc_within_groups": 0.73, "parameter_share": 0.12, "megabytes": 0.31,
+        "speed_up": 4.5,
+    }  # fmt: skip
+    limits = {check.MEANINGS[name][0]: gate["suggested"] for name, gate in gates.items()}
+    params = load_section(ROOT / "params.yaml", "check", check.Params)
+    suggested = {name: limit for name, limit in limits.items() if limit is not None}
+    with stage.staged(paths) as partial:
+        check.run(params.model_copy(update=suggested), paths=partial, resources=RESOURCES)
+    change(paths.export / "metrics.json", "gain_over_chance.low", None)
+    run(paths)
+    assert json.loads(paths.metrics.read_text())["gates"]["auroc"]["suggested"] is None
 
 
 def test_gates_within_groups_may_be_left_out(paths: check.Paths) -> None:
     params = load_section(ROOT / "params.yaml", "check", check.Params)
     limits = dict.fromkeys(("min_auroc_within_groups", "min_gain_over_control_within_groups"))
     change(paths.export / "metrics.json", "auroc_within_groups", 0.1)
-    change(paths.distill / "metrics.json", "gain_over_control.within_groups.low", -0.9)
+    change(paths.distill / "metrics.json", "gain_over_control.within_groups.high", -0.9)
     with stage.staged(paths) as partial:
         check.run(params.model_copy(update=limits), paths=partial, resources=RESOURCES)
     assert not any("within" in name for name in json.loads(paths.metrics.read_text())["gates"])

@@ -22,14 +22,17 @@ from PIL import Image
 from stages import benchmark, export
 from stages.core.dataset.background import DARKEST, FLAT
 from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.dataset.views import Views
 from stages.core.intake.contract import Contract
 from stages.core.nets import onnx_export
 from stages.core.nets.net import Ensemble, build, save_net, save_teacher
 from stages.core.nets.onnx_export import Calibrated
 from stages.core.nets.weights import packaged
 from stages.core.release import predict
+from stages.core.results import metrics
 from stages.core.results.schema import ExportMetrics
-from tests.conftest import MakeFolder, draw_images
+from stages.core.training.targets import load_targets, save_targets
+from tests.conftest import MakeFolder, draw_images, outputs
 from tests.helpers.classroom import LITE, filled
 from tests.helpers.front_door import run as validate
 from tests.stages.test_teacher import RESOURCES
@@ -73,11 +76,20 @@ class Shipped:
         return np.array(answers), ended.stderr.splitlines()
 
 
+def save_teachers_logits(folder: Path, data: Dataset) -> None:
+    """Those of a teacher that draws them."""
+    draws, shape = np.random.default_rng(0), (len(data.labels), len(data.classes))
+    of_view = np.zeros((1, len(data.distillation_rows), shape[1]), np.float32)
+    plain = draws.normal(size=shape).astype(np.float32)
+    save_targets(folder, Views(data.pixels, 0, 0, data.symmetries), 1, outputs(of_view), plain)
+
+
 def exported(root: Path, validated: Path, net: Any, name: str = "export") -> Any:
     """What a run of the export stage on this network leaves."""
     if not (root / "refined").exists():
         save_net(root / "refined", net)
-    inputs = {"validated": validated, "refined": root / "refined"}
+        save_teachers_logits(root / "targets", load_dataset(validated))
+    inputs = {name: root / name for name in ("targets", "refined")} | {"validated": validated}
     paths = filled(export.Paths, root / name, **inputs)
     export.run(export.Params(max_temperature=10.0), paths=paths, resources=RESOURCES)
     return paths
@@ -151,6 +163,16 @@ def test_the_release_divides_as_validation_did(
     answers, _ = this.predict("in", "--background", "ground.png", at=tmp_path)
     np.testing.assert_allclose(answers[:6], expected[:6], atol=1e-5)
     assert np.abs(answers[6:] - expected[6:]).max() > 1e-3
+
+
+def test_the_file_is_compared_with_chance_and_teacher(shipped: Shipped) -> None:
+    data, found = shipped.data, shipped.metrics
+    test = data.rows("test")
+    teacher = load_targets(shipped.root / "targets", data).plain[test]
+    assert found.gain_over_chance.gain == pytest.approx(found.auroc - 0.5, abs=1e-6)
+    difference = found.auroc - metrics.auroc(teacher, data.labels[test])
+    assert found.gain_over_teacher.gain == pytest.approx(difference, abs=1e-6)
+    assert abs(difference) > 0.01
 
 
 def test_what_has_no_background_is_refused_in_a_line(shipped: Shipped, tmp_path: Path) -> None:

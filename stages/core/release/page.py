@@ -1,6 +1,7 @@
 """The report and the model card, from the metrics and pictures of all stages."""
 
 import base64
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def _environment() -> Environment:
     return environment
 
 
+def _parts(table: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of export's parts.csv, as text, by kind."""
+    by_kind: dict[str, list[dict[str, str]]] = {}
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            by_kind.setdefault(row["kind"], []).append(row)
+    return by_kind
+
+
 def report_page(folders: Mapping[str, Path], reports: Reports, check: CheckMetrics) -> str:
     """The whole report as one HTML page without outside references."""
     pictures = {
@@ -60,7 +70,8 @@ def report_page(folders: Mapping[str, Path], reports: Reports, check: CheckMetri
         for path in sorted(folder.glob("*.png"))
     }
     template = _environment().get_template("report.html.j2")
-    return template.render(vars(reports), check=check, pictures=pictures)
+    parts = _parts(folders["export"] / "parts.csv")
+    return template.render(vars(reports), check=check, pictures=pictures, parts=parts)
 
 
 def model_card(reports: Reports, check: CheckMetrics) -> str:

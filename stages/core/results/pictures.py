@@ -55,6 +55,71 @@ def grid(path: Path, rows: Mapping[str, Sequence[Images]]) -> None:
     _save(figure, path)
 
 
+def short(text: str, most: int = 24) -> str:
+    """`text` on one line of a caption: of a long one, the end."""
+    line = "".join(char if char.isprintable() else "?" for char in text)
+    return line if len(line) <= most else "\N{HORIZONTAL ELLIPSIS}" + line[1 - most :]
+
+
+def captioned(path: Path, images: Images, captions: Sequence[str], *, columns: int = 4) -> None:
+    """Images (N, S, S, C), each with a caption below it."""
+    rows = max(-(-len(images) // columns), 1)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.95 * columns, 2.55 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, caption in zip(axes.flat, images, captions, strict=False):
+        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.text(0.5, -0.03, caption, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    if not len(images):
+        axes[0, 0].text(0.5, 0.5, "none", ha="center", va="center")
+    _save(figure, path)
+
+
+Line = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def ranking_curves(
+    path: Path, by_class: Mapping[str, tuple[Line, Line, tuple[float, float, float]]]
+) -> None:
+    """ROC and precision-recall curves side by side.
+
+    Args:
+        by_class: false alarms and recall; recall and precision; and those three (false alarms,
+            recall, precision) of the decisions.
+    """
+    figure, (roc, precision_recall) = plt.subplots(1, 2, figsize=(8.2, 3.9))
+    for number, (name, (first, second, dot)) in enumerate(by_class.items()):
+        look = {"color": COLOURS[number % len(COLOURS)]}
+        roc.plot(*first, label=short(name), **look)
+        precision_recall.plot(*second, label=short(name), **look)
+        roc.plot(dot[0], dot[1], "o", **look)
+        precision_recall.plot(dot[1], dot[2], "o", **look)
+    roc.plot([0, 1], [0, 1], color="#999999", lw=1, ls=":")
+    roc.set(xlabel="false alarms", ylabel="recall")
+    precision_recall.set(xlabel="recall", ylabel="precision")
+    for axis in (roc, precision_recall):
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    if by_class:
+        roc.legend(frameon=False, loc="lower right", fontsize=9)
+    _save(figure, path)
+
+
+def reliability(
+    path: Path, stated: NDArray[np.float64], reached: NDArray[np.float64], counts: NDArray[np.int64]
+) -> None:
+    """Accuracy over confidence; the size of a dot is the number of images."""
+    figure, axis = plt.subplots(figsize=(4.2, 3.9))
+    axis.plot([0, 1], [0, 1], color="#999999", lw=1, ls=":")
+    axis.plot(stated, reached, color=COLOURS[0], lw=1)
+    axis.scatter(stated, reached, s=12 + 240 * counts / max(counts.sum(), 1), color=COLOURS[0])
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.05))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    _save(figure, path)
+
+
 def beside_nearest(path: Path, synthetic: Images, real: Images, *, count: int = 10) -> None:
     """Synthetic images over the real images that are nearest to them, pixel by pixel (L2)."""
     chosen = synthetic[:count]

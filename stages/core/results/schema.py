@@ -258,7 +258,6 @@ class DistillMetrics(Metrics):
         student, control: of the first seed, the one that ships.
         gain_over_control: mean over the seeds.
         validation: by model and seed: `student`, `control`, `student 1` and so on.
-        retention: the student's AUROC over the teacher's.
     """
 
     backbone: str
@@ -270,7 +269,6 @@ class DistillMetrics(Metrics):
     gain_over_control: Gain
     gain_over_teacher: Gain
     validation: dict[str, Auroc]
-    retention: float
 
 
 class AugmentMetrics(Metrics):
@@ -349,6 +347,9 @@ class ExportMetrics(Metrics):
         bytes: the file's size.
         uncalibrated, calibrated: PyTorch, before and after `temperature`.
         auroc, auroc_within_groups: of the file itself; the latter as in `Auroc`.
+        confusion: by true class and decision, the number of images.
+        gain_over_chance: of the file over a model that knows nothing, whose AUROC is 0.5.
+        gain_over_teacher: of the file over the teacher.
     """
 
     temperature: float
@@ -360,6 +361,9 @@ class ExportMetrics(Metrics):
     calibrated: Quality
     auroc: float
     auroc_within_groups: float | None = None
+    confusion: dict[str, dict[str, int]]
+    gain_over_chance: Gain
+    gain_over_teacher: Gain
 
 
 class Latency(Metrics):
@@ -403,12 +407,32 @@ class BenchmarkMetrics(Metrics):
 
 
 class Gate(Metrics):
-    """One condition for a release; `margin` is what there is to spare, negative where it failed."""
+    """One condition for a release.
+
+    A difference between two models fails only if its 95 % interval is clear of the limit, on the
+    wrong side: a good model is not stopped by what chance alone explains.
+
+    Attributes:
+        low, high: ends of that interval; None where the value has none.
+        margin: what there is to spare, negative where it failed.
+        suggested: a limit that a run as good as this one clears; None where the limit that comes
+            with the project means the same for all images.
+    """
 
     value: Number
+    low: float | None
+    high: float | None
     limit: Number
     margin: Number
     passed: bool
+    suggested: Number | None
+
+    @property
+    def verdict(self) -> str:
+        """passed, failed, or open: passed with an interval that holds the limit."""
+        if not self.passed:
+            return "failed"
+        return "open" if self.low is not None and self.low < self.limit else "passed"
 
 
 class CheckMetrics(Metrics):

@@ -1,0 +1,129 @@
+"""What a model's answers on the test split look like: where it errs, and in whose images."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+
+from stages.core.results import pictures
+from stages.core.results.escape import spreadsheet_cell
+from stages.core.results.metrics import Labels, auroc
+from stages.core.results.pictures import Images
+from stages.core.runner.errors import DataError
+
+Probabilities = NDArray[np.floating[Any]]
+
+# Classes that a picture has a line for.
+MOST_LINES = len(pictures.COLOURS)
+# Images in the picture of mistakes.
+MOST_MISTAKES = 12
+
+
+def confusion(probabilities: Probabilities, labels: Labels, classes: list[str]) -> dict[str, Any]:
+    """By true class and decision, the number of images."""
+    counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(classes)))
+    return {
+        truth: dict(zip(classes, row, strict=True))
+        for truth, row in zip(classes, counts.tolist(), strict=True)
+    }
+
+
+def by_part(
+    probabilities: Probabilities, labels: Labels, parts: Mapping[str, NDArray[np.object_]]
+) -> pd.DataFrame:
+    """How good a model is in each part of the images, the least accurate first.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,).
+        parts: by kind (`domain`, `group`), the name of each image's part (N,).
+
+    Returns: one row per part: kind, name (as `spreadsheet_cell` has it), images, accuracy, and
+        auroc, which is empty where all images are of one class.
+    """
+    correct = probabilities.argmax(1) == labels
+    logits = np.log(probabilities + 1e-12)
+    rows = []
+    for kind, names in parts.items():
+        for name in dict.fromkeys(names.tolist()):
+            inside = names == name
+            try:
+                area: float | None = auroc(logits[inside], labels[inside])
+            except DataError:
+                area = None
+            accuracy = float(correct[inside].mean())
+            rows.append((kind, spreadsheet_cell(name), int(inside.sum()), accuracy, area))
+    table = pd.DataFrame(rows, columns=["kind", "name", "images", "accuracy", "auroc"])
+    return table.sort_values(["kind", "accuracy", "name"], ignore_index=True)
+
+
+def mistakes(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
+    """Images that are decided wrongly, the most confident first: up to MOST_MISTAKES numbers."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    order = np.argsort(-probabilities[wrong].max(1), kind="stable")
+    return wrong[order][:MOST_MISTAKES]
+
+
+def draw_mistakes(
+    path: Path,
+    images: Images,
+    probabilities: Probabilities,
+    labels: Labels,
+    classes: list[str],
+    files: NDArray[np.object_],
+) -> None:
+    """The images (N, P, P, C) of `mistakes`, with what they are and what they are taken for."""
+    captions = [
+        f"{pictures.short(classes[label])}, taken for\n"
+        f"{pictures.short(classes[answer.argmax()])} ({answer.max():.2f})\n"
+        f"{pictures.short(file)}"
+        for label, answer, file in zip(labels, probabilities, files, strict=True)
+    ]
+    pictures.captioned(path, images, captions)
+
+
+def draw_ranking(
+    path: Path, probabilities: Probabilities, labels: Labels, classes: list[str]
+) -> None:
+    """ROC and precision-recall curves: of the last class for two, else of each against the rest.
+
+    Of more than MOST_LINES classes, those with the most images are drawn. A dot marks what deciding
+    for the most probable class gives.
+    """
+    shown = [1] if len(classes) == 2 else list(np.argsort(-np.bincount(labels), kind="stable"))
+    decided = probabilities.argmax(1)
+    curves = {}
+    for k in shown[:MOST_LINES]:
+        positive = labels == k
+        if not 0 < positive.sum() < len(labels):
+            continue
+        false_alarms, recall, _ = roc_curve(positive, probabilities[:, k])
+        precision, recall_again, _ = precision_recall_curve(positive, probabilities[:, k])
+        chosen = decided == k
+        at = (
+            float((chosen & ~positive).sum() / (~positive).sum()),
+            float((chosen & positive).sum() / positive.sum()),
+            float((chosen & positive).sum() / max(chosen.sum(), 1)),
+        )
+        curves[classes[k]] = ((false_alarms, recall), (recall_again, precision), at)
+    pictures.ranking_curves(path, curves)
+
+
+def draw_reliability(
+    path: Path, probabilities: Probabilities, labels: Labels, *, bins: int = 10
+) -> None:
+    """Accuracy against confidence, in `bins` equal parts of 0 to 1."""
+    confidence = probabilities.max(1)
+    correct = probabilities.argmax(1) == labels
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    filled = counts > 0
+    stated, reached = (
+        np.bincount(place, weights=x, minlength=bins)[filled] / counts[filled]
+        for x in (confidence, correct)
+    )
+    pictures.reliability(path, stated, reached, counts[filled])

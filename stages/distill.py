@@ -168,8 +168,8 @@ def spread(aurocs: list[float]) -> Spread:
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Train students and controls, measure them and the teacher on the test split."""
     data = load_dataset(paths.validated)
-    params.check_method(len(data.classes))
     targets = load_targets(paths.targets, data)
+    params.check_method(len(data.classes), targets.views.mix)
     if params.method == "feature" and not targets.has_features:
         raise ParamsError("distill.method = 'feature': set targets.features to true for it")
     test, val = data.rows("test"), data.rows("val")

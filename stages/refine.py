@@ -30,7 +30,7 @@ from stages.core.runner import stage
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
 from stages.core.training.fit import Loss, Recipe
-from stages.core.training.student import Lesson, distillation_loss
+from stages.core.training.student import Lesson, distillation_loss, label_loss
 from stages.core.training.targets import Targets, load_targets
 from stages.core.training.trainer import Trainer
 
@@ -99,7 +99,9 @@ def with_synthetic(
             for x in (synthetic.pixels, synthetic.logits, synthetic.labels)
         )
         logits = net(images)
-        of_synthetic = lesson.mixed(logits, labels, lesson.soft_loss(logits, teacher, labels))
+        of_synthetic = lesson.mixed(
+            label_loss(logits, labels) / len(labels), lesson.soft_loss(logits, teacher, labels)
+        )
         rest = rows[count:]
         return (real(net, rest, epoch) * len(rest) + of_synthetic * count) / len(rows)
 

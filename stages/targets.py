@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stages.core.dataset.data import Rows, load_dataset
-from stages.core.dataset.views import Views
+from stages.core.dataset.views import Mix, Views
 from stages.core.nets.frozen import Frozen
 from stages.core.nets.inference import BATCH, as_half, batched
 from stages.core.nets.net import Ensemble, load_teacher
@@ -28,6 +28,7 @@ from stages.core.results import metrics, report
 from stages.core.results.schema import TargetsMetrics
 from stages.core.runner import stage
 from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section
 from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
@@ -40,6 +41,8 @@ class Params(Section):
     view_count: int = Field(ge=1, le=1000)
     features: bool
     jitter: float = Field(ge=0, lt=1)
+    mix: Mix
+    average_views: bool
     seed: int = Field(ge=0)
 
 
@@ -105,10 +108,15 @@ class FrozenTeacher:
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Run the teacher over every view, a checkpoint per view."""
+    if params.average_views and params.mix != "none":
+        raise ParamsError(
+            f"targets.average_views: with targets.mix = {params.mix!r}, an image is mixed with "
+            "another one in each view, which no mean describes; set one of the two back"
+        )
     data = load_dataset(paths.validated)
     teacher = load_teacher(paths.teacher).to(resources.torch_device())
-    views = Views(data.pixels, params.seed, params.jitter, data.symmetries)
     rows, everything = data.distillation_rows, np.arange(len(data.labels))
+    views = Views(data.pixels, params.seed, params.jitter, data.symmetries, params.mix, rows)
     checkpoints = [Checkpoint(paths.scratch, f"view_{v}") for v in range(params.view_count)]
     done = sum(checkpoint.path.exists() for checkpoint in checkpoints)
     total = params.view_count * len(rows) + len(everything)
@@ -119,6 +127,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         checkpoint.save((logits, features))
     plain = frozen.outputs(everything, None, progress)[0].numpy()
     outputs = (checkpoint.read() for checkpoint in checkpoints)
+    if params.average_views:
+        mean = sum(checkpoint.read()[0] for checkpoint in checkpoints) / len(checkpoints)
+        outputs = ((mean, features) for _, features in outputs)
     save_targets(paths.targets, views, params.view_count, outputs, plain)
     labelled = data.labels[rows] >= 0
     labels = data.labels[rows][labelled]

@@ -124,7 +124,9 @@ def enrolled(root: Path, *, target: bool) -> Classroom:
     for features in (True, False):
         inputs = {"validated": images, "teacher": root / "teacher"}
         paths = filled(targets.Paths, root / f"features {features}", **inputs)
-        how = targets.Params(view_count=VIEWS, features=features, jitter=0.1, seed=2)
+        how = targets.Params(
+            view_count=VIEWS, features=features, jitter=0.1, seed=2, mix="none", average_views=False
+        )
         targets.run(how, paths=paths, resources=RESOURCES)
         written.append(paths.targets)
     return Classroom(root, images, root / "teacher", *written)

@@ -275,7 +275,7 @@ def test_the_student_listens_to_the_teacher_and_the_control_does_not(classroom: 
 
 def test_both_learn_on_the_views_of_the_targets(classroom: Classroom) -> None:
     def show_others(folder: Path) -> None:
-        (folder / "views.json").write_text('{"seed": 7, "jitter": 0.1}')
+        (folder / "views.json").write_text('{"seed": 7, "jitter": 0.1, "mix": "none"}')
 
     found, other = classroom.distil(), classroom.distil(classroom.changed("others", show_others))
     for name in ("student", "control"):

@@ -10,11 +10,17 @@ from stages import targets
 from stages.core.dataset.views import Views
 from stages.core.nets.net import load_teacher
 from stages.core.results import metrics
+from stages.core.runner.errors import ParamsError
 from stages.core.training.targets import load_targets
 from tests.helpers.classroom import VIEWS, Classroom, close, enrolled, filled
 from tests.stages.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def params(**changes: Any) -> targets.Params:
+    values = {"view_count": VIEWS, "features": True, "jitter": 0.1, "seed": 2}
+    return targets.Params(**{**values, "mix": "none", "average_views": False, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def test_targets_go_on_after_the_last_finished_view(
 ) -> None:
     inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
     paths = filled(targets.Paths, tmp_path / "killed", **inputs)
-    how = targets.Params(view_count=VIEWS, features=True, jitter=0.1, seed=2)
+    how = params()
     real, asked = targets.FrozenTeacher.outputs, []
 
     def outputs(self: targets.FrozenTeacher, rows: Any, view: int | None, progress: Any) -> Any:
@@ -76,3 +82,32 @@ def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
     for name, logits in (("view", loaded.logits(train, 0)), ("plain", loaded.plain[train])):
         auroc = metrics.auroc(np.asarray(logits), data.labels[train])
         assert written[f"{name}_auroc"] == pytest.approx(auroc, abs=1e-3)
+
+
+def test_targets_may_be_the_mean_over_the_views(classroom: Classroom, tmp_path: Path) -> None:
+    inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
+    paths = filled(targets.Paths, tmp_path / "averaged", **inputs)
+    targets.run(params(average_views=True), paths=paths, resources=RESOURCES)
+    each, averaged = (load_targets(at, classroom.data) for at in (classroom.targets, paths.targets))
+    rows = classroom.data.distillation_rows
+    mean = torch.stack([each.logits(rows, view) for view in range(VIEWS)]).mean(0)
+    for view in range(VIEWS):
+        assert close(averaged.logits(rows, view), mean, 0.01)
+        assert torch.equal(averaged.features(rows, view), each.features(rows, view))
+    with pytest.raises(ParamsError, match=r"^targets\.average_views: with targets\.mix = 'cutmix'"):
+        targets.run(params(average_views=True, mix="cutmix"), paths=paths, resources=RESOURCES)
+
+
+def test_the_teacher_sees_the_mixed_images(classroom: Classroom, tmp_path: Path) -> None:
+    inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
+    paths = filled(targets.Paths, tmp_path / "mixed", **inputs)
+    targets.run(params(mix="mixup"), paths=paths, resources=RESOURCES)
+    data = classroom.data
+    each, mixed = (load_targets(at, data) for at in (classroom.targets, paths.targets))
+    rows = data.distillation_rows
+    assert torch.equal(mixed.logits(rows, 0), each.logits(rows, 0))
+    assert set(mixed.views.partners) == set(rows)
+    with torch.inference_mode():
+        logits = load_teacher(classroom.teacher)(mixed.views.batch(rows, 1))
+    assert close(mixed.logits(rows, 1), logits)
+    assert not close(each.logits(rows, 1), logits, 0.1)

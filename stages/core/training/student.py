@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.core.dataset.data import Dataset, Rows
+from stages.core.dataset.views import Mix
 from stages.core.nets.net import Net
 from stages.core.runner import processes
 from stages.core.runner.errors import ParamsError
@@ -29,12 +30,18 @@ class Lesson(Section):
     temperature: float = Field(gt=0, le=100)
     alpha: float = Field(gt=0, le=1)
 
-    def check_method(self, classes: int) -> None:
+    def check_method(self, classes: int, mix: Mix = "none") -> None:
         """Raises: ParamsError for what teaches nothing.
 
         That is: what lives on more than two classes when there are two; relations alone, which
-        leave the head at zero; whole batches' relations when several processes share each.
+        leave the head at zero; whole batches' relations when several processes share each; one
+        class against the others for images that are mixed of two.
         """
+        if self.method == "dkd" and mix != "none":
+            raise ParamsError(
+                f"method 'dkd': with targets.mix = {mix!r}, an image has no single class; use "
+                "method 'kd', or set targets.mix to none"
+            )
         if self.method == "feature" and self.alpha == 1:
             raise ParamsError(
                 "method 'feature' with alpha = 1: features teach the head nothing; lower alpha"
@@ -58,21 +65,13 @@ class Lesson(Section):
                 f"{wrong}: with two classes {reason}; use method 'kd' or 'feature' without it"
             )
 
-    def mixed(
-        self, logits: Tensor, labels: Tensor, soft: Tensor, *, labelled_share: float = 1.0
-    ) -> Tensor:
-        """(1 - alpha) CE(labels) + alpha soft; Hinton et al. 2015 (arXiv 1503.02531), section 2.
-
-        CE is a mean over labelled images: the labels weigh 1 - alpha however few there are.
+    def mixed(self, hard: Tensor, soft: Tensor) -> Tensor:
+        """(1 - alpha) hard + alpha soft; Hinton et al. 2015 (arXiv 1503.02531), section 2.
 
         Args:
-            logits: (B, K) of the student.
-            labels: int64 (B,), -1 where there is none; of such an image only the teacher speaks.
-            soft: the teacher's part, a scalar.
-            labelled_share: of all images that the student learns from, not of this batch alone.
+            hard: what the labels say, a scalar: see `label_loss`.
+            soft: what the teacher says, a scalar: see `soft_loss`.
         """
-        hard = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-        hard = hard / (len(labels) * labelled_share)
         return (1 - self.alpha) * hard + self.alpha * soft
 
     def soft_loss(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -90,10 +89,25 @@ class Lesson(Section):
         return losses.soft_targets(logits, teacher, temperature=self.temperature)
 
 
+def label_loss(logits: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Sum of the images' cross-entropies, each times its share; 0 for those without a label.
+
+    Args:
+        logits: (B, K).
+        labels: int64 (B,), -1 where there is none.
+        shares: (B,); None for 1.
+    """
+    if shares is None:
+        return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    return (shares * F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")).sum()
+
+
 def distillation_loss(
     data: Dataset, targets: Targets, inputs: Inputs, lesson: Lesson, *, control: bool = False
 ) -> Loss:
     """Learn from labels and teacher on the teacher's views: epoch e shows view e modulo V.
+
+    The labels' part is a mean over labelled images: it weighs the same however few they are.
 
     Args:
         control: learn on the same views from the labels alone.
@@ -101,20 +115,29 @@ def distillation_loss(
     all_labels = torch.from_numpy(data.labels)
     labelled_share = float((data.labels[data.distillation_rows] >= 0).mean())
 
+    def by_labels(logits: Tensor, rows: Rows, view: int) -> Tensor:
+        labels, mixture = all_labels[rows].to(logits.device), targets.views.mixture(rows, view)
+        if mixture is None:
+            return label_loss(logits, labels)
+        shares = mixture.shares.to(logits.device)
+        partners = all_labels[mixture.partners].to(logits.device)
+        return label_loss(logits, labels, shares) + label_loss(logits, partners, 1 - shares)
+
     def loss(net: Net, rows: Rows, epoch: int) -> Tensor:
         view = epoch % targets.view_count
         features = net.features(inputs.batch(rows, view))
         logits = net.head(features)
-        labels = all_labels[rows].to(logits.device)
+        hard = by_labels(logits, rows, view) / len(rows)
         if control:
-            return F.cross_entropy(logits, labels)
+            return hard
         if lesson.method == "feature":
             soft = losses.relational(
                 net.head.standardize(features), targets.features(rows, view).to(logits.device)
             )
         else:
             teacher = targets.logits(rows, view).to(logits.device)
+            labels = all_labels[rows].to(logits.device)
             soft = lesson.soft_loss(logits, teacher, labels)
-        return lesson.mixed(logits, labels, soft, labelled_share=labelled_share)
+        return lesson.mixed(hard / labelled_share, soft)
 
     return loss

@@ -80,7 +80,7 @@ def save_targets(
         file.flush()
     np.save(folder / "plain.npy", plain)
     (folder / "views.json").write_text(
-        json.dumps({"seed": views.seed, "jitter": views.jitter}) + "\n"
+        json.dumps({"seed": views.seed, "jitter": views.jitter, "mix": views.mix}) + "\n"
     )
 
 
@@ -94,7 +94,7 @@ def load_targets(folder: Path, data: Dataset) -> Targets:
     assert logits.shape[1] == len(rows)
     place[rows] = np.arange(len(rows))
     return Targets(
-        views=Views(data.pixels, how["seed"], how["jitter"], data.symmetries),
+        views=Views(data.pixels, how["seed"], how["jitter"], data.symmetries, how["mix"], rows),
         view_count=len(logits),
         plain=np.load(folder / "plain.npy"),
         _logits=torch.from_numpy(logits),

@@ -4,7 +4,7 @@ import torch
 
 from stages.core.dataset.resize import resize
 from stages.core.dataset.symmetries import NAMES, NUMBERS, Symmetries, inverse, turned
-from stages.core.dataset.views import Views, turn
+from stages.core.dataset.views import Mix, Views, _boxes, turn
 
 
 def pixels(n: int = 12, px: int = 8) -> np.ndarray:
@@ -99,3 +99,53 @@ def test_resize_keeps_a_constant_and_averages_down() -> None:
     grey = torch.full((2, 16, 16, 1), 77, dtype=torch.uint8)
     assert torch.equal(resize(grey, 4), torch.full((2, 4, 4, 1), 77, dtype=torch.uint8))
     assert torch.equal(resize(grey, 16), grey)
+
+
+PARTNERS = np.array([1, 4, 5, 8, 10])
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_every_second_view_is_mixed(mix: Mix) -> None:
+    alone = Views(pixels(), 1, 0.2, "all")
+    mixed = Views(pixels(), 1, 0.2, "all", mix, PARTNERS)
+    rows = np.array([7, 0, 3, 11, 2])
+    assert mixed.mixture(rows, 2) is None
+    assert torch.equal(mixed.batch(rows, 2), alone.batch(rows, 2))
+    mixture = mixed.mixture(rows, 3)
+    assert mixture is not None
+    assert set(mixture.partners) <= set(PARTNERS)
+    shares = mixture.shares.double()
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert len(set(shares.tolist())) == 5
+    own, other = alone.batch(rows, 3), alone.batch(mixture.partners, 3)
+    seen = mixed.batch(rows, 3)
+    if mix == "mixup":
+        weights = shares.reshape(-1, 1, 1, 1)
+        expected = weights * own.double() + (1 - weights) * other.double()
+        assert (seen.double() - expected).abs().max() < 0.51
+    else:
+        is_own = (seen == own) & ~((seen == other) & (own != other))
+        assert ((seen == own) | (seen == other)).all()
+        assert is_own.double().mean((1, 2, 3)).tolist() == pytest.approx(shares.tolist(), abs=0.05)
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_a_mixed_view_does_not_depend_on_its_batch(mix: Mix) -> None:
+    views = Views(pixels(), 1, 0.2, "all", mix, PARTNERS)
+    whole = views.batch(np.arange(12), 3)
+    alone = torch.cat([views.batch(np.array([i]), 3) for i in range(12)])
+    assert torch.equal(whole, alone)
+    # Other draws in other views, and not those of symmetries and jitter.
+    shares = [views.mixture(np.arange(12), view) for view in (3, 5)]
+    assert not torch.equal(*(each.shares for each in shares if each))
+
+
+def test_boxes_have_the_area_that_is_asked_for() -> None:
+    areas = np.array([0.0, 0.25, 0.25, 1.0, 1.0])
+    centres = np.array([[0.5, 0.5], [0.5, 0.5], [0.0, 0.0], [0.5, 0.5], [1.0, 0.5]])
+    boxes = _boxes(8, areas, centres)
+    # Cut at the edges, and so smaller.
+    assert boxes.float().mean((1, 2)).tolist() == [0, 0.25, 0.0625, 1, 0.5]
+    assert boxes[1, 2:6, 2:6].all()
+    assert boxes[2, :2, :2].all()
+    assert boxes[4, 4:].all()

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.core.dataset.data import Dataset, Rows
-from stages.core.dataset.views import Views
+from stages.core.dataset.views import Mix, Views
 from stages.core.nets import net as nets
 from stages.core.nets import weights
 from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.training import losses
 from stages.core.training.inputs import Inputs
-from stages.core.training.student import Lesson, distillation_loss
+from stages.core.training.student import Lesson, distillation_loss, label_loss
 from stages.core.training.targets import Targets, load_targets, save_targets
 from stages.refine import Synthetic, with_synthetic
 from stages.teacher import fit_probe
@@ -156,18 +156,51 @@ def test_of_an_unlabelled_image_only_the_teacher_speaks(method: str) -> None:
     logits, teacher = (torch.from_numpy(draws.normal(0, 2, (6, 3))) for _ in range(2))
     labels = torch.tensor([0, -1, 2, -1, -1, 1])
     how = lesson(method=method)
-    found = how.mixed(logits, labels, how.soft_loss(logits, teacher, labels), labelled_share=0.5)
+    hard = F.cross_entropy(logits[labels >= 0], labels[labels >= 0], reduction="sum")
+    assert label_loss(logits, labels) == pytest.approx(float(hard))
+    shares = torch.tensor([0.5, 0.3, 0.5, 0.3, 0.3, 0.5], dtype=torch.float64)
+    assert label_loss(logits, labels, shares) == pytest.approx(float(hard / 2))
     named = torch.where(labels < 0, teacher.argmax(1), labels)
     assert (named != labels).any()
-    hard = F.cross_entropy(logits[labels >= 0], labels[labels >= 0])
     soft = {
         "kd": losses.soft_targets(logits, teacher, temperature=3.0),
         "dkd": losses.decoupled(logits, teacher, named, temperature=3.0),
     }
-    assert found == pytest.approx(float(0.7 * hard + 0.3 * soft[method]))
+    found = how.mixed(hard / 3, how.soft_loss(logits, teacher, labels))
+    assert found == pytest.approx(float(0.7 * hard / 3 + 0.3 * soft[method]))
     if method == "kd":
         naive = naive_kd(logits, teacher, labels.numpy(), temperature=3.0, alpha=0.3)
         assert found == pytest.approx(naive)
+
+
+@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_the_labels_of_mixed_images_are_mixed_alike(
+    tmp_path: Path, mix: Mix, control: bool
+) -> None:
+    data = dataset(n=20, classes=3)
+    rows = data.rows("train")
+    targets, net = targets_of(tmp_path / "targets", data), student(data)
+    views = Views(data.pixels, 4, 0.3, "all", mix, rows)
+    targets = replace(targets, views=views)
+    inputs = Inputs(net, views, rows, VIEWS, tmp_path, plain=rows[:0], most_gb=1)
+    loss = distillation_loss(data, targets, inputs, lesson(), control=control)
+    mixture = views.mixture(rows, 1)
+    assert mixture is not None
+    with torch.inference_mode():
+        logits = net(views.batch(rows, 1)).double().numpy()
+        found = float(loss(net, rows, 1))
+    log_p = log_softmax(logits, axis=1)
+    shares, each = mixture.shares.numpy(), np.arange(len(rows))
+    own, other = (log_p[each, data.labels[named]] for named in (rows, mixture.partners))
+    hard = -(shares * own + (1 - shares) * other).mean()
+    soft = float(
+        losses.soft_targets(
+            torch.from_numpy(logits), targets.logits(rows, 1).double(), temperature=3.0
+        )
+    )
+    expected = hard if control else 0.7 * hard + 0.3 * soft
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_few_labels_weigh_as_much_as_many(tmp_path: Path) -> None:

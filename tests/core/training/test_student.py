@@ -35,3 +35,10 @@ def test_features_have_no_logits_to_standardize() -> None:
 @pytest.mark.parametrize("method", ["kd", "feature"])
 def test_what_teaches_something_is_not(method: str) -> None:
     lesson(method=method).check_method(2)
+
+
+def test_mixed_images_have_no_single_class() -> None:
+    with pytest.raises(ParamsError, match=r"^method 'dkd': with targets\.mix = 'cutmix'"):
+        lesson(method="dkd").check_method(3, "cutmix")
+    lesson(method="dkd").check_method(3, "none")
+    lesson(method="kd").check_method(3, "cutmix")

@@ -1,4 +1,4 @@
-"""Predicts each labelled image by models that never saw its group: `python -m flows.out_of_fold`.
+"""Predicts each labelled image with models that never saw its group: `python -m flows.out_of_fold`.
 
 The graph runs once per fold of the test split, each time as a trial of a study (flows/sweep.py), so
 an interrupted call resumes. The test splits together are all labelled images; their predictions
@@ -6,7 +6,7 @@ become one table, data/reports/out_of_fold/NAME.csv, with one row per image: fil
 domain, label, fold, and MODEL/CLASS, the probability of each class by teacher, student and shipped
 model (the student as it ships: refined and calibrated, where that was shown to help).
 
-The decisions of validation are held against these images, too. The graph itself cannot decide by
+The decisions of validation are checked on these images, too. The graph itself cannot decide by
 them: a run would need the runs of the other folds, whose models have learned from its test images,
 and nothing would be left to measure on.
 """
@@ -171,7 +171,7 @@ def figures(table: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def decisions(table: pd.DataFrame, max_temperature: float) -> list[dict[str, str]]:
-    """What validation decides in each run, held against all labelled images.
+    """What validation decides in each run, checked on all labelled images.
 
     Synthetic images, by AUROC within each fold; calibration, by the mean cross-entropy of groups
     that the temperature was not fitted on. 95 % intervals over all groups.

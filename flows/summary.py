@@ -79,7 +79,7 @@ def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
         gain = distill.gain_over_control
         lines += _aurocs("student", distill.student, "without teacher", distill.control, gain)
         if intervals := count_intervals([gain]):
-            lines.append(("95 % intervals above", str(intervals), ""))
+            lines.append(("number of 95 % intervals", str(intervals), ""))
         size = f"{distill.parameters:,}"
         lines.append(("student: parameters", size, f"teacher {teacher.parameters:,}"))
     if "refine" in stages:

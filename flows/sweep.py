@@ -114,7 +114,7 @@ def run_trial(
     return Completed()
 
 
-# A stage reads it, but no result depends on it: it only warns of data that has drifted.
+# A stage reads it, but no result depends on it: it warns of data that has drifted, or ends the run.
 HISTORY = "data/accepted.json"
 
 

@@ -280,7 +280,7 @@ def _warnings(
             yield f"Gains that pair rows of different {word}: {_names(unlike, 'gains')}."
     unknown = done[(done[CODE] == "") | (done[DATA] == "")][TRIAL].tolist()
     if unknown:
-        yield f"Code and data are not recorded for: {_names(unknown, 'trials')}."
+        yield f"Hashes of code and data are not recorded for: {_names(unknown, 'trials')}."
     if planned is None:
         return
     for kind in ("params", "data", "code"):

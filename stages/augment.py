@@ -1,4 +1,4 @@
-"""Synthetic images of the scarcer class, from a class-conditional GAN, judged by the teacher.
+"""Synthetic images of the rarest class, from a class-conditional GAN, judged by the teacher.
 
 Reads:  data/validated/, data/models/teacher/
 Writes: data/augmented/ (pixels.npy, labels.npy, logits.npy), data/models/gan/, metrics, curves,
@@ -113,36 +113,36 @@ def kept_by_teacher(
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
-    """Train the GAN, make images of the scarcest class, filter and measure them."""
+    """Train the GAN, make images of the rarest class, filter and measure them."""
     device = resources.torch_device()
     data = load_dataset(paths.validated)
     teacher = load_teacher(paths.teacher).to(device)
     train = data.rows("train")
     labels = data.labels[train]
-    scarce = int(np.bincount(labels).argmin())
+    rarest = int(np.bincount(labels).argmin())
     small = reduced(data, train, params.image_px, paths.scratch / "real.npy")
     real = RealImages(
         torch.from_numpy(small), torch.from_numpy(labels), len(data.classes), data.symmetries
     )
     generator, curves = gan_training.train(real, params, device, Checkpoint(paths.scratch, "gan"))
 
-    candidates = generate(generator, scarce, 2 * params.images, device, params.seed)
+    candidates = generate(generator, rarest, 2 * params.images, device, params.seed)
     large = resize(torch.from_numpy(candidates), data.image_px)
     logits = run_batched(teacher, lambda rows: large[rows], np.arange(len(candidates)), device)
-    chosen = kept_by_teacher(logits, scarce, params.images, params.keep_quantile)
+    chosen = kept_by_teacher(logits, rarest, params.images, params.keep_quantile)
     fakes = candidates[chosen]
 
-    kid, kid_real = measure(fakes, data, scarce, params, device)
-    save(paths, data, generator, fakes, logits[chosen], scarce)
+    kid, kid_real = measure(fakes, data, rarest, params, device)
+    save(paths, data, generator, fakes, logits[chosen], rarest)
     curves.to_csv(paths.curves, index=False)
-    pictures.beside_nearest(paths.samples, fakes, small[labels == scarce])
+    pictures.beside_nearest(paths.samples, fakes, small[labels == rarest])
     report.write_metrics(
         paths.metrics,
         AugmentMetrics(
-            **{"class": data.classes[scarce]},
+            **{"class": data.classes[rarest]},
             images=len(fakes),
             kept_share=len(fakes) / params.images,
-            teacher_agrees=float((logits.argmax(1) == scarce).mean()),
+            teacher_agrees=float((logits.argmax(1) == rarest).mean()),
             kid=kid,
             kid_real=kid_real,
         ),

@@ -73,7 +73,7 @@ def test_figures_within_groups_are_below_the_overall_ones(clone: Path) -> None:
     ]
     names = [row[0] for row in rows]
     assert names[names.index("shipped model: AUROC, size") + 1] == "  within groups"
-    assert ("95 % intervals above", "2", "") in rows
+    assert ("number of 95 % intervals", "2", "") in rows
 
 
 @pytest.mark.parametrize("is_shown", [True, False])

@@ -235,7 +235,7 @@ def test_gains_of_unlike_rows_are_named(tmp_path: Path) -> None:
     code = "Gains that pair rows of different code: over one (two)."
     devices = "Gains that pair rows of different devices: over one (two)."
     assert warnings(code="other", device="gpu") == [code, devices]
-    not_recorded = "Code and data are not recorded for: "
+    not_recorded = "Hashes of code and data are not recorded for: "
     assert warnings(code="") == [code, f"{not_recorded}two-seed0-fold5, two-seed1-fold5."]
     for trial in trials:
         results.add(trial, ROW | {CODE: "", DATA: ""}, None)

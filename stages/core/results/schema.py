@@ -66,7 +66,7 @@ class Difference(Metrics):
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.gain:+z.3f} [no interval: too few groups]"
-        return f"{self.gain:+z.3f} [{self.low:+z.3f}, {self.high:+z.3f}]"
+        return f"{self.gain:+z.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
     @property
     def is_shown(self) -> bool:

@@ -15,11 +15,12 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.core.release import page, predict
+from stages.core.release.page import Parts
 from stages.core.results import report
 from stages.core.results.report import Reports
 from stages.core.results.schema import CheckMetrics, Difference, Gate, Number
 from stages.core.runner import stage
-from stages.core.runner.errors import GateFailed
+from stages.core.runner.errors import GateFailed, ParamsError
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
 
@@ -29,6 +30,9 @@ class Params(Section):
 
     min_auroc: float = Field(ge=0, le=1)
     min_auroc_within_groups: float | None = Field(ge=0, le=1)
+    min_recall: dict[str, float]
+    min_worst_group_accuracy: float | None = Field(ge=0, le=1)
+    max_ece: float = Field(ge=0, le=1)
     min_finetuning_gain: float = Field(ge=-1, le=1)
     min_gain_over_teacher: float = Field(ge=-1, le=1)
     min_gain_over_control: float = Field(ge=-1, le=1)
@@ -58,10 +62,17 @@ class Paths(stage.Paths):
     metrics: Path = stage.writes(even_on_failure=True)
 
 
-# By gate: its parameter, and what it holds against the limit.
+# Images of a group whose accuracy says something about it.
+LEAST_GROUP = 20
+# By gate: its parameter, and what it holds against the limit. See `meaning`.
 MEANINGS = {
     "auroc": ("min_auroc", "AUROC of the exported model"),
     "auroc_within_groups": ("min_auroc_within_groups", "its AUROC within groups"),
+    "worst_group_accuracy": (
+        "min_worst_group_accuracy",
+        f"lowest accuracy in a group of {LEAST_GROUP} images or more",
+    ),
+    "ece": ("max_ece", "expected calibration error of the exported model"),
     "finetuning_gain": (
         "min_finetuning_gain",
         "gain in AUROC of the fine-tuned teacher over its linear probe",
@@ -95,14 +106,20 @@ DEEPER = (
 )
 
 
+def meaning(name: str) -> tuple[str, str]:
+    """The parameter of a gate, and what it holds against the limit."""
+    prefix, _, label = name.partition(" ")
+    if prefix == "recall":
+        return f"min_recall[{label!r}]", f"recall of {label}"
+    return MEANINGS[name]
+
+
 def _shortfall(name: str, gate: Gate) -> str:
     """A failed gate in words: what it means, its value, and its parameter with the limit."""
-    parameter, meaning = MEANINGS[name]
+    parameter, words = meaning(name)
     advice = DEEPER if name == "gain_over_teacher" else ""
     interval = "" if gate.low is None else f" [{gate.low:.4g}, {gate.high:.4g}]"
-    return (
-        f"{meaning} is {gate.value:.4g}{interval}, but check.{parameter} is {gate.limit:g}{advice}"
-    )
+    return f"{words} is {gate.value:.4g}{interval}, but check.{parameter} is {gate.limit:g}{advice}"
 
 
 def _gate(value: Number, limit: Number, margin: Number, suggested: Number | None = None) -> Gate:
@@ -166,15 +183,44 @@ def within_groups(params: Params, reports: Reports) -> dict[str, Gate]:
     return by_name
 
 
-def gates(params: Params, reports: Reports) -> dict[str, Gate]:
-    """Every gate by name."""
+def recalls(params: Params, reports: Reports) -> dict[str, Gate]:
+    """The gates on single classes. Raises: ParamsError for a class that the data lacks."""
+    recall = reports.export.calibrated.recall
+    if unknown := sorted(params.min_recall.keys() - recall.keys()):
+        raise ParamsError(
+            f"check.min_recall: {', '.join(unknown)}: no such class; there are "
+            f"{', '.join(list(recall)[:20])}"
+        )
+    return {
+        f"recall {name}": at_least(recall[name], limit) for name, limit in params.min_recall.items()
+    }
+
+
+def worst_group(params: Params, parts: Parts) -> dict[str, Gate]:
+    """The gate on the least accurate group, if it is set and a group is large enough."""
+    accuracies = [
+        float(row["accuracy"])
+        for row in parts.get("group", ())
+        if int(row["images"]) >= LEAST_GROUP
+    ]
+    if params.min_worst_group_accuracy is None or not accuracies:
+        return {}
+    return {"worst_group_accuracy": at_least(min(accuracies), params.min_worst_group_accuracy)}
+
+
+def gates(params: Params, reports: Reports, parts: Parts) -> dict[str, Gate]:
+    """Every gate by name. Raises: ParamsError for a class that the data lacks."""
     teacher, distill, export = reports.teacher, reports.distill, reports.export
     speed = reports.benchmark.speed_up["student_ort_over_teacher_torch_b1"]
     megabytes, share = export.bytes / 1e6, distill.parameters / teacher.parameters
+    ece = export.calibrated.ece
     return {
         "auroc": at_least(
             export.auroc, params.min_auroc, suggested=_surely(export.gain_over_chance)
         ),
+        **recalls(params, reports),
+        **worst_group(params, parts),
+        "ece": at_most(ece, params.max_ece, suggested=ece * (1 + HEADROOM)),
         "finetuning_gain": not_below(teacher.finetuning_gain, params.min_finetuning_gain),
         "gain_over_teacher": not_below(export.gain_over_teacher, params.min_gain_over_teacher),
         "gain_over_control": not_below(distill.gain_over_control, params.min_gain_over_control),
@@ -207,7 +253,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Judge, report, release. Raises: GateFailed, after report and metrics are written."""
     folders = {name: getattr(paths, name) for name in report.STAGES}
     reports = report.read_reports(folders)
-    verdicts = gates(params, reports)
+    parts = page.read_parts(paths.export)
+    verdicts = gates(params, reports, parts)
     failed = [name for name, gate in verdicts.items() if not gate.passed]
     verdict = CheckMetrics(passed=not failed, gates=verdicts)
     for name, gate in verdicts.items():
@@ -217,7 +264,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             flush=True,
         )
     report.write_metrics(paths.metrics, verdict)
-    paths.page.write_text(page.report_page(folders, reports, verdict), encoding="utf-8")
+    paths.page.write_text(page.report_page(folders, reports, parts, verdict), encoding="utf-8")
     if failed:
         raise GateFailed(
             f"{'; '.join(_shortfall(name, verdicts[name]) for name in failed)}. No release was "

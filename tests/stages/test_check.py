@@ -11,7 +11,7 @@ from PIL import Image
 from stages import check
 from stages.core.results.report import STAGES
 from stages.core.runner import stage
-from stages.core.runner.errors import DataError, GateFailed
+from stages.core.runner.errors import DataError, GateFailed, ParamsError
 from stages.core.runner.params import load_section, load_yaml
 from stages.core.runner.runtime import Resources
 from tests.conftest import ROOT
@@ -25,7 +25,7 @@ PICTURES = {
 
 
 def quality(auroc: float) -> dict[str, Any]:
-    figures = dict.fromkeys(("accuracy", "macro_f1", "ece", "nll"), 0.5)
+    figures = dict.fromkeys(("accuracy", "macro_f1", "nll"), 0.5) | {"ece": 0.04}
     recall = {"functional": 0.9, "defective": 0.7}
     return {"auroc": auroc, "auroc_within_groups": auroc - 0.05, **figures, "recall": recall}
 
@@ -165,6 +165,7 @@ def test_a_good_model_is_released(paths: check.Paths) -> None:
     [
         ("export", "auroc", 0.5, "auroc"),
         ("export", "auroc_within_groups", 0.6, "auroc_within_groups"),
+        ("export", "calibrated.ece", 0.3, "ece"),
         ("teacher", "finetuning_gain.high", -0.001, "finetuning_gain"),
         ("export", "gain_over_teacher.high", -0.04, "gain_over_teacher"),
         ("distill", "gain_over_control.high", -0.001, "gain_over_control"),
@@ -420,6 +421,29 @@ def test_a_folder_without_groups_has_no_gates_within_them(paths: check.Paths) ->
         assert "ithin groups" not in document.read_text()
 
 
+def test_classes_and_groups_may_have_gates_of_their_own(paths: check.Paths) -> None:
+    params = load_section(ROOT / "params.yaml", "check", check.Params)
+
+    def judge(**changes: Any) -> dict[str, Any]:
+        with stage.staged(paths) as partial:
+            check.run(params.model_copy(update=changes), paths=partial, resources=RESOURCES)
+        gates: dict[str, Any] = json.loads(paths.metrics.read_text())["gates"]
+        return gates
+
+    gates = judge(min_recall={"defective": 0.7}, min_worst_group_accuracy=0.5)
+    assert gates["recall defective"]["value"] == 0.7
+    assert gates["worst_group_accuracy"]["value"] == 0.5
+    with pytest.raises(GateFailed, match=r"of defective is 0\.7, but check\.min_recall\['def"):
+        judge(min_recall={"defective": 0.71})
+    with pytest.raises(GateFailed, match=r"in a group of 20 images or more is 0\.5, but"):
+        judge(min_worst_group_accuracy=0.6)
+    small = PARTS.replace(",40,", f",{check.LEAST_GROUP - 1},")
+    (paths.export / "parts.csv").write_text(small)
+    assert judge(min_worst_group_accuracy=0.6)["worst_group_accuracy"]["value"] == 0.9
+    with pytest.raises(ParamsError, match=r"min_recall: cat: no such class; there are func"):
+        judge(min_recall={"cat": 0.5})
+
+
 def test_the_report_shows_where_the_model_errs(paths: check.Paths) -> None:
     run(paths)
     page = paths.page.read_text()
@@ -459,8 +483,8 @@ def test_limits_are_suggested_that_a_run_as_good_clears(paths: check.Paths) -> N
     run(paths)
     gates = json.loads(paths.metrics.read_text())["gates"]
     assert {name: gate["suggested"] for name, gate in gates.items() if gate["suggested"]} == {
-        "auroc": 0.81, "auroc_within_groups": 0.73, "parameter_share": 0.12, "megabytes": 0.31,
-        "speed_up": 4.5,
+        "auroc": 0.81, "auroc_within_groups": 0.73, "ece": 0.05, "parameter_share": 0.12,
+        "megabytes": 0.31, "speed_up": 4.5,
     }  # fmt: skip
     limits = {check.MEANINGS[name][0]: gate["suggested"] for name, gate in gates.items()}
     params = load_section(ROOT / "params.yaml", "check", check.Params)

@@ -2,7 +2,7 @@
 
 import base64
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -53,16 +53,22 @@ def _environment() -> Environment:
     return environment
 
 
-def _parts(table: Path) -> dict[str, list[dict[str, str]]]:
-    """The rows of export's parts.csv, as text, by kind."""
+# The rows of export's parts.csv, as text, by kind.
+Parts = Mapping[str, Sequence[Mapping[str, str]]]
+
+
+def read_parts(folder: Path) -> Parts:
+    """How good the model is in each group and domain, from export's reports."""
     by_kind: dict[str, list[dict[str, str]]] = {}
-    with table.open(encoding="utf-8", newline="") as file:
+    with (folder / "parts.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             by_kind.setdefault(row["kind"], []).append(row)
     return by_kind
 
 
-def report_page(folders: Mapping[str, Path], reports: Reports, check: CheckMetrics) -> str:
+def report_page(
+    folders: Mapping[str, Path], reports: Reports, parts: Parts, check: CheckMetrics
+) -> str:
     """The whole report as one HTML page without outside references."""
     pictures = {
         f"{stage}_{path.stem}": _picture(path)
@@ -70,7 +76,6 @@ def report_page(folders: Mapping[str, Path], reports: Reports, check: CheckMetri
         for path in sorted(folder.glob("*.png"))
     }
     template = _environment().get_template("report.html.j2")
-    parts = _parts(folders["export"] / "parts.csv")
     return template.render(vars(reports), check=check, pictures=pictures, parts=parts)
 
 

@@ -33,6 +33,7 @@ class Params(Section):
     min_recall: dict[str, float]
     min_worst_group_accuracy: float | None = Field(ge=0, le=1)
     max_ece: float = Field(ge=0, le=1)
+    max_asked: float | None = Field(ge=0, le=1)
     min_finetuning_gain: float = Field(ge=-1, le=1)
     min_gain_over_teacher: float = Field(ge=-1, le=1)
     min_gain_over_control: float = Field(ge=-1, le=1)
@@ -73,6 +74,7 @@ MEANINGS = {
         f"lowest accuracy in a group of {LEAST_GROUP} images or more",
     ),
     "ece": ("max_ece", "expected calibration error of the exported model"),
+    "asked": ("max_asked", "share of images that are left to a person"),
     "finetuning_gain": (
         "min_finetuning_gain",
         "gain in AUROC of the fine-tuned teacher over its linear probe",
@@ -208,6 +210,14 @@ def worst_group(params: Params, parts: Parts) -> dict[str, Gate]:
     return {"worst_group_accuracy": at_least(min(accuracies), params.min_worst_group_accuracy)}
 
 
+def asked(params: Params, reports: Reports) -> dict[str, Gate]:
+    """The gate on an operating point, if there is one and the gate is set."""
+    point = reports.export.operating_point
+    if params.max_asked is None or point is None:
+        return {}
+    return {"asked": at_most(point.test.asked, params.max_asked)}
+
+
 def gates(params: Params, reports: Reports, parts: Parts) -> dict[str, Gate]:
     """Every gate by name. Raises: ParamsError for a class that the data lacks."""
     teacher, distill, export = reports.teacher, reports.distill, reports.export
@@ -220,6 +230,7 @@ def gates(params: Params, reports: Reports, parts: Parts) -> dict[str, Gate]:
         ),
         **recalls(params, reports),
         **worst_group(params, parts),
+        **asked(params, reports),
         "ece": at_most(ece, params.max_ece, suggested=ece * (1 + HEADROOM)),
         "finetuning_gain": not_below(teacher.finetuning_gain, params.min_finetuning_gain),
         "gain_over_teacher": not_below(export.gain_over_teacher, params.min_gain_over_teacher),

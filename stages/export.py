@@ -1,8 +1,9 @@
 """The refined student as ONNX: raw images in, probabilities out.
 
 They are calibrated with a temperature fitted on validation, if that is shown to help on groups that
-it was not fitted on. The file is compared with PyTorch on the real test images. Its metadata hold
-the rules for image files that validation applied, so that predict.py applies the same.
+it was not fitted on. Validation also chooses the thresholds of an operating point. The file is
+compared with PyTorch on the real test images. Its metadata hold those thresholds, and the rules for
+image files that the validate stage applied, so that predict.py applies the same.
 
 Reads:  data/validated/, data/targets/, data/models/refined/
 Writes: data/models/onnx/ (fp32.onnx), metrics, predictions; a table of groups and domains; curves;
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.special import softmax
 
 from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
@@ -25,8 +27,9 @@ from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import load_net
 from stages.core.nets.onnx_export import Calibrated, export
 from stages.core.nets.onnx_run import probabilities, session
-from stages.core.results import metrics, predictions, report, review
+from stages.core.results import metrics, operating_point, predictions, report, review
 from stages.core.results.calibration import calibrate
+from stages.core.results.operating_point import OperatingPoint
 from stages.core.results.review import Probabilities
 from stages.core.results.schema import ExportMetrics, Parity
 from stages.core.runner import runtime, stage
@@ -34,11 +37,15 @@ from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
 from stages.core.training.targets import load_targets
 
+# Among the promises, that of the params.
+WANTED = "wanted"
+
 
 class Params(Section):
     """Section `export`."""
 
     max_temperature: float = Field(gt=1, le=100)
+    operating_point: OperatingPoint | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +93,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     views = Views(data.pixels, seed=0, jitter=0, symmetries=data.symmetries)
     val, test = data.rows("val"), data.rows("test")
     labels, groups = data.labels[test], data.groups[test]
-    calibration = calibrate(
-        logits_of(net, views.plain, val), data.labels[val], data.groups[val], params.max_temperature
-    )
+    on_val = logits_of(net, views.plain, val)
+    calibration = calibrate(on_val, data.labels[val], data.groups[val], params.max_temperature)
     temperature, gain = calibration.temperature, calibration.gain
     verdict = "shown to help" if gain.is_shown else "not shown to help, so left out"
     print(
@@ -107,6 +113,22 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "max_pixels": str(data.rules.max_pixels),
         "fit": data.rules.fit,
     }
+    points = operating_point.offered(params.operating_point, data.classes)
+    if params.operating_point:
+        points[WANTED] = params.operating_point
+    thresholds = {
+        name: operating_point.choose(
+            point,
+            data.classes,
+            softmax(on_val / temperature, axis=1),
+            data.labels[val],
+            data.groups[val],
+        )
+        for name, point in points.items()
+    }
+    if WANTED in points:
+        number, at = points[WANTED].number(data.classes), thresholds[WANTED]
+        metadata["thresholds"] = json.dumps([number, at.low, at.high])
     background = data.rules.background
     if background is not None:
         metadata["background_images"] = str(data.rules.background_images)
@@ -122,6 +144,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     models = {"uncalibrated": logits, "shipped": log_shipped}
     predictions.write(paths.predictions, data, test, models)
     review_test_split(paths, data, shipped)
+    promises = {
+        name: point.promise(data.classes, thresholds[name], shipped, labels)
+        for name, point in points.items()
+    }
     report.write_metrics(
         paths.metrics,
         ExportMetrics(
@@ -137,6 +163,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
             calibrated=metrics.classification(logits / temperature, labels, groups, data.classes),
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),
+            operating_point=promises.pop(WANTED, None),
+            promises=promises,
             confusion=review.confusion(shipped, labels, data.classes),
             gain_over_chance=metrics.paired_gain(
                 log_shipped, np.zeros_like(log_shipped), labels, groups

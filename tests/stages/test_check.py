@@ -34,6 +34,11 @@ WITHIN = {"gain": 0.03, "low": 0.011, "high": 0.05}
 GAIN: dict[str, Any] = {"gain": 0.02, "low": 0.001, "high": 0.04, "within_groups": WITHIN}
 
 
+PROMISE: dict[str, Any] = {
+    "label": "defective", "min_recall": 0.95, "max_false_alarms": 0.1,
+    "thresholds": {"low": 0.1234, "high": 2.0},
+    "test": {"recall": 0.91, "false_alarms": 0.0, "asked": 0.4321},
+}  # fmt: skip
 PARTS = """kind,name,images,accuracy,auroc
 group,<i>odd</i>,40,0.5000,
 group,module 3,60,0.9000,0.9512
@@ -87,6 +92,7 @@ def reports(root: Path) -> None:
         "export": {
             "auroc": 0.86, "auroc_within_groups": 0.81, "bytes": 250_000, "temperature": 1.0,
             "gain_over_chance": OVER_CHANCE, "gain_over_teacher": GAIN,
+            "operating_point": None, "promises": {"90%": PROMISE | {"min_recall": 0.9}},
             "confusion": {
                 "functional": {"functional": 54, "defective": 6},
                 "defective": {"functional": 12, "defective": 28},
@@ -442,6 +448,36 @@ def test_classes_and_groups_may_have_gates_of_their_own(paths: check.Paths) -> N
     assert judge(min_worst_group_accuracy=0.6)["worst_group_accuracy"]["value"] == 0.9
     with pytest.raises(ParamsError, match=r"min_recall: cat: no such class; there are func"):
         judge(min_recall={"cat": 0.5})
+
+
+def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:
+    run(paths)
+    page = paths.page.read_text()
+    assert "The model decides for the most probable class;" in page
+    kept = '<td class="n ">91.0 %</td><td class="n ">0.0 %</td><td class="n">43.2 %</td></tr>'
+    assert (
+        f'<td class="n">90 %</td><td class="n">10 %</td><td class="n">0.123 to none</td>{kept}'
+        in page
+    )
+    assert "ask a person" not in (paths.release / "MODEL_CARD.md").read_text()
+
+    change(paths.export / "metrics.json", "operating_point", PROMISE)
+    params = load_section(ROOT / "params.yaml", "check", check.Params)
+
+    def judge(limit: float) -> None:
+        changed = params.model_copy(update={"max_asked": limit})
+        with stage.staged(paths) as partial:
+            check.run(changed, paths=partial, resources=RESOURCES)
+
+    judge(0.5)
+    with pytest.raises(GateFailed, match=r"left to a person is 0\.4321, but"):
+        judge(0.4)
+    page = paths.page.read_text()
+    assert "The model decides by the promise in the first line." in page
+    assert '<td class="n bad">91.0 %</td>' in page
+    card = (paths.release / "MODEL_CARD.md").read_text()
+    assert 'below 0.123, another class is; in between, `predict.py` says "ask a person".' in card
+    assert "it was 91.0 % and 0.0 %, with 43.2 % of all images left to a person." in card
 
 
 def test_the_report_shows_where_the_model_errs(paths: check.Paths) -> None:

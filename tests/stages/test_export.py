@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -29,7 +30,8 @@ from stages.core.nets.net import Ensemble, build, save_net, save_teacher
 from stages.core.nets.onnx_export import Calibrated
 from stages.core.nets.weights import packaged
 from stages.core.release import predict
-from stages.core.results import metrics
+from stages.core.results import metrics, operating_point, predictions
+from stages.core.results.operating_point import OperatingPoint, decisions
 from stages.core.results.schema import ExportMetrics
 from stages.core.training.targets import load_targets, save_targets
 from tests.conftest import MakeFolder, draw_images, outputs
@@ -84,14 +86,15 @@ def save_teachers_logits(folder: Path, data: Dataset) -> None:
     save_targets(folder, Views(data.pixels, 0, 0, data.symmetries), 1, outputs(of_view), plain)
 
 
-def exported(root: Path, validated: Path, net: Any, name: str = "export") -> Any:
+def exported(root: Path, validated: Path, net: Any, *, point: OperatingPoint | None = None) -> Any:
     """What a run of the export stage on this network leaves."""
     if not (root / "refined").exists():
         save_net(root / "refined", net)
         save_teachers_logits(root / "targets", load_dataset(validated))
     inputs = {name: root / name for name in ("targets", "refined")} | {"validated": validated}
-    paths = filled(export.Paths, root / name, **inputs)
-    export.run(export.Params(max_temperature=10.0), paths=paths, resources=RESOURCES)
+    paths = filled(export.Paths, root / "export", **inputs)
+    params = export.Params(max_temperature=10.0, operating_point=point)
+    export.run(params, paths=paths, resources=RESOURCES)
     return paths
 
 
@@ -163,6 +166,38 @@ def test_the_release_divides_as_validation_did(
     answers, _ = this.predict("in", "--background", "ground.png", at=tmp_path)
     np.testing.assert_allclose(answers[:6], expected[:6], atol=1e-5)
     assert np.abs(answers[6:] - expected[6:]).max() > 1e-3
+
+
+def test_the_file_keeps_the_thresholds_that_validation_chose(
+    tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder()
+    validated = validate(tmp_path) / "validated"
+    # Few images and groups, which leave everything to a person otherwise.
+    monkeypatch.setattr(operating_point, "CONFIDENCE", 0.2)
+    data = load_dataset(validated)
+    point = OperatingPoint(label="functional", min_recall=0.3, max_false_alarms=0.6)
+    paths = exported(tmp_path, validated, network(data), point=point)
+    found = parity(paths)
+    assert list(found.promises) == ["80%", "90%", "95%", "99%"]
+    promise = found.operating_point
+    assert promise is not None
+    number = data.classes.index("functional")
+    model = predict.Model(paths.onnx / "fp32.onnx")
+    at = promise.thresholds
+    assert model.thresholds is not None
+    assert model.thresholds == pytest.approx((number, at.low, at.high), rel=1e-6)
+    table = pd.read_csv(paths.predictions)
+    shipped = np.exp(predictions.logits(table, "shipped"))
+    again = decisions(shipped, table["label"].to_numpy(), number, at)
+    assert again.model_dump() == pytest.approx(promise.test.model_dump())
+    answers = {predict.decision(model, row) for row in shipped}
+    assert len(answers) > 1
+    assert (None in answers) == (promise.test.asked > 0)
+    (tmp_path / "none").mkdir()
+    exported(tmp_path / "none", validated, network(data))
+    silent = predict.Model(tmp_path / "none" / "export" / "onnx" / "fp32.onnx")
+    assert silent.thresholds is None
 
 
 def test_the_file_is_compared_with_chance_and_teacher(shipped: Shipped) -> None:

@@ -192,7 +192,7 @@ def test_the_exported_file_says_how_images_were_fitted(
     save_net(tmp_path / "student", net)
     monkeypatch.setattr(export, "export", captured)
     section = load_section(ROOT / "params.yaml", "export", export.Params)
-    inputs = {"validated": data, "refined": tmp_path / "student"}
+    inputs = dict.fromkeys(("refined", "targets"), tmp_path / "student") | {"validated": data}
     paths = filled(export.Paths, tmp_path / "export", **inputs)
     with pytest.raises(Captured) as caught:
         export.run(section, paths=paths, resources=RESOURCES)

@@ -709,6 +709,8 @@ class Model:
             not say, and stretch it.
         background_images: of how many images of its group, at least, the background is made that an
             image is divided by; 0: the model takes no background.
+        thresholds: number of a class, and the probabilities of it between which a person decides;
+            None where the most probable class is the answer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -772,6 +774,9 @@ class Model:
         if "background_images" in metadata:
             allowed = range(1, MEDIAN_OF + 1)
             self.background_images = number("background_images", allowed, f"1 to {MEDIAN_OF}")
+        self.thresholds = None
+        if "thresholds" in metadata:
+            self.thresholds = _thresholds(metadata["thresholds"], len(classes))
 
     def _check_network(self) -> None:
         """Raises: ValueError for a network of another shape than the metadata say."""
@@ -837,6 +842,19 @@ class Model:
             inputs["backgrounds"] = np.stack(backgrounds)
         rows: NDArray[np.float32] = self._session.run(None, inputs)[0]
         return rows
+
+
+def _thresholds(text: str, classes: int) -> tuple[int, float, float]:
+    """A class's number, low and high, from a model's metadata. Raises: ValueError."""
+    try:
+        number, low, high = json.loads(text)
+        if number in range(classes) and 0 <= float(low) <= float(high):
+            return int(number), float(low), float(high)
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise ValueError(
+        f"its metadata say thresholds = {text[:50]!r}; expected a class's number and two numbers"
+    )
 
 
 class Answer(NamedTuple):
@@ -1016,11 +1034,33 @@ def answers(
     yield from flush()
 
 
-def _write(form: str, classes: Sequence[str], rows: Iterable[Answer]) -> int:
+ASK = "ask a person"
+
+
+def decision(model: Model, row: NDArray[np.float32]) -> str | None:
+    """The class that an image of these probabilities (K,) is answered with.
+
+    The most probable one; with thresholds, their class if it is probable enough, another one if it
+    is improbable enough, and None in between: a person should look.
+    """
+    if model.thresholds is None:
+        return model.classes[int(row.argmax())]
+    number, low, high = model.thresholds
+    if row[number] >= high:
+        return model.classes[number]
+    if row[number] >= low:
+        return None
+    others = row.copy()
+    others[number] = -1
+    return model.classes[int(others.argmax())]
+
+
+def _write(form: str, model: Model, rows: Iterable[Answer]) -> int:
     """Print answers on stdout and problems on stderr, as they come; returns how many problems."""
     out = csv.writer(sys.stdout, lineterminator="\n")
+    classes, decides = model.classes, model.thresholds is not None
     if form == "csv":
-        out.writerow(["file", "class", "probability"])
+        out.writerow(["file", "class", "probability", *(["decision"] if decides else [])])
     problems = lines = 0
     for file, row, problem in rows:
         if row is None:
@@ -1028,17 +1068,17 @@ def _write(form: str, classes: Sequence[str], rows: Iterable[Answer]) -> int:
             sys.stdout.flush()
             print(f"error: {printable(file)}: {printable(problem)}", file=sys.stderr)
             continue
-        best = int(row.argmax())
+        best, answer = int(row.argmax()), decision(model, row)
         if form == "csv":
-            out.writerow([_cell(file), _cell(classes[best]), f"{row[best]:.6f}"])
+            decided = [_cell(answer or ASK)] if decides else []
+            out.writerow([_cell(file), _cell(classes[best]), f"{row[best]:.6f}", *decided])
         elif form == "json":
             named = {name: float(p) for name, p in zip(classes, row)}  # noqa: B905, from 3.10 on
+            entry = {"file": file, "class": classes[best], "probabilities": named}
             print("[" if lines == 0 else ",")
-            print(
-                json.dumps({"file": file, "class": classes[best], "probabilities": named}), end=""
-            )
+            print(json.dumps({**entry, "decision": answer} if decides else entry), end="")
         else:
-            print(f"{printable(classes[best])}\t{row[best]:.3f}\t{printable(file)}")
+            print(f"{printable(answer or ASK)}\t{row[best]:.3f}\t{printable(file)}")
         lines += 1
     if form == "json":
         print("\n]" if lines else "[]")
@@ -1077,7 +1117,7 @@ def main() -> int:
         bad = (Answer(str(path), None, p) for path, (_, p) in ground.decoded.items() if p)
         rows = itertools.chain(bad, answers(model, arguments.paths, ground.image))
         try:
-            problems = _write(arguments.format, model.classes, rows)
+            problems = _write(arguments.format, model, rows)
             sys.stdout.flush()
         except BrokenPipeError:  # who reads has seen enough, as `head` has
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

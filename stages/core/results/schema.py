@@ -335,6 +335,42 @@ class Parity(Metrics):
     decisions_changed: int
 
 
+class Thresholds(Metrics):
+    """Probabilities of a class: answered with it from `high` on, and with another below `low`."""
+
+    low: float
+    high: float
+
+
+class Decisions(Metrics):
+    """What two thresholds do on some images, as shares of them, 0 to 1.
+
+    Attributes:
+        recall: of the class's images, those answered with it, or left to a person.
+        false_alarms: of the other images, those answered with the class.
+        asked: of all images, those left to a person.
+    """
+
+    recall: float
+    false_alarms: float
+    asked: float
+
+
+class Promise(Metrics):
+    """What is promised about a class, and whether it is kept.
+
+    Attributes:
+        label: name of the class.
+        test: what the thresholds, chosen on the validation split, do on the test split.
+    """
+
+    label: str
+    min_recall: float
+    max_false_alarms: float
+    thresholds: Thresholds
+    test: Decisions
+
+
 class ExportMetrics(Metrics):
     """The ONNX file on the test split.
 
@@ -347,6 +383,9 @@ class ExportMetrics(Metrics):
         bytes: the file's size.
         uncalibrated, calibrated: PyTorch, before and after `temperature`.
         auroc, auroc_within_groups: of the file itself; the latter as in `Auroc`.
+        operating_point: what the file promises; None where its answer is the most probable class.
+        promises: what others would cost, by a name for each; none where there is no class to make
+            them about.
         confusion: by true class and decision, the number of images.
         gain_over_chance: of the file over a model that knows nothing, whose AUROC is 0.5.
         gain_over_teacher: of the file over the teacher.
@@ -361,6 +400,8 @@ class ExportMetrics(Metrics):
     calibrated: Quality
     auroc: float
     auroc_within_groups: float | None = None
+    operating_point: Promise | None
+    promises: dict[str, Promise]
     confusion: dict[str, dict[str, int]]
     gain_over_chance: Gain
     gain_over_teacher: Gain

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -369,6 +370,13 @@ def with_metadata(release: Path, at: Path, **metadata: str) -> Path:
     ({"max_pixels": "-1"}, "its metadata say max_pixels = '-1'; expected a number of pixels"),
     ({"fit": "squash"}, "its metadata say fit = 'squash'; expected stretch, pad, crop"),
     ({"max_pixels": "1e6"}, "its metadata say max_pixels = '1e6'; expected a number of pixels"),
+    ({"thresholds": "[2, 0.1, 0.2]"}, "thresholds = '[2, 0.1, 0.2]'; expected a class's number"),
+    ({"thresholds": "[1, 0.3, 0.2]"}, "expected a class's number and two numbers"),
+    ({"thresholds": "[1, -1, 0.2]"}, "expected a class's number and two numbers"),
+    ({"thresholds": "[1, NaN, NaN]"}, "expected a class's number and two numbers"),
+    ({"thresholds": "[1, 0.2]"}, "expected a class's number and two numbers"),
+    ({"thresholds": "1"}, "expected a class's number and two numbers"),
+    ({"thresholds": "{}"}, "expected a class's number and two numbers"),
     ({"background_images": "0"}, "its metadata say background_images = '0'; expected 1 to 255"),
     ({"background_images": "5"},
      "its network has images, tensor(uint8) of (batch, 64, 64, 1); expected, by its metadata, "
@@ -383,6 +391,50 @@ def test_metadata_that_do_not_fit_are_refused(
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("; copy the whole release folder again")
+
+
+def test_what_thresholds_leave_open_goes_to_a_person(release: Path, tmp_path: Path) -> None:
+    for seed in range(12):
+        scene(width=80 + seed, height=70).save(tmp_path / f"{seed:02d}.png")
+    ended = call(release, "--format", "json", tmp_path, at=tmp_path)
+    rows = json.loads(ended.stdout)
+    assert all("decision" not in row for row in rows)
+    scores = sorted(row["probabilities"]["defective"] for row in rows)
+    low, high = (scores[3] + scores[4]) / 2, (scores[7] + scores[8]) / 2
+    decider = tmp_path / "release"
+    shutil.copytree(release, decider)
+    with_metadata(release, decider, thresholds=json.dumps([1, low, high]))
+    expected = {
+        row["file"]: "defective" if (p := row["probabilities"]["defective"]) >= high
+        else "functional" if p < low else None
+        for row in rows
+    }  # fmt: skip
+    assert (
+        sorted(map(str, expected.values())) == ["None"] * 4 + ["defective"] * 4 + ["functional"] * 4
+    )
+    by_form = {
+        form: call(decider, "--format", form, tmp_path, at=tmp_path).stdout
+        for form in ("json", "csv", "table")
+    }
+    decided = {row["file"]: row["decision"] for row in json.loads(by_form["json"])}
+    assert decided == expected
+    words = {file: name or "ask a person" for file, name in expected.items()}
+    table = list(csv.DictReader(io.StringIO(by_form["csv"].decode())))
+    assert {row["file"]: row["decision"] for row in table} == words
+    assert {row["class"] for row in table} <= set(CLASSES)
+    shown = (line.split("\t") for line in lines(by_form["table"]))
+    assert {file: name for name, _, file in shown} == words
+
+
+def test_of_several_classes_the_most_probable_other_one_is_the_answer() -> None:
+    model: Any = SimpleNamespace(classes=["a", "b", "c"], thresholds=(1, 0.2, 0.5))
+    for row, answer in (
+        ([0.1, 0.5, 0.4], "b"), ([0.7, 0.2, 0.1], None), ([0.45, 0.19, 0.36], "a"),
+        ([0.1, 0.1, 0.8], "c"), ([0.0, 0.9, 0.1], "b"),
+    ):  # fmt: skip
+        assert predict.decision(model, np.array(row, np.float32)) == answer
+    model.thresholds = None
+    assert predict.decision(model, np.array([0.3, 0.1, 0.6], np.float32)) == "c"
 
 
 def test_a_background_for_a_model_without(release: Path, tmp_path: Path) -> None:

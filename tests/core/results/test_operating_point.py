@@ -1,0 +1,109 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import beta, t
+
+from stages.core.results import operating_point
+from stages.core.results.operating_point import CONFIDENCE, OperatingPoint, choose, decisions
+from stages.core.results.schema import Thresholds
+from stages.core.runner.errors import ParamsError
+
+CLASSES = ["good", "bad"]
+
+
+def point(recall: float = 0.95, false_alarms: float = 0.05, label: Any = None) -> OperatingPoint:
+    return OperatingPoint(label=label, min_recall=recall, max_false_alarms=false_alarms)
+
+
+def images(seed: int, groups: int, *, each: int = 60, spread: float = 0.3) -> tuple[Any, Any, Any]:
+    """Probabilities, labels and groups; groups differ by an offset, as modules and cameras do."""
+    draws = np.random.default_rng(seed)
+    group = np.repeat(np.arange(groups), each)
+    label = (draws.random(groups * each) < 0.4).astype(np.int64)
+    offset = draws.normal(0, spread, groups)[group]
+    logit = 1.7 * (2 * label - 1) + draws.normal(0, 1.2, len(label)) + offset
+    p = 1 / (1 + np.exp(-logit))
+    return np.stack([1 - p, p], 1), label, group
+
+
+def test_the_bound_is_the_larger_of_two() -> None:
+    hits, sizes = np.array([[0.0, 3, 20], [0, 9, 20], [0, 0, 20]]), np.array([20, 20, 20])
+    found = operating_point.highest_rate(hits, sizes)
+    # Without a hit, groups do not differ; but at that rate most samples of 60 have one.
+    assert found[0] == pytest.approx(beta.ppf(CONFIDENCE, 1, 60))
+    assert (1 - found[0]) ** 60 == pytest.approx(1 - CONFIDENCE)
+    left = [(9 + 0) / 40, 3 / 40, 12 / 40]
+    deviation = np.sqrt(2 / 3 * sum((each - 12 / 60) ** 2 for each in left))
+    reach = t.ppf(CONFIDENCE, 2) * deviation / (0.2 * 0.8)
+    assert np.log(found[1] / (1 - found[1])) == pytest.approx(np.log(0.25) + reach)
+    assert found[2] == 1
+
+
+def test_promises_are_kept_on_other_groups() -> None:
+    """On most validation splits, with few groups as with many; a bare quantile keeps half."""
+    for groups in (7, 25):
+        kept: dict[str, list[bool]] = {"recall": [], "false_alarms": []}
+        asked = []
+        for seed in range(60):
+            thresholds = choose(point(), CLASSES, *images(seed, groups))
+            p, label, _ = images(1000 + seed, 200)
+            found = decisions(p, label, 1, thresholds)
+            kept["recall"].append(found.recall >= 0.95)
+            kept["false_alarms"].append(found.false_alarms <= 0.05)
+            asked.append(found.asked)
+        assert all(np.mean(each) >= 0.8 for each in kept.values()), (groups, kept, asked)
+        assert 0.05 < np.mean(asked) < 0.6
+
+
+def test_it_asks_more_where_groups_are_few_or_differ() -> None:
+    def asked(groups: int, spread: float) -> float:
+        shares = []
+        for seed in range(20):
+            thresholds = choose(point(), CLASSES, *images(seed, groups, spread=spread))
+            p, label, _ = images(1000 + seed, 200, spread=spread)
+            shares.append(decisions(p, label, 1, thresholds).asked)
+        return float(np.mean(shares))
+
+    assert asked(25, 0.3) < asked(6, 0.3)
+    assert asked(25, 0.1) < asked(25, 1.0)
+
+
+def test_too_few_groups_leave_everything_to_a_person() -> None:
+    for p, label, group in (images(0, 1), images(0, 2, each=3)):
+        thresholds = choose(point(0.99, 0.01), CLASSES, p, label, group)
+        assert (thresholds.low, thresholds.high) == (0, 2)
+        assert decisions(p, label, 1, thresholds).asked == 1
+
+
+def test_one_threshold_is_enough_where_classes_are_far_apart() -> None:
+    p, label, group = images(0, 10, spread=0)
+    clear = np.where(label == 1, 0.99, 0.01) + 0.005 * (p[:, 1] - 0.5)
+    thresholds = choose(point(), CLASSES, np.stack([1 - clear, clear], 1), label, group)
+    assert thresholds.low == thresholds.high
+    assert 0.02 < thresholds.low < 0.98
+    found = decisions(np.stack([1 - clear, clear], 1), label, 1, thresholds)
+    assert (found.recall, found.false_alarms, found.asked) == (1, 0, 0)
+
+
+def test_what_thresholds_do() -> None:
+    p = np.array([0.1, 0.3, 0.5, 0.9, 0.1, 0.5, 0.95, 0.6])
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    found = decisions(np.stack([1 - p, p], 1), labels, 1, Thresholds(low=0.3, high=0.6))
+    assert (found.recall, found.false_alarms, found.asked) == (0.75, 0.25, 0.375)
+
+
+def test_the_class_is_the_last_of_two_or_named() -> None:
+    assert point().number(CLASSES) == 1
+    assert point(label="good").number(CLASSES) == 0
+    assert point(label="c").number(["a", "b", "c"]) == 2
+    for label, classes in ((None, ["a", "b", "c"]), ("d", CLASSES)):
+        with pytest.raises(ParamsError, match=r"^operating_point\.label = .*: expected one of the"):
+            point(label=label).number(classes)
+
+
+def test_the_report_offers_some() -> None:
+    assert list(operating_point.offered(None, CLASSES)) == ["80%", "90%", "95%", "99%"]
+    assert operating_point.offered(None, ["a", "b", "c"]) == {}
+    offered = operating_point.offered(point(label="a"), ["a", "b", "c"])["99%"]
+    assert (offered.label, offered.min_recall, offered.max_false_alarms) == ("a", 0.99, 0.01)

@@ -23,8 +23,9 @@ from scipy.special import softmax
 
 from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
+from stages.core.nets.evidence import Evidence
 from stages.core.nets.inference import logits_of, run_batched
-from stages.core.nets.net import load_net
+from stages.core.nets.net import Net, load_net
 from stages.core.nets.onnx_export import Calibrated, export
 from stages.core.nets.onnx_run import probabilities, session
 from stages.core.results import metrics, operating_point, predictions, report, review
@@ -64,7 +65,7 @@ class Paths(stage.Paths):
     mistakes: Path = stage.writes()
 
 
-def review_test_split(paths: Paths, data: Dataset, shipped: Probabilities) -> None:
+def review_test_split(paths: Paths, data: Dataset, net: Net, shipped: Probabilities) -> None:
     """Write and draw what the model answers (N of the test split, K), right and wrong."""
     test = data.rows("test")
     labels = data.labels[test]
@@ -76,9 +77,13 @@ def review_test_split(paths: Paths, data: Dataset, shipped: Probabilities) -> No
     review.draw_ranking(paths.ranking, shipped, labels, data.classes)
     review.draw_reliability(paths.reliability, shipped, labels)
     worst = review.mistakes(shipped, labels)
+    images = data.pixels[test[worst]]
+    with torch.inference_mode():
+        evidence = Evidence(net)(torch.from_numpy(images)).numpy()
     review.draw_mistakes(
         paths.mistakes,
-        data.pixels[test[worst]],
+        images,
+        evidence,
         shipped[worst],
         labels[worst],
         data.classes,
@@ -143,7 +148,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     teacher = load_targets(paths.targets, data).plain[test]
     models = {"uncalibrated": logits, "shipped": log_shipped}
     predictions.write(paths.predictions, data, test, models)
-    review_test_split(paths, data, shipped)
+    review_test_split(paths, data, net, shipped)
     promises = {
         name: point.promise(data.classes, thresholds[name], shipped, labels)
         for name, point in points.items()

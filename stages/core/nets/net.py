@@ -92,12 +92,15 @@ def _backbone(spec: NetSpec) -> Any:
     )
 
 
+# The square root's slope at 0 is infinite: a dead channel must not become NaN.
+VARIANCE_FLOOR = 1e-5
+
+
 def statistics(feature_map: Tensor) -> Tensor:
     """(B, C, H, W) to (B, 3 C): mean, deviation and maximum over the image."""
     mean = feature_map.mean((2, 3))
     variance = (feature_map - mean[:, :, None, None]).square().mean((2, 3))
-    # The square root's slope at 0 is infinite: a dead channel must not become NaN.
-    return torch.cat([mean, (variance + 1e-5).sqrt(), feature_map.amax((2, 3))], 1)
+    return torch.cat([mean, (variance + VARIANCE_FLOOR).sqrt(), feature_map.amax((2, 3))], 1)
 
 
 def _chain(backbone: Any) -> list[tuple[str, nn.Module]]:

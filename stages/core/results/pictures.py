@@ -61,14 +61,31 @@ def short(text: str, most: int = 24) -> str:
     return line if len(line) <= most else "\N{HORIZONTAL ELLIPSIS}" + line[1 - most :]
 
 
-def captioned(path: Path, images: Images, captions: Sequence[str], *, columns: int = 4) -> None:
-    """Images (N, S, S, C), each with a caption below it."""
+def captioned(
+    path: Path,
+    images: Images,
+    maps: NDArray[np.float32],
+    captions: Sequence[str],
+    *,
+    columns: int = 3,
+) -> None:
+    """Images (N, P, P, C), each with its map (N, S, S) beside it and a caption below.
+
+    A map is drawn over the grey image: red above zero, blue below.
+    """
     rows = max(-(-len(images) // columns), 1)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.95 * columns, 2.55 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.2 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, caption in zip(axes.flat, images, captions, strict=False):
-        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+    for axis, image, values, caption in zip(axes.flat, images, maps, captions, strict=False):
+        side = len(image)
+        right = (1.04 * side, 2.04 * side, side, 0)
+        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, extent=(0, side, side, 0))
+        axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255, extent=right)
+        most = float(np.abs(values).max()) or 1.0
+        look = {"cmap": "coolwarm", "vmin": -most, "vmax": most, "alpha": 0.5}
+        axis.imshow(values, extent=right, interpolation="bilinear", **look)
+        axis.set(xlim=(0, 2.04 * side), ylim=(side, 0))
         axis.text(0.5, -0.03, caption, transform=axis.transAxes, ha="center", va="top", fontsize=8)
     if not len(images):
         axes[0, 0].text(0.5, 0.5, "none", ha="center", va="center")

@@ -71,19 +71,31 @@ def mistakes(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
 def draw_mistakes(
     path: Path,
     images: Images,
+    evidence: NDArray[np.float32],
     probabilities: Probabilities,
     labels: Labels,
     classes: list[str],
     files: NDArray[np.object_],
 ) -> None:
-    """The images (N, P, P, C) of `mistakes`, with what they are and what they are taken for."""
+    """The images of `mistakes`, with what they are, what they are taken for, and why.
+
+    Args:
+        images: (N, P, P, C).
+        evidence: (N, K, S, S), which sums to the logits; what it has for the answer and against the
+            truth is drawn, in cells of about a sixteenth of the image's side.
+    """
+    at = np.arange(len(labels))
+    maps = evidence[at, probabilities.argmax(1)] - evidence[at, labels]
+    cell = max(maps.shape[1] // 16, 1)
+    whole = maps.shape[1] // cell * cell
+    maps = maps[:, :whole, :whole].reshape(len(maps), whole // cell, cell, whole // cell, cell)
     captions = [
         f"{pictures.short(classes[label])}, taken for\n"
         f"{pictures.short(classes[answer.argmax()])} ({answer.max():.2f})\n"
         f"{pictures.short(file)}"
         for label, answer, file in zip(labels, probabilities, files, strict=True)
     ]
-    pictures.captioned(path, images, captions)
+    pictures.captioned(path, images, maps.sum((2, 4)), captions)
 
 
 def draw_ranking(

@@ -54,12 +54,13 @@ def test_pictures_are_drawn_whatever_the_answers_are(
     names = [f"class $ {k} " + "long" * 20 for k in range(classes)]
     files = np.array([f"a/{n}\n.png" for n in range(40)], object)
     images = draws.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    evidence = draws.normal(size=(40, classes, 20, 20)).astype(np.float32)
     review.draw_ranking(tmp_path / "ranking.png", probabilities, labels, names)
     review.draw_reliability(tmp_path / "reliability.png", probabilities, labels)
     worst = review.mistakes(probabilities, labels)
     review.draw_mistakes(
-        tmp_path / "mistakes.png", images[worst], probabilities[worst], labels[worst], names,
-        files[worst],
+        tmp_path / "mistakes.png", images[worst], evidence[worst], probabilities[worst],
+        labels[worst], names, files[worst],
     )  # fmt: skip
     for file in tmp_path.iterdir():
         with Image.open(file) as picture:

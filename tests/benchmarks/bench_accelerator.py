@@ -61,8 +61,8 @@ def measure(work: Path, scale: float, device: str) -> list[Result]:
                 ratios(*times),
             )
         )  # fmt: skip
-        for name, found in zip(("eager", "compiled"), times, strict=True):
-            speeds = [batch * steps / second for second in found]
+        for name, result in zip(("eager", "compiled"), times, strict=True):
+            speeds = [batch * steps / second for second in result]
             results.append(Result(f"{name}_{batch}", f"{what}: {name}", speeds, unit="images/s"))
     what = f"steps of the teacher's fine-tuning on {len(transfer.train)} cells, {device}"
     stored = waiting(transfer, Inputs, "activations", 1e3)

@@ -212,9 +212,9 @@ class Distillation:
         )  # fmt: skip
         for epoch in range(recipe.epochs):
             box.pre_epoch_process(epoch=epoch)
-            for shown, labels, more in box.train_data_loader:
+            for batch, labels, more in box.train_data_loader:
                 box.pre_forward_process()
-                box.post_forward_process(box.forward_process(shown, labels, more))
+                box.post_forward_process(box.forward_process(batch, labels, more))
             box.post_epoch_process()
         return net
 

@@ -199,11 +199,11 @@ def test_unlabelled_images_are_found(
     printed = capsys.readouterr().out
     assert [line for line in case.lines if line not in printed] == [], printed
     assert "unlabelled: 5 of these images; they teach students" in printed
-    found = manifest(out)
-    is_bare = found["split"] == "unlabelled"
+    result = manifest(out)
+    is_bare = result["split"] == "unlabelled"
     assert is_bare.sum() == 5
-    assert set(found.loc[is_bare, "label"]) == {""}
-    assert set(found.loc[~is_bare, "label"]) == set(case.labels)
+    assert set(result.loc[is_bare, "label"]) == {""}
+    assert set(result.loc[~is_bare, "label"]) == set(case.labels)
     assert json.loads((out / "validated" / "classes.json").read_text()) == list(case.labels)
     assert metrics(out)["unlabelled"] == 5
     assert sum(split["images"] for split in metrics(out)["splits"].values()) == (~is_bare).sum()

@@ -90,8 +90,8 @@ def leak(fold: Fold, split: str) -> Fold:
     row = changed.index[changed["split"] == "test"][0]
     changed.loc[row, "split"] = split
     logits = fold.predictions
-    kept = logits[logits["file_name"] != changed.loc[row, "file_name"]]
-    return Fold(fold.number, changed, kept)
+    others = logits[logits["file_name"] != changed.loc[row, "file_name"]]
+    return Fold(fold.number, changed, others)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "unlabelled"])

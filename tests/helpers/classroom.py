@@ -106,7 +106,7 @@ class Distilled:
         self.weights = load_file(self.paths.student / "model.safetensors")
         self.labels = self.data.labels[self.data.rows("test")]
 
-    def said(self, name: str) -> Any:
+    def logits_by(self, name: str) -> Any:
         actual = predictions.logits(self.table, name)
         assert actual.size
         return actual

@@ -70,8 +70,8 @@ def test_builds_freezes_trains_and_exports(
         }
     )
     teacher.run(params, paths=paths, resources=RESOURCES)
-    said = f"{backbone} is no chain of layers: frozen ones run in every step"
-    assert (said in capsys.readouterr().out) == backbone.startswith("vit")
+    words = f"{backbone} is no chain of layers: frozen ones run in every step"
+    assert (words in capsys.readouterr().out) == backbone.startswith("vit")
 
     (member,) = nets.load_teacher(paths.teacher).each()
     frozen = {n for g in member.layer_groups()[:2] for p in g

@@ -454,9 +454,9 @@ def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:
     run(paths)
     page = paths.page.read_text()
     assert "The model decides for the most probable class;" in page
-    kept = '<td class="n ">91.0 %</td><td class="n ">0.0 %</td><td class="n">43.2 %</td></tr>'
+    ending = '<td class="n ">91.0 %</td><td class="n ">0.0 %</td><td class="n">43.2 %</td></tr>'
     assert (
-        f'<td class="n">90 %</td><td class="n">10 %</td><td class="n">0.123 to none</td>{kept}'
+        f'<td class="n">90 %</td><td class="n">10 %</td><td class="n">0.123 to none</td>{ending}'
         in page
     )
     assert "ask a person" not in (paths.release / "MODEL_CARD.md").read_text()

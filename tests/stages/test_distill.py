@@ -48,8 +48,8 @@ def heir(classroom: Classroom, teacher: Path, **changes: Any) -> Tensors:
     how = {"weights": "teacher", "own_statistics": 0.0} | changes
     paths = dataclasses.replace(paths, teacher=teacher)
     distill.run(params(**how), paths=paths, resources=RESOURCES)
-    found: Tensors = load_net(paths.student).backbone.model.state_dict()
-    return found
+    result: Tensors = load_net(paths.student).backbone.model.state_dict()
+    return result
 
 
 def test_students_can_start_from_the_teachers_own_layers(
@@ -98,12 +98,12 @@ def refine_paths(classroom: Classroom, name: str) -> refine.Paths:
     """Paths of a refinement with two black images as synthetic ones."""
     augmented = classroom.root / "augmented"
     augmented.mkdir(exist_ok=True)
-    made: dict[str, np.ndarray[Any, Any]] = {
+    by_file: dict[str, np.ndarray[Any, Any]] = {
         "pixels": np.zeros((2, 16, 16, 1), np.uint8),
         "logits": np.zeros((2, 2), np.float32),
         "labels": np.zeros(2, np.int64),
     }
-    for file, values in made.items():
+    for file, values in by_file.items():
         np.save(augmented / f"{file}.npy", values)
     paths: refine.Paths = filled(
         refine.Paths, classroom.root / name, validated=classroom.validated,
@@ -207,23 +207,23 @@ def test_the_first_seeds_student_ships(classroom: Classroom) -> None:
     one, two = classroom.distil(), classroom.distil(seeds=2)
     assert same(one.weights, two.weights)
     assert not same(two.weights, classroom.distil(seed=4).weights)
-    said = logits_of(
+    logits_by = logits_of(
         load_net(two.paths.student),
         Views(two.data.pixels, 0, 0, "all").plain,
         two.data.rows("test"),
     )
-    assert np.allclose(two.said("student"), said, rtol=1e-4, atol=1e-5)
+    assert np.allclose(two.logits_by("student"), logits_by, rtol=1e-4, atol=1e-5)
 
 
 def test_predictions_have_the_students_and_controls_of_all_seeds(classroom: Classroom) -> None:
     one, two, next_seed = classroom.distil(), classroom.distil(seeds=2), classroom.distil(seed=4)
     names = ["teacher", "student", "control", "student 1", "control 1"]
-    found = [name.rsplit("/", 1)[0] for name in two.table.columns if "/" in name]
-    assert found == [name for name in names for _ in range(2)]
+    result = [name.rsplit("/", 1)[0] for name in two.table.columns if "/" in name]
+    assert result == [name for name in names for _ in range(2)]
     for name in ("student", "control"):
-        assert np.array_equal(two.said(name), one.said(name))
-        assert np.array_equal(two.said(f"{name} 1"), next_seed.said(name))
-        assert not np.array_equal(two.said(f"{name} 1"), two.said(name))
+        assert np.array_equal(two.logits_by(name), one.logits_by(name))
+        assert np.array_equal(two.logits_by(f"{name} 1"), next_seed.logits_by(name))
+        assert not np.array_equal(two.logits_by(f"{name} 1"), two.logits_by(name))
         assert len(predictions.of_all_seeds(two.table, name)) == 2
     assert two.table["file_name"].tolist() == list(two.data.files[two.data.rows("test")])
 
@@ -232,17 +232,17 @@ def test_figures_are_those_of_the_predictions(classroom: Classroom) -> None:
     two = classroom.distil(seeds=2)
     test = two.data.rows("test")
     plain = load_targets(classroom.targets, two.data).plain[test]
-    assert np.allclose(two.said("teacher"), plain, rtol=1e-4, atol=1e-5)
+    assert np.allclose(two.logits_by("teacher"), plain, rtol=1e-4, atol=1e-5)
     auroc = {
-        name: metrics.auroc(two.said(name), two.labels)
+        name: metrics.auroc(two.logits_by(name), two.labels)
         for name in ("teacher", "student", "control", "student 1", "control 1")
     }
     within = {
-        name: metrics.auroc_within_groups(two.said(name), two.labels, two.data.groups[test])
+        name: metrics.auroc_within_groups(two.logits_by(name), two.labels, two.data.groups[test])
         for name in auroc
     }
     for name in ("student", "control"):
-        loss = metrics.negative_log_likelihood(two.said(name), two.labels)
+        loss = metrics.negative_log_likelihood(two.logits_by(name), two.labels)
         assert two.metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
         assert two.metrics[name]["auroc"] == pytest.approx(auroc[name])
         assert two.metrics[name]["auroc_within_groups"] == pytest.approx(within[name])
@@ -265,26 +265,26 @@ def test_the_student_listens_to_the_teacher_and_the_control_does_not(classroom: 
         logits = np.load(folder / "views.npy")
         np.save(folder / "views.npy", logits[:, :, ::-1])
 
-    found, other = classroom.distil(), classroom.distil(classroom.changed("swapped", swap))
-    assert np.array_equal(found.said("control"), other.said("control"))
-    assert not close(found.said("student"), other.said("student"), 0.05)
-    assert not close(found.said("student"), found.said("control"), 0.05)
-    assert not same(found.weights, other.weights)
-    assert np.array_equal(found.said("teacher"), other.said("teacher"))
+    result, other = classroom.distil(), classroom.distil(classroom.changed("swapped", swap))
+    assert np.array_equal(result.logits_by("control"), other.logits_by("control"))
+    assert not close(result.logits_by("student"), other.logits_by("student"), 0.05)
+    assert not close(result.logits_by("student"), result.logits_by("control"), 0.05)
+    assert not same(result.weights, other.weights)
+    assert np.array_equal(result.logits_by("teacher"), other.logits_by("teacher"))
 
 
 def test_both_learn_on_the_views_of_the_targets(classroom: Classroom) -> None:
     def show_others(folder: Path) -> None:
         (folder / "views.json").write_text('{"seed": 7, "jitter": 0.1, "mix": "none"}')
 
-    found, other = classroom.distil(), classroom.distil(classroom.changed("others", show_others))
+    result, other = classroom.distil(), classroom.distil(classroom.changed("others", show_others))
     for name in ("student", "control"):
-        assert not close(found.said(name), other.said(name), 0.05)
+        assert not close(result.logits_by(name), other.logits_by(name), 0.05)
 
 
 def test_the_control_is_the_student_without_the_teacher(tmp_path: Path) -> None:
     nearly = enrolled(tmp_path, target=False).distil(alpha=1e-7)
-    assert close(nearly.said("student"), nearly.said("control"), 0.02)
+    assert close(nearly.logits_by("student"), nearly.logits_by("control"), 0.02)
 
 
 def test_of_unlabelled_images_the_teacher_tells_the_student_alone(classroom: Classroom) -> None:
@@ -298,19 +298,19 @@ def test_of_unlabelled_images_the_teacher_tells_the_student_alone(classroom: Cla
         np.save(folder / "views.npy", logits)
 
     changed = classroom.changed("contradicted", contradict)
-    found, other = classroom.distil(), classroom.distil(changed)
-    assert not close(found.said("student"), other.said("student"), 0.05)
+    result, other = classroom.distil(), classroom.distil(changed)
+    assert not close(result.logits_by("student"), other.logits_by("student"), 0.05)
 
 
 @pytest.mark.parametrize("count", [8, 20, 27])
 def test_rows_are_repeated_without_favour(count: int) -> None:
     rows = np.arange(100, 108)
-    found = distill.repeated(rows, count, 0)
-    often = np.unique(found, return_counts=True)[1]
-    assert len(found) == count
+    result = distill.repeated(rows, count, 0)
+    often = np.unique(result, return_counts=True)[1]
+    assert len(result) == count
     assert len(often) == 8
     assert often.max() - often.min() <= 1
-    assert np.array_equal(found[:8], rows)
+    assert np.array_equal(result[:8], rows)
     more = [distill.repeated(rows, 12, seed)[8:].tolist() for seed in range(20)]
     assert more[0] == distill.repeated(rows, 12, 0)[8:].tolist()
     # Sorted by class, the first four would be of one.
@@ -331,10 +331,10 @@ def test_the_control_takes_as_many_steps_on_labelled_images(
 
 
 def test_features_teach_too(classroom: Classroom) -> None:
-    kd, found = classroom.distil(), classroom.distil(method="feature")
-    assert np.array_equal(found.said("control"), kd.said("control"))
-    assert not close(found.said("student"), kd.said("student"), 0.05)
-    assert not close(found.said("student"), found.said("control"), 0.05)
+    kd, result = classroom.distil(), classroom.distil(method="feature")
+    assert np.array_equal(result.logits_by("control"), kd.logits_by("control"))
+    assert not close(result.logits_by("student"), kd.logits_by("student"), 0.05)
+    assert not close(result.logits_by("student"), result.logits_by("control"), 0.05)
 
 
 def test_features_that_are_not_there_are_refused(classroom: Classroom) -> None:

@@ -178,9 +178,9 @@ def test_the_file_keeps_the_thresholds_that_validation_chose(
     data = load_dataset(validated)
     point = OperatingPoint(label="functional", min_recall=0.3, max_false_alarms=0.6)
     paths = exported(tmp_path, validated, network(data), point=point)
-    found = parity(paths)
-    assert list(found.promises) == ["80%", "90%", "95%", "99%"]
-    promise = found.operating_point
+    result = parity(paths)
+    assert list(result.promises) == ["80%", "90%", "95%", "99%"]
+    promise = result.operating_point
     assert promise is not None
     number = data.classes.index("functional")
     model = predict.Model(paths.onnx / "fp32.onnx")
@@ -201,12 +201,12 @@ def test_the_file_keeps_the_thresholds_that_validation_chose(
 
 
 def test_the_file_is_compared_with_chance_and_teacher(shipped: Shipped) -> None:
-    data, found = shipped.data, shipped.metrics
+    data, result = shipped.data, shipped.metrics
     test = data.rows("test")
     teacher = load_targets(shipped.root / "targets", data).plain[test]
-    assert found.gain_over_chance.gain == pytest.approx(found.auroc - 0.5, abs=1e-6)
-    difference = found.auroc - metrics.auroc(teacher, data.labels[test])
-    assert found.gain_over_teacher.gain == pytest.approx(difference, abs=1e-6)
+    assert result.gain_over_chance.gain == pytest.approx(result.auroc - 0.5, abs=1e-6)
+    difference = result.auroc - metrics.auroc(teacher, data.labels[test])
+    assert result.gain_over_teacher.gain == pytest.approx(difference, abs=1e-6)
     assert abs(difference) > 0.01
 
 

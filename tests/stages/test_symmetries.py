@@ -85,14 +85,14 @@ def test_a_licence_comes_along(
 
 def test_look_alikes_give_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     as_folder(tmp_path / "images", digits(6, 8, 9, count=40), ["6", "8", "9"])
-    shown = {}
+    by_choice = {}
     for choice in ("none", "mirror", "rotations", "all"):
         out = run(tmp_path, symmetries=choice, near_duplicate_bits=0)
-        shown[choice] = metrics(out)["look_alikes"]
+        by_choice[choice] = metrics(out)["look_alikes"]
         lines = capsys.readouterr().out.splitlines()
         warnings = [line for line in lines if "training shows these classes" in line]
-        assert len(warnings) == bool(shown[choice])
-    assert shown == {
+        assert len(warnings) == bool(by_choice[choice])
+    assert by_choice == {
         "none": {}, "mirror": {}, "rotations": {"6 and 9": "a half turn"},
         "all": {"6 and 9": "a half turn"},
     }  # fmt: skip

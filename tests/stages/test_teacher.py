@@ -97,10 +97,10 @@ class Taught:
         self.curves = pd.read_csv(self.paths.curves)
         self.predictions = pd.read_csv(self.paths.predictions)
 
-    def said(self, name: str) -> Any:
-        found = predictions.logits(self.predictions, name)
-        assert found.size
-        return found
+    def logits_by(self, name: str) -> Any:
+        result = predictions.logits(self.predictions, name)
+        assert result.size
+        return result
 
     def again(self, net: Net) -> Any:
         return logits_of(net, Views(self.data.pixels, 0, 0, "all").plain, self.rows["test"])
@@ -137,8 +137,8 @@ def teach(tmp_path_factory: pytest.TempPathFactory) -> Teach:
 def mean_of_stem(net: Net, data: Dataset, rows: Any) -> torch.Tensor:
     with torch.inference_mode():
         images = net.prepare(torch.from_numpy(data.pixels[rows]))
-        found: torch.Tensor = net.backbone.model.conv_stem(images).mean((0, 2, 3))
-    return found
+        result: torch.Tensor = net.backbone.model.conv_stem(images).mean((0, 2, 3))
+    return result
 
 
 def same_nets(a: Net, b: Net) -> bool:
@@ -150,7 +150,7 @@ def test_a_teacher_of_two_says_the_mean(teach: Teach) -> None:
     assert sorted(p.name for p in two.paths.teacher.iterdir()) == ["member_0", "member_1"]
     each = [two.again(net) for net in two.members]
     assert np.abs(each[0] - each[1]).max() > 0.01
-    assert np.allclose(two.said("finetuned"), (each[0] + each[1]) / 2, rtol=1e-4, atol=1e-5)
+    assert np.allclose(two.logits_by("finetuned"), (each[0] + each[1]) / 2, rtol=1e-4, atol=1e-5)
     assert same_nets(one.members[0], two.members[0])
     assert two.metrics["members"] == 2
     assert two.metrics["parameters"] == 2 * one.metrics["parameters"]
@@ -166,77 +166,81 @@ def test_members_take_the_backbones_in_turn(teach: Teach) -> None:
     assert three.metrics["macs"] == sum(map(count_macs, three.members))
     for name, nets in (("finetuned", three.members), ("probe", map(three.probe, range(3)))):
         each = [three.again(net) for net in nets]
-        assert np.allclose(three.said(name), np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+        assert np.allclose(three.logits_by(name), np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
 def test_figures_are_those_of_the_predictions(teach: Teach, way: dict[str, Any]) -> None:
-    found = teach(**way)
-    assert found.predictions["file_name"].tolist() == list(found.data.files[found.rows["test"]])
+    result = teach(**way)
+    assert result.predictions["file_name"].tolist() == list(result.data.files[result.rows["test"]])
     aurocs = {}
-    groups = found.data.groups[found.rows["test"]]
+    groups = result.data.groups[result.rows["test"]]
     for name in ("probe", *["source_only"] * bool(way), "finetuned"):
-        aurocs[name] = metrics.auroc(found.said(name), found.labels)
-        loss = metrics.negative_log_likelihood(found.said(name), found.labels)
-        assert found.metrics[name]["auroc"] == pytest.approx(aurocs[name])
-        within = metrics.auroc_within_groups(found.said(name), found.labels, groups)
-        assert found.metrics[name]["auroc_within_groups"] == pytest.approx(within)
-        assert found.metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
+        aurocs[name] = metrics.auroc(result.logits_by(name), result.labels)
+        loss = metrics.negative_log_likelihood(result.logits_by(name), result.labels)
+        assert result.metrics[name]["auroc"] == pytest.approx(aurocs[name])
+        within = metrics.auroc_within_groups(result.logits_by(name), result.labels, groups)
+        assert result.metrics[name]["auroc_within_groups"] == pytest.approx(within)
+        assert result.metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
     assert len(set(aurocs.values())) == len(aurocs)
     for name, before in (("finetuning_gain", "probe"), ("adaptation_gain", "source_only")):
-        assert (name in found.metrics) == (before in aurocs) == (before in found.metrics)
-        if name in found.metrics:
+        assert (name in result.metrics) == (before in aurocs) == (before in result.metrics)
+        if name in result.metrics:
             gain = aurocs["finetuned"] - aurocs[before]
-            assert found.metrics[name]["gain"] == pytest.approx(gain)
-            assert found.metrics[name]["low"] <= gain <= found.metrics[name]["high"]
-            better, worse = (found.metrics[m]["auroc_within_groups"] for m in ("finetuned", before))
+            assert result.metrics[name]["gain"] == pytest.approx(gain)
+            assert result.metrics[name]["low"] <= gain <= result.metrics[name]["high"]
+            better, worse = (
+                result.metrics[m]["auroc_within_groups"] for m in ("finetuned", before)
+            )
             gain = better - worse
-            assert found.metrics[name]["within_groups"]["gain"] == pytest.approx(gain, abs=1e-6)
-    val = found.rows["val"]
-    seen = logits_of(found.members[0], Views(found.data.pixels, 0, 0, "all").plain, val)
-    expected = metrics.ranking(seen, found.data.labels[val], found.data.groups[val])
-    assert found.metrics["validation"] == pytest.approx(expected.model_dump())
+            assert result.metrics[name]["within_groups"]["gain"] == pytest.approx(gain, abs=1e-6)
+    val = result.rows["val"]
+    seen = logits_of(result.members[0], Views(result.data.pixels, 0, 0, "all").plain, val)
+    expected = metrics.ranking(seen, result.data.labels[val], result.data.groups[val])
+    assert result.metrics["validation"] == pytest.approx(expected.model_dump())
 
 
 def test_feature_extraction_leaves_the_probe_as_it_is(teach: Teach) -> None:
-    found = teach(mode="feature_extraction")
-    assert np.array_equal(found.said("finetuned"), found.said("probe"))
-    assert np.array_equal(found.said("probe"), teach().said("probe"))
-    assert same_nets(found.members[0], found.probe(0))
-    assert found.metrics["finetuning_gain"]["gain"] == 0
-    assert found.curves.empty
-    assert found.paths.picture.exists()
-    assert not found.paths.scratch.exists()
-    assert not np.allclose(teach().said("finetuned"), teach().said("probe"), atol=0.01)
+    result = teach(mode="feature_extraction")
+    assert np.array_equal(result.logits_by("finetuned"), result.logits_by("probe"))
+    assert np.array_equal(result.logits_by("probe"), teach().logits_by("probe"))
+    assert same_nets(result.members[0], result.probe(0))
+    assert result.metrics["finetuning_gain"]["gain"] == 0
+    assert result.curves.empty
+    assert result.paths.picture.exists()
+    assert not result.paths.scratch.exists()
+    assert not np.allclose(teach().logits_by("finetuned"), teach().logits_by("probe"), atol=0.01)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["adabn", "mcc", "dann"])
 def test_adaptation_starts_from_the_source_alone(teach: Teach, way: dict[str, Any]) -> None:
     plain, adapted = teach(), teach(**way)
     # Columns p are the labels: the source's training is the same.
-    assert np.array_equal(adapted.said("source_only"), plain.said("finetuned"))
-    assert not np.allclose(adapted.said("finetuned"), adapted.said("source_only"), atol=1e-3)
+    assert np.array_equal(adapted.logits_by("source_only"), plain.logits_by("finetuned"))
+    assert not np.allclose(
+        adapted.logits_by("finetuned"), adapted.logits_by("source_only"), atol=1e-3
+    )
     again = adapted.again(adapted.members[0])
-    assert np.allclose(adapted.said("finetuned"), again, rtol=1e-4, atol=1e-5)
+    assert np.allclose(adapted.logits_by("finetuned"), again, rtol=1e-4, atol=1e-5)
 
 
 def test_every_way_of_adapting_is_another(teach: Teach) -> None:
-    found = [teach(**way).said("finetuned") for way in WAYS]
-    for one, other in itertools.combinations(found, 2):
+    result = [teach(**way).logits_by("finetuned") for way in WAYS]
+    for one, other in itertools.combinations(result, 2):
         assert not np.allclose(one, other, atol=1e-3)
 
 
 @pytest.mark.parametrize("way", [{}, *WAYS], ids=["none", "adabn", "mcc", "dann"])
 def test_the_probe_has_the_sources_statistics(teach: Teach, way: dict[str, Any]) -> None:
-    found = teach(**way)
-    assert np.array_equal(found.said("probe"), teach().said("probe"))
-    net, data, train = found.probe(0), found.data, found.rows["train"]
+    result = teach(**way)
+    assert np.array_equal(result.logits_by("probe"), teach().logits_by("probe"))
+    net, data, train = result.probe(0), result.data, result.rows["train"]
     mean = net.backbone.model.bn1.running_mean
     assert torch.allclose(mean, mean_of_stem(net, data, train), atol=1e-4)
-    assert not torch.allclose(mean, mean_of_stem(net, data, found.rows["unlabelled"]), atol=0.05)
+    assert not torch.allclose(mean, mean_of_stem(net, data, result.rows["unlabelled"]), atol=0.05)
     features = net.features(torch.from_numpy(data.pixels[train])).detach()
     assert torch.allclose(net.head.mean, features.mean(0), atol=1e-3)
-    assert np.allclose(found.said("probe"), found.again(net), rtol=1e-4, atol=1e-5)
+    assert np.allclose(result.logits_by("probe"), result.again(net), rtol=1e-4, atol=1e-5)
 
 
 def test_adabn_ships_the_targets_statistics_and_the_sources_weights(teach: Teach) -> None:
@@ -246,37 +250,37 @@ def test_adabn_ships_the_targets_statistics_and_the_sources_weights(teach: Teach
     assert torch.allclose(norm.running_mean, mean_of_stem(net, data, rows), atol=1e-4)
     features = net.features(torch.from_numpy(data.pixels[rows])).detach()
     assert torch.allclose(net.head.mean, features.mean(0), atol=1e-3)
-    for (name, found), source in zip(
+    for (name, result), source in zip(
         net.named_parameters(), plain.members[0].parameters(), strict=True
     ):
-        assert torch.equal(found, source), name
+        assert torch.equal(result, source), name
 
 
 @pytest.mark.parametrize("way", ["mcc", "dann"])
 def test_without_weight_it_is_the_sources_training_once_more(teach: Teach, way: str) -> None:
-    found = teach(adapt=way, adapt_weight=0.0)
-    assert np.allclose(found.said("finetuned"), found.said("source_only"), atol=1e-3)
-    assert list(found.curves["net"]) == ["member 0"] * 2 + [f"member 0, {way}"] * 2
+    result = teach(adapt=way, adapt_weight=0.0)
+    assert np.allclose(result.logits_by("finetuned"), result.logits_by("source_only"), atol=1e-3)
+    assert list(result.curves["net"]) == ["member 0"] * 2 + [f"member 0, {way}"] * 2
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["adabn", "mcc", "dann"])
 def test_adaptation_is_to_the_unlabelled_images(teach: Teach, way: dict[str, Any]) -> None:
     one, other = teach(**way), teach({"contrast": 1.6}, **way)
     for name in ("probe", "source_only"):
-        assert np.array_equal(one.said(name), other.said(name))
-    assert not np.allclose(one.said("finetuned"), other.said("finetuned"), atol=1e-3)
+        assert np.array_equal(one.logits_by(name), other.logits_by(name))
+    assert not np.allclose(one.logits_by("finetuned"), other.logits_by("finetuned"), atol=1e-3)
 
 
 @pytest.mark.parametrize("way", [MCC, DANN], ids=["mcc", "dann"])
 def test_what_the_unlabelled_images_are_teaches_nothing(teach: Teach, way: dict[str, Any]) -> None:
     ones, zeros = teach(**way), teach({"hidden": 0.0}, **way)
-    for found, hidden in ((ones, 1.0), (zeros, 0.0)):
-        rows = found.rows["unlabelled"]
+    for result, hidden in ((ones, 1.0), (zeros, 0.0)):
+        rows = result.rows["unlabelled"]
         assert len(rows) == 16
-        assert (found.data.labels[rows] == -1).all()
-        assert (np.delete(found.data.labels, rows) >= 0).all()
-        assert (found.data.numbers("p")[rows] == hidden).all()
-        assert not found.params.probabilities(found.data)[rows].any()
+        assert (result.data.labels[rows] == -1).all()
+        assert (np.delete(result.data.labels, rows) >= 0).all()
+        assert (result.data.numbers("p")[rows] == hidden).all()
+        assert not result.params.probabilities(result.data)[rows].any()
     assert ones.predictions.equals(zeros.predictions)
     assert same_nets(ones.members[0], zeros.members[0])
 
@@ -348,8 +352,8 @@ def test_class_weights_are_of_labelled_training_images(tmp_path: Path, target: b
     sound, cracked = ((train == name).sum() for name in CLASSES)
     everywhere = np.bincount(data.labels[data.labels >= 0])
     assert cracked / sound != everywhere[1] / everywhere[0]
-    found = params(imbalance="weights").class_weights(data)
-    assert found is not None
+    result = params(imbalance="weights").class_weights(data)
+    assert result is not None
     expected = [len(train) / (2 * sound), len(train) / (2 * cracked)]
-    assert found.tolist() == pytest.approx(expected)
+    assert result.tolist() == pytest.approx(expected)
     assert params().class_weights(data) is None

@@ -106,10 +106,10 @@ def draw_ranking(
     Of more than MOST_LINES classes, those with the most images are drawn. A dot marks what deciding
     for the most probable class gives.
     """
-    shown = [1] if len(classes) == 2 else list(np.argsort(-np.bincount(labels), kind="stable"))
+    numbers = [1] if len(classes) == 2 else list(np.argsort(-np.bincount(labels), kind="stable"))
     decided = probabilities.argmax(1)
     curves = {}
-    for k in shown[:MOST_LINES]:
+    for k in numbers[:MOST_LINES]:
         positive = labels == k
         if not 0 < positive.sum() < len(labels):
             continue

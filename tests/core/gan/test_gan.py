@@ -64,8 +64,8 @@ def test_augmentation_is_seeded_and_passes_gradients() -> None:
 def test_the_filter_keeps_what_the_teacher_finds_likely() -> None:
     margin = np.concatenate([np.linspace(-1, 1, 100), [-5.0, 5.0, 0.9]])
     logits = np.stack([-margin, margin], 1).astype(np.float32)
-    kept = augment.kept_by_teacher(logits, label=1, burn_in=100, quantile=0.9)
-    assert kept.tolist() == [101, 102]
+    chosen_rows = augment.kept_by_teacher(logits, label=1, burn_in=100, quantile=0.9)
+    assert chosen_rows.tolist() == [101, 102]
 
 
 @pytest.mark.parametrize(

@@ -120,21 +120,21 @@ def test_each_group_by_itself(tmp_path: Path, channels: int) -> None:
     with closing(Cache(tmp_path, PX, 100)) as cache:
         table = filled(cache, images, groups)
         before = table.copy()
-        made = backgrounds.make(table, tmp_path / "b.npy", cache, image_px=PX, least=5)
+        medians = backgrounds.make(table, tmp_path / "b.npy", cache, image_px=PX, least=5)
         contents = [images[int(sha256, 16)].tobytes() for sha256 in table["sha256"]]
-        seen = list(backgrounds.without(table, iter(contents), made, "group"))
-    assert np.array_equal(np.load(tmp_path / "b.npy"), made)
-    assert made.shape == (3, PX, PX, channels)
-    assert set(made[0].ravel()) == {128}
+        seen = list(backgrounds.without(table, iter(contents), medians, "group"))
+    assert np.array_equal(np.load(tmp_path / "b.npy"), medians)
+    assert medians.shape == (3, PX, PX, channels)
+    assert set(medians[0].ravel()) == {128}
     expected = {"a": images[5:11], "b": images[:5]}
     for number, name in enumerate("ab", 1):
         median = np.floor(np.median(expected[name], axis=0) + 0.5).astype(np.uint8)
-        assert np.array_equal(made[number], median)
+        assert np.array_equal(medians[number], median)
     for (_, row), content in zip(table.iterrows(), seen, strict=True):
         image = images[int(str(row["sha256"]), 16)]
         number = {"a": 1, "b": 2, "tiny": 0}[row["group"]]
         assert row["background"] == number
-        quotient = naive(image, made[number])
+        quotient = naive(image, medians[number])
         assert content == quotient.tobytes()
         assert row["phash"] == (hash_of(quotient) if number else b"raw")
     unchanged = [column for column in before if column != "phash"]
@@ -145,12 +145,12 @@ def test_three_channels(tmp_path: Path) -> None:
     images = drawn(2, 5, PX, PX, 1)
     with closing(Cache(tmp_path, PX, 100)) as cache:
         table = filled(cache, images, ["a"] * 5).sort_index()
-        made = backgrounds.make(table, tmp_path / "b.npy", cache, image_px=PX, least=5)
+        medians = backgrounds.make(table, tmp_path / "b.npy", cache, image_px=PX, least=5)
         contents = (image.tobytes() for image in images)
-        seen = list(backgrounds.without(table, contents, made, "both"))
+        seen = list(backgrounds.without(table, contents, medians, "both"))
     for image, content in zip(images, seen, strict=True):
         stack = np.frombuffer(content, np.uint8).reshape(PX, PX, 3)
-        expected = [image[..., 0], naive(image, made[1])[..., 0], made[1][..., 0]]
+        expected = [image[..., 0], naive(image, medians[1])[..., 0], medians[1][..., 0]]
         assert np.array_equal(stack, np.stack(expected, 2))
 
 
@@ -163,9 +163,9 @@ def test_grey_images_among_colour_ones(tmp_path: Path) -> None:
         rows = {"file_name": ["x", "y"], "group": "a", "channels": 1, "phash": b"raw"}
         more = pd.DataFrame(rows | {"sha256": [f"{9 + i:064x}" for i in range(2)]})
         table = pd.concat([table, more], ignore_index=True)
-        made = backgrounds.make(table, tmp_path / "b.npy", cache, image_px=PX, least=3)
+        medians = backgrounds.make(table, tmp_path / "b.npy", cache, image_px=PX, least=3)
     every = np.concatenate([colour, np.repeat(grey, 3, 3)])
-    assert np.array_equal(made[1], np.median(every, axis=0))
+    assert np.array_equal(medians[1], np.median(every, axis=0))
 
 
 def test_of_a_large_group_some_are_in_memory(

@@ -14,10 +14,10 @@ from tests.helpers.shapes import Shapes, arrows, digits
 
 def pairs(shapes: Shapes, symmetries: Symmetries) -> set[tuple[int, int, str]]:
     pixels, labels = shapes
-    found = look_alikes(pixels, labels, np.arange(len(labels)), symmetries)
-    assert all(x.share >= module.EXCHANGED and x.one < x.other for x in found)
-    assert [x.share for x in found] == sorted((x.share for x in found), reverse=True)
-    return {(x.one, x.other, NAMES[x.symmetry]) for x in found}
+    result = look_alikes(pixels, labels, np.arange(len(labels)), symmetries)
+    assert all(x.share >= module.EXCHANGED and x.one < x.other for x in result)
+    assert [x.share for x in result] == sorted((x.share for x in result), reverse=True)
+    return {(x.one, x.other, NAMES[x.symmetry]) for x in result}
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_brightness_is_no_look_alike() -> None:
 def test_classes_of_few_images_are_left_out() -> None:
     assert pairs(arrows(*LEFT_RIGHT, count=module.LEAST - 1), "mirror") == set()
     pixels, labels = arrows(0, 2, 1, count=30)
-    kept = np.r_[0:30, 30:60, 60:65]
-    assert pairs((pixels[kept], labels[kept]), "mirror") == {(0, 1, "mirrored left to right")}
+    sample = np.r_[0:30, 30:60, 60:65]
+    assert pairs((pixels[sample], labels[sample]), "mirror") == {(0, 1, "mirrored left to right")}
     swapped = np.r_[0:5, 30:60, 60:90]
     assert pairs((pixels[swapped], labels[swapped]), "rotations") == {(1, 2, "a quarter turn")}
 
@@ -97,9 +97,9 @@ def test_classes_of_few_images_are_left_out() -> None:
 def test_only_training_images_are_looked_at() -> None:
     pixels, labels = arrows(*LEFT_RIGHT)
     broken = np.concatenate([pixels, np.zeros_like(pixels)])
-    found = look_alikes(broken, np.tile(labels, 2), np.arange(len(pixels)), "mirror")
-    assert found == look_alikes(pixels, labels, np.arange(len(pixels)), "mirror")
-    assert len(found) == 1
+    result = look_alikes(broken, np.tile(labels, 2), np.arange(len(pixels)), "mirror")
+    assert result == look_alikes(pixels, labels, np.arange(len(pixels)), "mirror")
+    assert len(result) == 1
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_only_training_images_are_looked_at() -> None:
 def test_the_sample_is_bounded(classes: int, each: int, most: int) -> None:
     labels = np.repeat(np.arange(classes), each)
     rows = np.arange(len(labels))[::-1]
-    chosen, kept = module._sample(labels, rows)
+    chosen, sample = module._sample(labels, rows)
     assert len(chosen) == most
     assert len(set(chosen)) == most
-    assert kept.tolist() == list(range(classes))
+    assert sample.tolist() == list(range(classes))
     counts = np.bincount(labels[chosen])
     assert counts.min() == counts.max()
 

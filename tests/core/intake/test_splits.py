@@ -308,7 +308,7 @@ def trained(groups: int = 25, most: int = 100, seed: int = 0) -> pd.DataFrame:
     return manifest.assign(split=manifest["group"].map(places))
 
 
-def kept(manifest: pd.DataFrame, share: float, by: Unit, draw: int = 0) -> "pd.Index[int]":
+def labelled_rows(manifest: pd.DataFrame, share: float, by: Unit, draw: int = 0) -> "pd.Index[int]":
     """The images that train with their labels."""
     few = with_hidden_labels(manifest, share, by, draw)
     assert few.drop(columns="split").equals(manifest.drop(columns="split"))
@@ -324,7 +324,7 @@ def test_a_share_of_images_keeps_its_labels(share: float, draw: int) -> None:
     """As many as asked for, of each class its share, from as many groups as can be."""
     manifest = trained(seed=draw)
     train = manifest[manifest["split"] == "train"]
-    few = train.loc[kept(manifest, share, "image", draw)]
+    few = train.loc[labelled_rows(manifest, share, "image", draw)]
     assert abs(len(few) - share * len(train)) <= 0.5
     for label, count in train["label"].value_counts().items():
         assert abs((few["label"] == label).sum() - share * count) <= 1
@@ -339,7 +339,7 @@ def test_a_share_of_images_keeps_its_labels(share: float, draw: int) -> None:
 def test_a_share_of_groups_keeps_its_labels(share: float, draw: int) -> None:
     manifest = trained(seed=draw)
     train = manifest[manifest["split"] == "train"]
-    few = train.loc[kept(manifest, share, "group", draw)]
+    few = train.loc[labelled_rows(manifest, share, "group", draw)]
     assert (train["group"].isin(few["group"]) == train.index.isin(few.index)).all()
     assert set(few["label"]) == {"a", "b"}
     assert abs(len(few) - share * len(train)) <= train["group"].value_counts().max()
@@ -350,7 +350,7 @@ def test_a_larger_share_keeps_what_a_smaller_one_keeps(by: Unit) -> None:
     manifest = trained()
     before: set[int] = set()
     for share in np.linspace(0.002, 1, 60):
-        now = set(kept(manifest, float(share), by))
+        now = set(labelled_rows(manifest, float(share), by))
         assert before <= now
         before = now
     assert before == set(manifest.index[manifest["split"] == "train"])
@@ -364,7 +364,7 @@ def test_each_class_keeps_two_images(by: Unit) -> None:
     manifest.loc[train[[7, 8, 9, 300, 301]], "label"] = [*"ccc", *"cd"]
     manifest.loc[train[[7, 300]], "group"] = ["far away", "further"]
     for draw in range(10):
-        few = kept(manifest, 0.004, by, draw)
+        few = labelled_rows(manifest, 0.004, by, draw)
         counts = manifest.loc[few, "label"].value_counts()
         assert set(counts.index) == {"a", "b", "c", "d"}
         assert counts.drop("d").min() >= 2
@@ -374,7 +374,7 @@ def test_each_class_keeps_two_images(by: Unit) -> None:
 @pytest.mark.parametrize("by", ["group", "image"])
 def test_the_draw_decides_which_labels_are_kept(by: Unit) -> None:
     manifest = trained()
-    draws = [tuple(kept(manifest, 0.1, by, draw)) for draw in (0, 0, 1, 2, 3)]
+    draws = [tuple(labelled_rows(manifest, 0.1, by, draw)) for draw in (0, 0, 1, 2, 3)]
     assert draws[0] == draws[1]
     assert len(set(draws)) == 4
 
@@ -382,5 +382,5 @@ def test_the_draw_decides_which_labels_are_kept(by: Unit) -> None:
 def test_without_groups_images_are_drawn_alone() -> None:
     manifest = trained(groups=1000, most=1)
     train = manifest[manifest["split"] == "train"]
-    few = train.loc[kept(manifest, 0.1, "image")]
+    few = train.loc[labelled_rows(manifest, 0.1, "image")]
     assert abs((few["label"] == "b").mean() - (train["label"] == "b").mean()) < 0.02

@@ -44,11 +44,11 @@ def test_what_is_enlarged_keeps_its_sum_and_place(
 ) -> None:
     torch.manual_seed(0)
     values = torch.randn(2, 3, *small)
-    found = enlarged(values, torch.Size(large))
-    assert found.shape == (2, 3, *large)
-    assert torch.allclose(found.sum((2, 3)), values.sum((2, 3)), atol=1e-5)
-    assert torch.equal(found[:, :, 0, 0] > 0, values[:, :, 0, 0] > 0)
-    assert torch.equal(found[:, :, -1, -1] > 0, values[:, :, -1, -1] > 0)
+    result = enlarged(values, torch.Size(large))
+    assert result.shape == (2, 3, *large)
+    assert torch.allclose(result.sum((2, 3)), values.sum((2, 3)), atol=1e-5)
+    assert torch.equal(result[:, :, 0, 0] > 0, values[:, :, 0, 0] > 0)
+    assert torch.equal(result[:, :, -1, -1] > 0, values[:, :, -1, -1] > 0)
 
 
 def test_evidence_is_where_the_difference_is() -> None:

@@ -422,8 +422,8 @@ def test_what_thresholds_leave_open_goes_to_a_person(release: Path, tmp_path: Pa
     table = list(csv.DictReader(io.StringIO(by_form["csv"].decode())))
     assert {row["file"]: row["decision"] for row in table} == words
     assert {row["class"] for row in table} <= set(CLASSES)
-    shown = (line.split("\t") for line in lines(by_form["table"]))
-    assert {file: name for name, _, file in shown} == words
+    table_rows = (line.split("\t") for line in lines(by_form["table"]))
+    assert {file: name for name, _, file in table_rows} == words
 
 
 def test_of_several_classes_the_most_probable_other_one_is_the_answer() -> None:

@@ -29,30 +29,30 @@ def images(seed: int, groups: int, *, each: int = 60, spread: float = 0.3) -> tu
 
 def test_the_bound_is_the_larger_of_two() -> None:
     hits, sizes = np.array([[0.0, 3, 20], [0, 9, 20], [0, 0, 20]]), np.array([20, 20, 20])
-    found = operating_point.highest_rate(hits, sizes)
+    result = operating_point.highest_rate(hits, sizes)
     # Without a hit, groups do not differ; but at that rate most samples of 60 have one.
-    assert found[0] == pytest.approx(beta.ppf(CONFIDENCE, 1, 60))
-    assert (1 - found[0]) ** 60 == pytest.approx(1 - CONFIDENCE)
+    assert result[0] == pytest.approx(beta.ppf(CONFIDENCE, 1, 60))
+    assert (1 - result[0]) ** 60 == pytest.approx(1 - CONFIDENCE)
     left = [(9 + 0) / 40, 3 / 40, 12 / 40]
     deviation = np.sqrt(2 / 3 * sum((each - 12 / 60) ** 2 for each in left))
     reach = t.ppf(CONFIDENCE, 2) * deviation / (0.2 * 0.8)
-    assert np.log(found[1] / (1 - found[1])) == pytest.approx(np.log(0.25) + reach)
-    assert found[2] == 1
+    assert np.log(result[1] / (1 - result[1])) == pytest.approx(np.log(0.25) + reach)
+    assert result[2] == 1
 
 
 def test_promises_are_kept_on_other_groups() -> None:
     """On most validation splits, with few groups as with many; a bare quantile keeps half."""
     for groups in (7, 25):
-        kept: dict[str, list[bool]] = {"recall": [], "false_alarms": []}
+        is_kept: dict[str, list[bool]] = {"recall": [], "false_alarms": []}
         asked = []
         for seed in range(60):
             thresholds = choose(point(), CLASSES, *images(seed, groups))
             p, label, _ = images(1000 + seed, 200)
-            found = decisions(p, label, 1, thresholds)
-            kept["recall"].append(found.recall >= 0.95)
-            kept["false_alarms"].append(found.false_alarms <= 0.05)
-            asked.append(found.asked)
-        assert all(np.mean(each) >= 0.8 for each in kept.values()), (groups, kept, asked)
+            result = decisions(p, label, 1, thresholds)
+            is_kept["recall"].append(result.recall >= 0.95)
+            is_kept["false_alarms"].append(result.false_alarms <= 0.05)
+            asked.append(result.asked)
+        assert all(np.mean(each) >= 0.8 for each in is_kept.values()), (groups, is_kept, asked)
         assert 0.05 < np.mean(asked) < 0.6
 
 
@@ -82,15 +82,15 @@ def test_one_threshold_is_enough_where_classes_are_far_apart() -> None:
     thresholds = choose(point(), CLASSES, np.stack([1 - clear, clear], 1), label, group)
     assert thresholds.low == thresholds.high
     assert 0.02 < thresholds.low < 0.98
-    found = decisions(np.stack([1 - clear, clear], 1), label, 1, thresholds)
-    assert (found.recall, found.false_alarms, found.asked) == (1, 0, 0)
+    result = decisions(np.stack([1 - clear, clear], 1), label, 1, thresholds)
+    assert (result.recall, result.false_alarms, result.asked) == (1, 0, 0)
 
 
 def test_what_thresholds_do() -> None:
     p = np.array([0.1, 0.3, 0.5, 0.9, 0.1, 0.5, 0.95, 0.6])
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    found = decisions(np.stack([1 - p, p], 1), labels, 1, Thresholds(low=0.3, high=0.6))
-    assert (found.recall, found.false_alarms, found.asked) == (0.75, 0.25, 0.375)
+    result = decisions(np.stack([1 - p, p], 1), labels, 1, Thresholds(low=0.3, high=0.6))
+    assert (result.recall, result.false_alarms, result.asked) == (0.75, 0.25, 0.375)
 
 
 def test_the_class_is_the_last_of_two_or_named() -> None:

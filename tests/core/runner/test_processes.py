@@ -58,8 +58,8 @@ def train(folder: Path, launcher: list[str]) -> dict[str, torch.Tensor]:
     command = [sys.executable, *launcher, str(folder / "train.py"), str(folder)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    found: dict[str, torch.Tensor] = torch.load(folder / "net.pt", weights_only=True)
-    return found
+    result: dict[str, torch.Tensor] = torch.load(folder / "net.pt", weights_only=True)
+    return result
 
 
 @pytest.mark.slow

@@ -26,9 +26,9 @@ PLAIN = Views(DATA.pixels, 0, 0, "all").plain
 @pytest.fixture
 def net() -> nets.Net:
     lite = "tf_efficientnet_lite0"
-    made = nets.build(lite, weights.packaged(lite), out_indices=[0, 1], data=DATA)
-    made.freeze_lowest(2)
-    return made
+    network = nets.build(lite, weights.packaged(lite), out_indices=[0, 1], data=DATA)
+    network.freeze_lowest(2)
+    return network
 
 
 def test_statistics_become_those_of_the_images(net: nets.Net) -> None:
@@ -100,17 +100,17 @@ def test_the_adversary_tells_the_target_and_the_net_foils_it(
     same = zip(first.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
     chosen = np.random.default_rng([5, epoch, 0]).choice(rows, 3, replace=False)
-    shown = torch.cat([net.features(prefix.batch(each, epoch % 2)) for each in (batch, chosen)])
-    p = again.domain(net.head.standardize(shown))[:, 0].sigmoid()
+    examples = torch.cat([net.features(prefix.batch(each, epoch % 2)) for each in (batch, chosen)])
+    p = again.domain(net.head.standardize(examples))[:, 0].sigmoid()
     expected = -torch.cat([(1 - p[:3]).log(), p[3:].log()]).mean()
     assert torch.allclose(again(net, batch, epoch), expected)
     learn = [q for q in net.backbone.parameters() if q.requires_grad]
     judge = list(again.parameters())
     heed = 2 / (1 + np.exp(-10 * (epoch + 0.5) / 4)) - 1
-    found = torch.autograd.grad(again(net, batch, epoch), [*learn, *judge])
+    result = torch.autograd.grad(again(net, batch, epoch), [*learn, *judge])
     plain = torch.autograd.grad(expected, [*learn, *judge])
     assert len(learn) > 3
-    for i, (got, without) in enumerate(zip(found, plain, strict=True)):
+    for i, (got, without) in enumerate(zip(result, plain, strict=True)):
         sign = -heed if i < len(learn) else 1.0
         assert torch.allclose(got, sign * without, rtol=1e-3, atol=1e-6)
 
@@ -143,9 +143,9 @@ def test_the_adversary_learns_with_the_net(net: nets.Net, tmp_path: Path) -> Non
 
 
 def test_statistics_do_not_depend_on_the_order(net: nets.Net) -> None:
-    shown = dataset(n=96, px=32)
+    examples = dataset(n=96, px=32)
     brighter = np.linspace(0, 1, 96).reshape(-1, 1, 1, 1)
-    pixels = (shown.pixels * brighter).astype(np.uint8)
+    pixels = (examples.pixels * brighter).astype(np.uint8)
     adapt_statistics(net, Views(pixels, 0, 0, "all").plain, np.arange(96))
     with torch.inference_mode():
         x = net.backbone.model.conv_stem(net.prepare(torch.from_numpy(pixels)))

@@ -53,7 +53,7 @@ def train(
     look: Callable[[Net], None] = lambda net: None,
 ) -> Net:
     """A small network's training; `look` is called in every step and evaluation."""
-    net, shown = small_net(), views()
+    net, example_views = small_net(), views()
     labels = torch.arange(10) % 2
     calls = 0
 
@@ -70,7 +70,9 @@ def train(
         look(net)
         if calls == die_after:
             raise Killed
-        return torch.nn.functional.cross_entropy(net(shown.batch(rows, epoch)), labels[rows])
+        return torch.nn.functional.cross_entropy(
+            net(example_views.batch(rows, epoch)), labels[rows]
+        )
 
     fit(
         net,
@@ -105,10 +107,10 @@ def test_goes_on_bit_for_bit(tmp_path: Path, mode: str, die_after: int) -> None:
 
 
 def run_fit(net: Net, folder: Path, evaluate: Evaluate, **changes: object) -> pd.DataFrame:
-    shown = views()
+    example_views = views()
     return fit(
         net,
-        lambda net, rows, epoch: (net(shown.batch(rows, epoch)) - 1).square().mean(),
+        lambda net, rows, epoch: (net(example_views.batch(rows, epoch)) - 1).square().mean(),
         ROWS,
         RECIPE.model_copy(update=changes),
         seed=0,
@@ -152,13 +154,13 @@ def test_curves_are_drawn_again_when_nothing_is_left_to_learn(tmp_path: Path) ->
 @pytest.mark.parametrize("decay", [0.5, 0.9])
 def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path, decay: float) -> None:
     """Against the recurrence: the first step's weights, then `decay` of what there was."""
-    net, shown = small_net(), views()
+    net, example_views = small_net(), views()
     before: list[torch.Tensor] = []
     evaluated: list[torch.Tensor] = []
 
     def loss(net: Net, rows: np.ndarray, epoch: int) -> torch.Tensor:
         before.append(net.head.linear.weight.detach().clone())
-        return (net(shown.batch(rows, epoch)) - 1).square().mean()
+        return (net(example_views.batch(rows, epoch)) - 1).square().mean()
 
     def evaluate(net: Net) -> dict[str, float]:
         evaluated.append(net.head.linear.weight.detach().clone())
@@ -216,12 +218,12 @@ def test_rates_fall_by_the_decay(tmp_path: Path) -> None:
 
 
 def test_what_is_frozen_stays(tmp_path: Path) -> None:
-    net, shown = small_net(), views()
+    net, example_views = small_net(), views()
     net.freeze_lowest(2)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     fit(
         net,
-        lambda net, rows, epoch: (net(shown.batch(rows, epoch)) - 1).square().mean(),
+        lambda net, rows, epoch: (net(example_views.batch(rows, epoch)) - 1).square().mean(),
         ROWS,
         RECIPE,
         seed=0,
@@ -281,11 +283,11 @@ def test_statistics_that_are_learned_need_whole_batches(
 
 @pytest.mark.parametrize("what", ["the loss became inf", "the gradients became nan"])
 def test_a_diverged_batch_can_be_replayed(tmp_path: Path, what: str) -> None:
-    net, shown = small_net(), views()
+    net, example_views = small_net(), views()
     values = []
 
     def loss(net: Net, rows: np.ndarray, epoch: int) -> torch.Tensor:
-        value = (net(shown.batch(rows, epoch)) - 1).square().mean()
+        value = (net(example_views.batch(rows, epoch)) - 1).square().mean()
         values.append(value.item())
         if epoch < RECIPE.epochs - 1 or 3 not in rows:
             return value

@@ -22,40 +22,40 @@ LITE = "tf_efficientnet_lite0"
 def net(backbone: str = LITE, out_indices: list[int] | None = None, *, frozen: int = 2) -> Net:
     torch.manual_seed(0)
     state = weights.packaged(LITE) if backbone == LITE else timm.create_model(backbone).state_dict()
-    made = nets.build(backbone, state, out_indices=out_indices or [0, 1], data=DATA)
-    torch.nn.init.normal_(made.head.linear.weight, std=0.1)
-    made.freeze_lowest(frozen)
-    return made.eval()
+    network = nets.build(backbone, state, out_indices=out_indices or [0, 1], data=DATA)
+    torch.nn.init.normal_(network.head.linear.weight, std=0.1)
+    network.freeze_lowest(frozen)
+    return network.eval()
 
 
 VIEWS = Views(DATA.pixels, seed=1, jitter=0.1, symmetries="all")
 TRAIN, VAL = DATA.rows("train"), DATA.rows("val")
 
 
-def stored(made: Net, folder: Path) -> Inputs:
-    return Inputs(made, VIEWS, TRAIN, 2, folder, plain=VAL, most_gb=1)
+def stored(network: Net, folder: Path) -> Inputs:
+    return Inputs(network, VIEWS, TRAIN, 2, folder, plain=VAL, most_gb=1)
 
 
 @pytest.mark.parametrize("backbone", [LITE, "lcnet_050", "resnet18", "vgg11_bn", "convnext_atto"])
 def test_stored_activations_give_the_networks_own_logits(tmp_path: Path, backbone: str) -> None:
-    made = net(backbone)
-    found = stored(made, tmp_path)
-    assert found.links > 0
+    network = net(backbone)
+    result = stored(network, tmp_path)
+    assert result.links > 0
     with torch.inference_mode():
-        live = made(VIEWS.batch(TRAIN[[3, 0]], 1))
-        again = made(found.batch(TRAIN[[3, 0]], 1))
+        live = network(VIEWS.batch(TRAIN[[3, 0]], 1))
+        again = network(result.batch(TRAIN[[3, 0]], 1))
     assert torch.allclose(live, again, atol=2e-3, rtol=2e-3)
-    plain = found.evaluate(made, VAL)
-    assert np.allclose(plain, made(VIEWS.plain(VAL)).detach().numpy(), atol=2e-3, rtol=2e-3)
+    plain = result.evaluate(network, VAL)
+    assert np.allclose(plain, network(VIEWS.plain(VAL)).detach().numpy(), atol=2e-3, rtol=2e-3)
 
 
 def test_a_transformer_is_no_chain_and_is_run_as_a_whole(tmp_path: Path) -> None:
-    made = net("vit_tiny_patch16_224", [0])
-    assert made.links() == []
-    found = stored(made, tmp_path)
-    assert found.links == 0
+    network = net("vit_tiny_patch16_224", [0])
+    assert network.links() == []
+    result = stored(network, tmp_path)
+    assert result.links == 0
     with torch.inference_mode():
-        assert torch.equal(made(found.batch(TRAIN, 1)), made(VIEWS.batch(TRAIN, 1)))
+        assert torch.equal(network(result.batch(TRAIN, 1)), network(VIEWS.batch(TRAIN, 1)))
     assert not list(tmp_path.iterdir())
 
 
@@ -87,17 +87,17 @@ def test_student_and_its_refinement_share_it(
 
 
 def test_the_last_two_networks_files_are_kept(tmp_path: Path) -> None:
-    kept: list[set[str]] = []
+    listings: list[set[str]] = []
     for number in range(4):
-        made = net()
+        network = net()
         with torch.no_grad():
-            made.backbone.model.conv_stem.weight[0, 0, 0, 0] += number
-        stored(made, tmp_path)
-        kept.append({p.name for p in tmp_path.iterdir()})
+            network.backbone.model.conv_stem.weight[0, 0, 0, 0] += number
+        stored(network, tmp_path)
+        listings.append({p.name for p in tmp_path.iterdir()})
         for folder in tmp_path.iterdir():
-            os.utime(folder, (number, number) if folder.name not in kept[0] else (9, 9))
-    first, second, third, last = kept
-    assert [len(folders) for folders in kept] == [1, 2, 2, 2]
+            os.utime(folder, (number, number) if folder.name not in listings[0] else (9, 9))
+    first, second, third, last = listings
+    assert [len(folders) for folders in listings] == [1, 2, 2, 2]
     assert first < second
     assert first < third
     assert first < last
@@ -152,34 +152,34 @@ def test_a_killed_computation_is_done_again(
 
 
 def test_what_is_too_large_is_not_stored_and_gives_the_same(tmp_path: Path) -> None:
-    made = net()
-    stored_ = stored(made, tmp_path / "a")
-    live = Inputs(made, VIEWS, TRAIN, 2, tmp_path / "b", plain=VAL, most_gb=1e-6)
+    network = net()
+    stored_ = stored(network, tmp_path / "a")
+    live = Inputs(network, VIEWS, TRAIN, 2, tmp_path / "b", plain=VAL, most_gb=1e-6)
     assert not (tmp_path / "b").exists()
     with torch.inference_mode():
         a, b = stored_.activations(TRAIN, 1), live.activations(TRAIN, 1)
         assert torch.allclose(a.maps, b.maps, atol=1e-3, rtol=1e-3)
         assert torch.allclose(a.pooled, b.pooled, atol=1e-3, rtol=1e-3)
-        assert np.allclose(stored_.evaluate(made, VAL), live.evaluate(made, VAL), atol=1e-3)
+        assert np.allclose(stored_.evaluate(network, VAL), live.evaluate(network, VAL), atol=1e-3)
 
 
 def test_frozen_layers_do_not_change_in_training(tmp_path: Path) -> None:
-    made = net()
-    found = stored(made, tmp_path)
-    before = {k: v.clone() for k, v in made.state_dict().items()}
-    made.train()
-    torch.autograd.backward(made(found.batch(TRAIN, 0)).square().sum())
-    frozen = [p for _, link in made.links()[: found.links] for p in link.parameters()]
+    network = net()
+    result = stored(network, tmp_path)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    network.train()
+    torch.autograd.backward(network(result.batch(TRAIN, 0)).square().sum())
+    frozen = [p for _, link in network.links()[: result.links] for p in link.parameters()]
     assert frozen
     assert all(p.grad is None for p in frozen)
-    assert all(torch.equal(v, before[k]) for k, v in made.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def test_a_full_disk_is_said_and_the_layers_run_in_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = net()
-    expected = stored(made, tmp_path / "a").activations(TRAIN, 1).maps
+    network = net()
+    expected = stored(network, tmp_path / "a").activations(TRAIN, 1).maps
     written = 0
 
     def fallocate(*_: object) -> None:
@@ -190,7 +190,7 @@ def test_a_full_disk_is_said_and_the_layers_run_in_every_step(
 
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
     capsys.readouterr()
-    live = stored(made, tmp_path / "b")
+    live = stored(network, tmp_path / "b")
     assert re.search(
         r"^frozen layers' output takes 0\.0 GB, and .* has [\d.]+ GB left: not stored",
         capsys.readouterr().out, re.MULTILINE,

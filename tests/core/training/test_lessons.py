@@ -36,22 +36,22 @@ def lesson(**changes: Any) -> Lesson:
 
 
 def student(data: Dataset, *, frozen: int = 0) -> nets.Net:
-    made = nets.build(LITE, weights.packaged(LITE), out_indices=[0, 1], data=data)
+    network = nets.build(LITE, weights.packaged(LITE), out_indices=[0, 1], data=data)
     torch.manual_seed(0)
-    torch.nn.init.normal_(made.head.linear.weight, std=0.1)
-    torch.nn.init.normal_(made.head.mean)
-    torch.nn.init.uniform_(made.head.std, 0.5, 2)
-    made.freeze_lowest(frozen)
-    return made.eval()
+    torch.nn.init.normal_(network.head.linear.weight, std=0.1)
+    torch.nn.init.normal_(network.head.mean)
+    torch.nn.init.uniform_(network.head.std, 0.5, 2)
+    network.freeze_lowest(frozen)
+    return network.eval()
 
 
-def said(data: Dataset, seed: int = 0) -> Any:
+def teacher_logits(data: Dataset, seed: int = 0) -> Any:
     shape = (VIEWS, len(data.rows("train")), len(data.classes))
     return np.random.default_rng(seed).normal(0, 3, shape).astype(np.float32)
 
 
 def targets_of(folder: Path, data: Dataset, *, seed: int = 0) -> Targets:
-    logits = said(data, seed)
+    logits = teacher_logits(data, seed)
     features = np.random.default_rng(9).normal(size=(*logits.shape[:2], 7)).astype(np.float16)
     plain = np.zeros((len(data.labels), len(data.classes)), np.float32)
     save_targets(folder, Views(data.pixels, 4, 0.3, "all"), VIEWS, outputs(logits, features), plain)
@@ -85,34 +85,38 @@ def test_targets_are_found_by_the_datasets_rows(tmp_path: Path) -> None:
     data = dataset(n=20, classes=3)
     train = data.rows("train")
     assert not np.array_equal(train, np.arange(train[0], train[0] + len(train)))
-    logits = said(data)
+    logits = teacher_logits(data)
     features = np.random.default_rng(1).normal(size=(VIEWS, len(train), 5)).astype(np.float16)
     plain = np.random.default_rng(2).normal(size=(20, 3)).astype(np.float32)
     views = Views(data.pixels, 4, 0.3, "all")
     save_targets(tmp_path / "targets", views, VIEWS, outputs(logits, features), plain)
-    found = load_targets(tmp_path / "targets", data)
+    result = load_targets(tmp_path / "targets", data)
 
-    assert found.view_count == VIEWS
-    assert found.has_features
-    assert (found.views.seed, found.views.jitter) == (4, 0.3)
-    assert found.views.pixels is data.pixels
-    assert found.plain.dtype == np.float32
-    assert np.array_equal(found.plain, plain)
+    assert result.view_count == VIEWS
+    assert result.has_features
+    assert (result.views.seed, result.views.jitter) == (4, 0.3)
+    assert result.views.pixels is data.pixels
+    assert result.plain.dtype == np.float32
+    assert np.array_equal(result.plain, plain)
     rows = train[[7, 2, 2, 11]]
     assert not np.array_equal(rows, [7, 2, 2, 11])
     for view in range(VIEWS):
         assert np.array_equal(
-            found.logits(rows, view), logits[view][[7, 2, 2, 11]].astype(np.float16)
+            result.logits(rows, view), logits[view][[7, 2, 2, 11]].astype(np.float16)
         )
-        assert np.array_equal(found.features(rows, view), features[view][[7, 2, 2, 11]])
-    assert found.logits(rows, 0).dtype == found.features(rows, 0).dtype == torch.float32
+        assert np.array_equal(result.features(rows, view), features[view][[7, 2, 2, 11]])
+    assert result.logits(rows, 0).dtype == result.features(rows, 0).dtype == torch.float32
 
 
 def test_targets_without_features(tmp_path: Path) -> None:
     data = dataset(n=20)
     plain = np.zeros((20, 2), np.float32)
     save_targets(
-        tmp_path / "targets", Views(data.pixels, 0, 0, "all"), VIEWS, outputs(said(data)), plain
+        tmp_path / "targets",
+        Views(data.pixels, 0, 0, "all"),
+        VIEWS,
+        outputs(teacher_logits(data)),
+        plain,
     )
     assert not load_targets(tmp_path / "targets", data).has_features
 
@@ -120,7 +124,7 @@ def test_targets_without_features(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [70_000.0, -70_000.0, np.nan])
 def test_logits_too_large_to_be_stored_are_named(tmp_path: Path, wrong: float) -> None:
     data = dataset(n=20)
-    logits, plain = said(data), np.zeros((20, 2), np.float32)
+    logits, plain = teacher_logits(data), np.zeros((20, 2), np.float32)
     logits[1, 2, 0] = wrong
     views = Views(data.pixels, 0, 0, "all")
     with pytest.raises(TrainingDiverged, match=r"^the teacher's logits: .*at most 65504"):
@@ -139,7 +143,7 @@ def test_kd_shows_both_the_same_view(tmp_path: Path, epoch: int, frozen: int) ->
         with torch.inference_mode():
             logits = net(images).double().numpy()
         # As it is stored.
-        teacher = said(data)[teachers][[9, 4, 1, 6, 0]].astype(np.float16)
+        teacher = teacher_logits(data)[teachers][[9, 4, 1, 6, 0]].astype(np.float16)
         return naive_kd(logits, teacher, data.labels[rows], temperature=3.0, alpha=0.3)
 
     view = epoch % VIEWS
@@ -166,11 +170,11 @@ def test_of_an_unlabelled_image_only_the_teacher_speaks(method: str) -> None:
         "kd": losses.soft_targets(logits, teacher, temperature=3.0),
         "dkd": losses.decoupled(logits, teacher, named, temperature=3.0),
     }
-    found = how.mixed(hard / 3, how.soft_loss(logits, teacher, labels))
-    assert found == pytest.approx(float(0.7 * hard / 3 + 0.3 * soft[method]))
+    result = how.mixed(hard / 3, how.soft_loss(logits, teacher, labels))
+    assert result == pytest.approx(float(0.7 * hard / 3 + 0.3 * soft[method]))
     if method == "kd":
         naive = naive_kd(logits, teacher, labels.numpy(), temperature=3.0, alpha=0.3)
-        assert found == pytest.approx(naive)
+        assert result == pytest.approx(naive)
 
 
 @pytest.mark.parametrize("control", [False, True])
@@ -189,7 +193,7 @@ def test_the_labels_of_mixed_images_are_mixed_alike(
     assert mixture is not None
     with torch.inference_mode():
         logits = net(views.batch(rows, 1)).double().numpy()
-        found = float(loss(net, rows, 1))
+        result = float(loss(net, rows, 1))
     log_p = log_softmax(logits, axis=1)
     shares, each = mixture.shares.numpy(), np.arange(len(rows))
     own, other = (log_p[each, data.labels[named]] for named in (rows, mixture.partners))
@@ -200,7 +204,7 @@ def test_the_labels_of_mixed_images_are_mixed_alike(
         )
     )
     expected = hard if control else 0.7 * hard + 0.3 * soft
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert result == pytest.approx(expected, rel=1e-5)
 
 
 def test_few_labels_weigh_as_much_as_many(tmp_path: Path) -> None:
@@ -214,28 +218,28 @@ def test_few_labels_weigh_as_much_as_many(tmp_path: Path) -> None:
     loss = distillation_loss(few, targets, inputs, lesson())
     with torch.inference_mode():
         logits = net(targets.views.batch(rows, 1)).double().numpy()
-        found = float(loss(net, rows, 1))
+        result = float(loss(net, rows, 1))
         halves = [float(loss(net, half, 1)) * len(half) for half in (rows[:4], rows[4:])]
     teacher = targets.logits(rows, 1)
-    assert found == pytest.approx(
+    assert result == pytest.approx(
         naive_kd(logits, teacher, few.labels[rows], temperature=3.0, alpha=0.3), rel=1e-5
     )
-    assert sum(halves) / len(rows) == pytest.approx(found, rel=1e-5)
-    assert value(rows, 1) != pytest.approx(found, rel=1e-2)
+    assert sum(halves) / len(rows) == pytest.approx(result, rel=1e-5)
+    assert value(rows, 1) != pytest.approx(result, rel=1e-2)
 
 
 @pytest.mark.parametrize("method", ["kd", "feature"])
 def test_the_control_learns_from_labels_alone(tmp_path: Path, method: str) -> None:
     data = dataset(n=20, classes=3)
     rows = data.rows("train")[[9, 4, 1]]
-    found = []
+    result = []
     for seed, alpha in [(0, 0.3), (1, 0.9)]:
         how = lesson(method=method, alpha=alpha)
         value, net, targets = loss_of(tmp_path, data, how, seed=seed, control=True)
-        found.append(value(rows, 4))
+        result.append(value(rows, 4))
     logits = net(targets.views.batch(rows, 4 % VIEWS)).detach().double().numpy()
     naive = -log_softmax(logits, 1)[np.arange(3), data.labels[rows]].mean()
-    assert found[0] == found[1] == pytest.approx(naive, rel=1e-5)
+    assert result[0] == result[1] == pytest.approx(naive, rel=1e-5)
 
 
 METHODS = [*((m, s) for m in ("kd", "dkd", "dist") for s in (False, True)), ("feature", False)]
@@ -288,7 +292,7 @@ class Mixed:
 
     def __init__(self, *, share: float, seed: int = 3) -> None:
         self.data = dataset(n=20, classes=3)
-        self.net, self.kept = student(self.data), np.array([])
+        self.net, self.real_rows = student(self.data), np.array([])
         self.drawn: list[Any] = []
         draws = np.random.default_rng(8)
         self.synthetic = Synthetic(
@@ -299,18 +303,18 @@ class Mixed:
         self.net.register_forward_pre_hook(self._see)
         self.loss = with_synthetic(self._real, self.synthetic, lesson(), share, seed)
 
-    def _see(self, _: Any, shown: tuple[Tensor]) -> None:
-        same = (shown[0][:, None] == self.synthetic.pixels).flatten(2).all(2)
+    def _see(self, _: Any, seen_images: tuple[Tensor]) -> None:
+        same = (seen_images[0][:, None] == self.synthetic.pixels).flatten(2).all(2)
         assert (same.sum(1) == 1).all()
         self.drawn = same.int().argmax(1).tolist()
 
     def _real(self, net: nets.Net, rows: Rows, epoch: int) -> Tensor:
         assert net is self.net
-        self.kept, self.epoch = rows, epoch
+        self.real_rows, self.epoch = rows, epoch
         return torch.tensor(10.0 + float(rows.mean()))
 
     def value(self, rows: Rows, epoch: int) -> float:
-        self.kept, self.drawn = np.array([]), []
+        self.real_rows, self.drawn = np.array([]), []
         with torch.inference_mode():
             return float(self.loss(self.net, rows, epoch))
 
@@ -321,9 +325,9 @@ class Mixed:
         )
         with torch.inference_mode():
             logits = self.net.head(self.net.features(pixels)).double().numpy()
-        made = naive_kd(logits, teacher, labels, temperature=3.0, alpha=0.3)
-        real = 10.0 + float(self.kept.mean())
-        return (real * (count - len(self.drawn)) + made * len(self.drawn)) / count
+        network = naive_kd(logits, teacher, labels, temperature=3.0, alpha=0.3)
+        real = 10.0 + float(self.real_rows.mean())
+        return (real * (count - len(self.drawn)) + network * len(self.drawn)) / count
 
 
 @pytest.mark.parametrize(
@@ -335,19 +339,19 @@ def test_synthetic_images_are_a_share_of_the_batch(
 ) -> None:
     mixed = Mixed(share=share)
     rows = mixed.data.rows("train")[::-1][:batch]
-    found = mixed.value(rows, 2)
+    result = mixed.value(rows, 2)
     assert len(mixed.drawn) == synthetic
-    assert len(mixed.kept) == batch - synthetic
-    assert set(mixed.kept) <= set(rows)
+    assert len(mixed.real_rows) == batch - synthetic
+    assert set(mixed.real_rows) <= set(rows)
     assert mixed.epoch == 2
-    assert found == pytest.approx(mixed.naive(batch) if synthetic else 10 + rows.mean(), rel=1e-4)
+    assert result == pytest.approx(mixed.naive(batch) if synthetic else 10 + rows.mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.9])
 def test_a_last_batch_of_one_image_stays_real(share: float) -> None:
     mixed = Mixed(share=share)
     assert mixed.value(np.array([7]), 0) == 17.0
-    assert mixed.kept.tolist() == [7]
+    assert mixed.real_rows.tolist() == [7]
     assert mixed.drawn == []
 
 
@@ -380,8 +384,8 @@ def test_the_probe_is_scikit_learns_regression(classes: int) -> None:
     logits = net.head(torch.from_numpy(features)).detach().double().numpy()
     assert logits.shape == (60, classes)
     decision = expected.decision_function(standard)
-    found = logits[:, 1] - logits[:, 0] if classes == 2 else logits
+    result = logits[:, 1] - logits[:, 0] if classes == 2 else logits
     assert np.abs(decision).max() > 0.5
-    assert np.allclose(found, decision, atol=2e-3)
+    assert np.allclose(result, decision, atol=2e-3)
     probabilities = np.exp(log_softmax(logits, 1))
     assert np.allclose(probabilities, expected.predict_proba(standard), atol=1e-3)

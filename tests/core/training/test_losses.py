@@ -93,11 +93,11 @@ def naive_confusion(z: Floats, temperature: float, weights: Floats) -> float:
 
 
 def naive_focal(z: Floats, wanted: Floats, gamma: float) -> float:
-    found = [
+    result = [
         -sum(w * (1 - p) ** gamma * np.log(p) for w, p in zip(row, softmax(logits), strict=True))
         for row, logits in zip(wanted, z, strict=True)
     ]
-    return float(np.mean(found))
+    return float(np.mean(result))
 
 
 def sure(y: Tensor, classes: int) -> Tensor:
@@ -107,22 +107,22 @@ def sure(y: Tensor, classes: int) -> Tensor:
 @both_sizes
 def test_standardize_is_the_z_score_of_each_row(classes: int) -> None:
     z, _, _ = drawn(classes)
-    found = standardize(torch.tensor(z)).numpy()
-    for row, expected in zip(found, z, strict=True):
+    result = standardize(torch.tensor(z)).numpy()
+    for row, expected in zip(result, z, strict=True):
         assert row == pytest.approx((expected - expected.mean()) / (expected.std() + 1e-6), 1e-8)
 
 
 def test_standardize_keeps_only_the_sign_of_two_classes() -> None:
-    found = standardize(torch.tensor([[0.02, -0.01], [-40.0, 50.0]], dtype=torch.float64))
-    assert found.tolist() == [pytest.approx([1, -1], rel=1e-4), pytest.approx([-1, 1], rel=1e-4)]
+    result = standardize(torch.tensor([[0.02, -0.01], [-40.0, 50.0]], dtype=torch.float64))
+    assert result.tolist() == [pytest.approx([1, -1], rel=1e-4), pytest.approx([-1, 1], rel=1e-4)]
 
 
 @both_sizes
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_soft_targets_are_the_formula(classes: int, temperature: float) -> None:
     s, t, _ = drawn(classes)
-    found = soft_targets(*tensors(s, t), temperature=temperature)
-    assert float(found) == pytest.approx(naive_soft_targets(s, t, temperature), rel=1e-8)
+    result = soft_targets(*tensors(s, t), temperature=temperature)
+    assert float(result) == pytest.approx(naive_soft_targets(s, t, temperature), rel=1e-8)
 
 
 @both_sizes
@@ -132,29 +132,29 @@ def test_decoupled_is_the_formula(
     classes: int, temperature: float, weights: tuple[float, float]
 ) -> None:
     s, t, y = drawn(classes)
-    found = decoupled(
+    result = decoupled(
         *tensors(s, t, y),
         temperature=temperature,
         target_weight=weights[0],
         non_target_weight=weights[1],
     )
-    assert float(found) == pytest.approx(naive_decoupled(s, t, y, temperature, weights), rel=1e-8)
+    assert float(result) == pytest.approx(naive_decoupled(s, t, y, temperature, weights), rel=1e-8)
 
 
 def test_decoupled_of_two_classes_is_soft_targets() -> None:
     s, t, y = tensors(*drawn(2))
     others = decoupled(s, t, y, temperature=2.0, target_weight=0.0, non_target_weight=1.0)
     assert float(others) == 0
-    found = decoupled(s, t, y, temperature=2.0)
-    assert float(found) == pytest.approx(float(soft_targets(s, t, temperature=2.0)), rel=1e-12)
+    result = decoupled(s, t, y, temperature=2.0)
+    assert float(result) == pytest.approx(float(soft_targets(s, t, temperature=2.0)), rel=1e-12)
 
 
 def test_decoupled_adds_up_to_soft_targets() -> None:
     s, t, y = drawn(5, size=1)
     rest = 1 - float(softmax(t[0] / 2.0)[y[0]])
-    found = decoupled(*tensors(s, t, y), temperature=2.0, non_target_weight=rest)
+    result = decoupled(*tensors(s, t, y), temperature=2.0, non_target_weight=rest)
     expected = soft_targets(*tensors(s, t), temperature=2.0)
-    assert float(found) == pytest.approx(float(expected), rel=1e-10)
+    assert float(result) == pytest.approx(float(expected), rel=1e-10)
 
 
 @both_sizes
@@ -164,10 +164,10 @@ def test_correlation_is_the_formula(
     classes: int, temperature: float, weights: tuple[float, float]
 ) -> None:
     s, t, _ = drawn(classes)
-    found = correlation(
+    result = correlation(
         *tensors(s, t), temperature=temperature, inter_weight=weights[0], intra_weight=weights[1]
     )
-    assert float(found) == pytest.approx(naive_correlation(s, t, temperature, weights), rel=1e-8)
+    assert float(result) == pytest.approx(naive_correlation(s, t, temperature, weights), rel=1e-8)
 
 
 @pytest.mark.parametrize("sure", [0.01, 1.0, 30.0])
@@ -177,25 +177,25 @@ def test_correlation_over_two_classes_only_counts_agreement(
 ) -> None:
     s = torch.tensor([[sure, 0.0]], dtype=torch.float64, requires_grad=True)
     t = torch.tensor([[sign * 0.7, 0.0]], dtype=torch.float64)
-    found = correlation(s, t, temperature=1.0, intra_weight=0.0)
-    assert found.item() == pytest.approx(expected, abs=1e-12)
-    (gradient,) = torch.autograd.grad(found, s)
+    result = correlation(s, t, temperature=1.0, intra_weight=0.0)
+    assert result.item() == pytest.approx(expected, abs=1e-12)
+    (gradient,) = torch.autograd.grad(result, s)
     assert float(gradient.abs().max()) < 1e-12
 
 
 def test_correlation_with_what_is_constant_is_none() -> None:
     t = torch.tensor(drawn(5)[1])
-    found = correlation(torch.zeros_like(t), t, temperature=2.0)
-    assert float(found) == pytest.approx(2.0**2 * 2)
+    result = correlation(torch.zeros_like(t), t, temperature=2.0)
+    assert float(result) == pytest.approx(2.0**2 * 2)
 
 
 @both_sizes
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_class_confusion_is_the_formula(classes: int, temperature: float) -> None:
     z, _, _ = drawn(classes)
-    found = class_confusion(torch.tensor(z), temperature=temperature)
+    result = class_confusion(torch.tensor(z), temperature=temperature)
     expected = naive_confusion(z, temperature, confusion_weights(z, temperature))
-    assert float(found) == pytest.approx(expected, rel=1e-8)
+    assert float(result) == pytest.approx(expected, rel=1e-8)
 
 
 def test_class_confusion_sends_no_gradient_through_its_weights() -> None:
@@ -216,13 +216,13 @@ def test_class_confusion_sends_no_gradient_through_its_weights() -> None:
 @both_sizes
 def test_class_Confusion_equal_predictions_is_the_same_for_all(classes: int) -> None:
     for row in drawn(classes)[0]:
-        found = class_confusion(torch.tensor(np.tile(row, (8, 1))), temperature=1.0)
-        assert float(found) == pytest.approx(1 - 1 / classes, rel=1e-10)
+        result = class_confusion(torch.tensor(np.tile(row, (8, 1))), temperature=1.0)
+        assert float(result) == pytest.approx(1 - 1 / classes, rel=1e-10)
 
 
 def test_class_Confusion_sure_predictions_of_all_classes_is_none() -> None:
-    found = class_confusion(50 * torch.eye(4, dtype=torch.float64), temperature=1.0)
-    assert float(found) == pytest.approx(0, abs=1e-12)
+    result = class_confusion(50 * torch.eye(4, dtype=torch.float64), temperature=1.0)
+    assert float(result) == pytest.approx(0, abs=1e-12)
 
 
 @both_sizes
@@ -230,16 +230,16 @@ def test_class_Confusion_sure_predictions_of_all_classes_is_none() -> None:
 def test_focal_is_the_formula(classes: int, gamma: float) -> None:
     z, t, y = drawn(classes)
     for wanted in (np.eye(classes)[y], softmax(t, axis=1)):
-        found = focal(*tensors(z, wanted), gamma=gamma)
-        assert float(found) == pytest.approx(naive_focal(z, wanted, gamma), rel=1e-8)
+        result = focal(*tensors(z, wanted), gamma=gamma)
+        assert float(result) == pytest.approx(naive_focal(z, wanted, gamma), rel=1e-8)
 
 
 @both_sizes
 def test_focal_without_gamma_is_cross_entropy(classes: int) -> None:
     z, t, _ = drawn(classes)
     logits, wanted = tensors(z, softmax(t, axis=1))
-    found, expected = focal(logits, wanted, gamma=0.0), F.cross_entropy(logits, wanted)
-    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+    result, expected = focal(logits, wanted, gamma=0.0), F.cross_entropy(logits, wanted)
+    assert float(result) == pytest.approx(float(expected), rel=1e-12)
 
 
 Teaching = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -303,8 +303,8 @@ def naive_relational(s: np.ndarray, t: np.ndarray) -> float:
     n = len(s)
 
     def distance(x: np.ndarray) -> np.ndarray:
-        found = np.array([[np.linalg.norm(x[i] - x[j]) for j in range(n)] for i in range(n)])
-        return found / (found.sum() / (n * (n - 1)))
+        result = np.array([[np.linalg.norm(x[i] - x[j]) for j in range(n)] for i in range(n)])
+        return result / (result.sum() / (n * (n - 1)))
 
     def angle(x: np.ndarray, i: int, j: int, k: int) -> float:
         a, b = x[j] - x[i], x[k] - x[i]
@@ -322,15 +322,15 @@ def naive_relational(s: np.ndarray, t: np.ndarray) -> float:
 def test_relational_is_the_formula() -> None:
     draws = np.random.default_rng(0)
     s, t = draws.normal(size=(6, 4)), draws.normal(size=(6, 7))
-    found = losses.relational(torch.tensor(s), torch.tensor(t))
-    assert float(found) == pytest.approx(naive_relational(s, t), rel=1e-5)
+    result = losses.relational(torch.tensor(s), torch.tensor(t))
+    assert float(result) == pytest.approx(naive_relational(s, t), rel=1e-5)
 
 
 def test_a_single_image_has_no_relations() -> None:
     features = torch.randn(1, 4, requires_grad=True)
-    found = losses.relational(features, torch.randn(1, 7))
-    (gradient,) = torch.autograd.grad(found, features)
-    assert float(found.detach()) == 0
+    result = losses.relational(features, torch.randn(1, 7))
+    (gradient,) = torch.autograd.grad(result, features)
+    assert float(result.detach()) == 0
     assert bool(gradient.isfinite().all())
 
 

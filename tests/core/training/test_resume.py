@@ -132,8 +132,8 @@ def test_killed_at_random_it_ends_bit_for_bit(tmp_path: Path) -> None:
     if kills == 10:
         assert train(killed, kill_within=None)
     assert kills > 2, seed
-    found = sorted(undisturbed.glob("*.pt"))
-    assert len(found) == len(MODES)
-    for path in found:
+    result = sorted(undisturbed.glob("*.pt"))
+    assert len(result) == len(MODES)
+    for path in result:
         one, other = (torch.load(at / path.name, weights_only=True) for at in (undisturbed, killed))
         assert {k for k in one if not torch.equal(one[k], other[k])} == set(), (path.name, seed)

@@ -34,11 +34,11 @@ def supervision(**changes: Any) -> Supervision:
 @pytest.fixture
 def net() -> nets.Net:
     lite = "tf_efficientnet_lite0"
-    made = nets.build(lite, weights.packaged(lite), out_indices=[0, 1], data=DATA)
+    network = nets.build(lite, weights.packaged(lite), out_indices=[0, 1], data=DATA)
     torch.manual_seed(0)
-    torch.nn.init.normal_(made.head.linear.weight, std=0.1)
-    made.freeze_lowest(2)
-    return made.eval()
+    torch.nn.init.normal_(network.head.linear.weight, std=0.1)
+    network.freeze_lowest(2)
+    return network.eval()
 
 
 def value(net: nets.Net, folder: Path, **changes: Any) -> tuple[float, torch.Tensor]:
@@ -51,19 +51,19 @@ def value(net: nets.Net, folder: Path, **changes: Any) -> tuple[float, torch.Ten
 
 
 def test_soft_labels(net: nets.Net, tmp_path: Path) -> None:
-    found, logits = value(net, tmp_path, soft_labels=["p"])
+    result, logits = value(net, tmp_path, soft_labels=["p"])
     p = torch.from_numpy(np.linspace(0, 1, 12)[TRAIN[:5]])
     naive = -(torch.stack([1 - p, p], 1) * F.log_softmax(logits.double(), 1)).sum(1).mean()
-    assert found == pytest.approx(float(naive), rel=1e-5)
+    assert result == pytest.approx(float(naive), rel=1e-5)
 
 
 def test_class_weights(net: nets.Net, tmp_path: Path) -> None:
-    found, logits = value(net, tmp_path, imbalance="weights")
+    result, logits = value(net, tmp_path, imbalance="weights")
     labels = DATA.labels[TRAIN]
     counts = np.bincount(labels)
     w = counts.sum() / (2 * counts)[labels[:5]]
     each = -F.log_softmax(logits.double(), 1).numpy()[np.arange(5), labels[:5]]
-    assert found == pytest.approx((w * each).mean(), rel=1e-5)
+    assert result == pytest.approx((w * each).mean(), rel=1e-5)
 
 
 def mixed_by_hand(
@@ -87,7 +87,7 @@ def mixed_by_hand(
 def test_every_loss_learns_what_is_wanted(
     net: nets.Net, tmp_path: Path, imbalance: str, changes: dict[str, Any]
 ) -> None:
-    found, logits = value(net, tmp_path, imbalance=imbalance, **changes)
+    result, logits = value(net, tmp_path, imbalance=imbalance, **changes)
     wanted = np.eye(2)[DATA.labels[TRAIN[:5]]]
     if "soft_labels" in changes:
         p = np.linspace(0, 1, 12)[TRAIN[:5]]
@@ -98,15 +98,15 @@ def test_every_loss_learns_what_is_wanted(
         logits, wanted = mixed_by_hand(net, tmp_path, wanted)
     q = F.softmax(logits.double(), 1).numpy()
     each = -wanted * np.log(q) * ((1 - q) ** 2 if imbalance == "focal" else 1)
-    assert found == pytest.approx(each.sum(1).mean(), rel=1e-4)
+    assert result == pytest.approx(each.sum(1).mean(), rel=1e-4)
 
 
 def test_what_has_no_label_is_wanted_of_no_class() -> None:
     labels = np.where(np.arange(12) == 3, -1, DATA.labels)
     data = dataclasses.replace(DATA, labels=labels)
     for changes in ({}, {"soft_labels": ["p"]}):
-        found = supervision(**changes).probabilities(data).sum(1)
-        assert found.tolist() == [0.0 if i == 3 else 1.0 for i in range(12)]
+        result = supervision(**changes).probabilities(data).sum(1)
+        assert result.tolist() == [0.0 if i == 3 else 1.0 for i in range(12)]
     blank = pd.DataFrame({"p": np.where(np.arange(12) == 3, np.nan, 0.25)})
     data = dataclasses.replace(data, _manifest=blank)
     assert supervision(soft_labels=["p"]).probabilities(data).isfinite().all()
@@ -126,10 +126,10 @@ def test_mixup_needs_whole_batches(
 def test_balance_repeats_the_scarcer_class() -> None:
     rows = np.array([r for r in TRAIN if DATA.labels[r] == 0 or r == TRAIN[-1]])
     rows = np.append(rows, [r for r in TRAIN if DATA.labels[r] == 1][:1])
-    found = supervision(imbalance="balanced").balance(DATA, rows)
-    counts = np.bincount(DATA.labels[found])
+    result = supervision(imbalance="balanced").balance(DATA, rows)
+    counts = np.bincount(DATA.labels[result])
     assert counts[0] == counts[1] == max(np.bincount(DATA.labels[rows]))
-    assert set(found) == set(rows)
+    assert set(result) == set(rows)
 
 
 @pytest.mark.parametrize(

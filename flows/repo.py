@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.exceptions import NotDvcRepoError
 from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.scm import SCMError
@@ -76,6 +76,6 @@ def _holder(file: Path) -> str:
         return "another DVC command"
 
 
-def one_line(error: DvcException) -> str:
-    """DVC's message on one line; it may span several."""
+def one_line(error: Exception) -> str:
+    """An error's message on one line; DVC's may span several."""
     return " ".join(str(error).split())

@@ -1,12 +1,14 @@
 """Is the model good enough to ship? Gates, the release folder, and the report that people read.
 
 Reads:  data/reports/STAGE/ of every stage before, data/models/onnx/
-Writes: data/release/ (model.onnx, labels.json, MODEL_CARD.md, predict.py), data/reports/index.html,
-        metrics. When a gate fails, report and metrics say so, and data/release/ stays as it was
+Writes: data/release/ (model.onnx, labels.json, MODEL_CARD.md, predict.py, metrics.json, and
+        manifest.json with their hashes), data/reports/index.html, metrics. When a gate fails,
+        report and metrics say so, and data/release/ stays as it was
 Params: check
 Run:    dvc repro check
 """
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -258,6 +260,12 @@ def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
     (paths.release / "MODEL_CARD.md").write_text(
         page.model_card(reports, verdict), encoding="utf-8"
     )
+    shutil.copyfile(paths.export / "metrics.json", paths.release / "metrics.json")
+    hashes = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(paths.release.iterdir())
+    }
+    (paths.release / "manifest.json").write_text(json.dumps({"sha256": hashes}, indent=1) + "\n")
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:

@@ -34,7 +34,14 @@ FILES = {
     "data/models/gan": ["config.json", "model.safetensors"],
     "data/models/refined": ["config.json", "model.safetensors"],
     "data/models/onnx": ["fp32.onnx"],
-    "data/release": ["MODEL_CARD.md", "labels.json", "model.onnx", "predict.py"],
+    "data/release": [
+        "MODEL_CARD.md",
+        "labels.json",
+        "manifest.json",
+        "metrics.json",
+        "model.onnx",
+        "predict.py",
+    ],
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from flows.release import check_files
 from stages import check
 from stages.core.results.report import STAGES
 from stages.core.runner import stage
@@ -155,8 +156,11 @@ def change(file: Path, key: str, value: Any) -> None:
 def test_a_good_model_is_released(paths: check.Paths) -> None:
     run(paths)
     assert sorted(p.name for p in paths.release.iterdir()) == [
-        "MODEL_CARD.md", "labels.json", "model.onnx", "predict.py",
+        "MODEL_CARD.md", "labels.json", "manifest.json", "metrics.json", "model.onnx", "predict.py",
     ]  # fmt: skip
+    check_files(paths.release)
+    released = json.loads((paths.release / "metrics.json").read_text())
+    assert released == json.loads((paths.export / "metrics.json").read_text())
     assert json.loads(paths.metrics.read_text())["passed"] is True
     assert json.loads((paths.release / "labels.json").read_text()) == ["functional", "defective"]
     page = paths.page.read_text()

@@ -52,5 +52,9 @@ class TrainingDiverged(AtelierError):
     """A loss or its gradients became NaN or infinite."""
 
 
+class ReleaseRefused(AtelierError):
+    """What should be released did not pass, or is not what was checked."""
+
+
 class GateFailed(AtelierError):
     """At least one gate of the check stage failed."""

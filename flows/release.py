@@ -1,0 +1,226 @@
+"""Releases the model that the last run made: `python -m flows.release`.
+
+A run makes a candidate, data/release/. Releasing it accepts its data and its figures in
+data/accepted.json, commits these with what the run wrote, tags the commit `model@vX.Y.Z`, moves the
+tag `model@current` there, and pushes data and model to the DVC remote. `--rollback` takes the
+release before the current one back into use.
+
+Who uses the model takes it by a tag, so a run changes nothing for them:
+`dvc get PROJECT data/release --rev model@current`.
+
+Every step looks first whether it is done: a release that was killed half-way is run again.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from dvc.exceptions import DvcException
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows import ROOT, ui
+from flows.graph import Graph
+from flows.repo import one_line, open_repo
+from flows.sweep import run_flow
+from flows.workspace import git
+from stages.core.results.report import read_metrics
+from stages.core.results.schema import CheckMetrics, ExportMetrics
+from stages.core.runner import digest, lock
+from stages.core.runner.disk import settle
+from stages.core.runner.errors import AtelierError, ReleaseRefused, WorkspaceFailed
+from stages.core.runner.text import terminal
+
+RELEASE, REPORTS = Path("data/release"), Path("data/reports")
+ACCEPTED, PROFILE = Path("data/accepted.json"), Path("data/validated/profile.json")
+# What a run, or a release, writes into git.
+WRITTEN = ("dvc.lock", REPORTS.as_posix(), ACCEPTED.as_posix())
+PREFIX, CURRENT = "model@v", "model@current"
+Part = Literal["major", "minor", "patch"]
+PARTS: tuple[Part, ...] = ("major", "minor", "patch")
+
+
+def check_files(folder: Path) -> None:
+    """Compare a release with its manifest. Raises: ReleaseRefused for any difference."""
+    manifest = folder / "manifest.json"
+    try:
+        expected: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ReleaseRefused(
+            f"{folder}: no manifest.json that could be read; make the release again with `make run`"
+        ) from None
+    there = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in digest.files(folder)
+        if path != manifest
+    }
+    different = sorted(
+        name for name in expected.keys() | there.keys() if expected.get(name) != there.get(name)
+    )
+    if different:
+        raise ReleaseRefused(
+            f"{folder}: {', '.join(different[:5])}: not as the run wrote it (manifest.json); "
+            f"delete {folder} and run `make run`"
+        )
+
+
+def check_candidate(root: Path) -> None:
+    """Raises: ReleaseRefused unless the last run passed, is up to date, and is unchanged."""
+    check = REPORTS / "check" / "metrics.json"
+    if not (root / check).exists():
+        raise ReleaseRefused(f"{check}: no such file; there is nothing to release: `make run`")
+    verdict = read_metrics(root / check, CheckMetrics)
+    if not verdict.passed:
+        failed = [name for name, gate in verdict.gates.items() if not gate.passed]
+        raise ReleaseRefused(f"{', '.join(failed)}: failed; what did not pass is not released")
+    check_files(root / RELEASE)
+    with contextlib.chdir(root):
+        graph = Graph(root, "check")
+        stale = [node.name for node in graph.nodes if not graph.is_unchanged(node.name)]
+    if stale:
+        raise ReleaseRefused(
+            f"{', '.join(stale)}: not up to date with code, params and data; `make run` first"
+        )
+
+
+def check_commit(root: Path) -> None:
+    """Raises: ReleaseRefused where the commit would not hold all that the model came from."""
+    changed = git(root, "status", "--porcelain", "-z", "--untracked-files=no").split("\0")
+    names = [entry[3:] for entry in changed if entry]
+    others = [name for name in names if not name.startswith(WRITTEN)]
+    if others:
+        raise ReleaseRefused(
+            f"{', '.join(others[:5])}: changed, and in no commit; commit them, so that the release "
+            "can be made again from its tag"
+        )
+
+
+def versions(root: Path) -> list[tuple[int, int, int]]:
+    """The released versions, lowest first."""
+    tags = git(root, "tag", "--list", f"{PREFIX}*").split()
+    found = [re.fullmatch(rf"{PREFIX}(\d+)\.(\d+)\.(\d+)", tag) for tag in tags]
+    return sorted((int(m[1]), int(m[2]), int(m[3])) for m in found if m)
+
+
+def next_version(released: list[tuple[int, int, int]], part: Part) -> str:
+    """The version after the highest; the first is 1.0.0."""
+    if not released:
+        return "1.0.0"
+    numbers = list(released[-1])
+    place = PARTS.index(part)
+    numbers[place:] = [numbers[place] + 1, *[0] * (2 - place)]
+    return ".".join(map(str, numbers))
+
+
+def accepted(root: Path) -> dict[str, Any]:
+    """What data/accepted.json holds."""
+    content: dict[str, Any] = json.loads((root / ACCEPTED).read_text(encoding="utf-8"))
+    return content
+
+
+def _write_accepted(root: Path, content: dict[str, Any]) -> None:
+    partial = root / ACCEPTED.with_name(f".partial.{ACCEPTED.name}")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    settle(partial, root / ACCEPTED)
+
+
+def _commit(root: Path, message: str) -> None:
+    git(root, "add", "--", *WRITTEN)
+    if git(root, "status", "--porcelain", "--untracked-files=no", "--", *WRITTEN):
+        git(root, "commit", "--quiet", "-m", message, "--", *WRITTEN)
+
+
+def _push(root: Path) -> None:
+    try:
+        with open_repo(root) as repo:
+            repo.push()
+    except (DvcException, OSError) as error:
+        raise WorkspaceFailed(
+            f"dvc push: {one_line(error)}; mend the remote, and run the release again"
+        ) from None
+
+
+def release(root: Path, part: Part) -> str:
+    """Release the candidate, or finish doing so; returns its version.
+
+    Raises: ReleaseRefused, WorkspaceBusy, WorkspaceFailed.
+    """
+    with lock.held(root, "a release"):
+        content = accepted(root)
+        champion, own = content.get("champion", {}), digest.md5(root / RELEASE)
+        check_commit(root)
+        if champion.get("release") == own:
+            version = str(champion["version"])
+            check_files(root / RELEASE)
+        else:
+            check_candidate(root)
+            version = next_version(versions(root), part)
+            export = read_metrics(root / REPORTS / "export" / "metrics.json", ExportMetrics)
+            figures = {"auroc": export.auroc, "auroc_within_groups": export.auroc_within_groups}
+            before = champion.get("version")
+            profile = json.loads((root / PROFILE).read_text(encoding="utf-8"))
+            champion = {"version": version, "release": own, "before": before, **figures}
+            _write_accepted(root, content | {"data": profile, "champion": champion})
+        _commit(root, f"Release model v{version}")
+        if f"{PREFIX}{version}" not in git(root, "tag", "--list", f"{PREFIX}*").split():
+            git(root, "tag", "--annotate", f"{PREFIX}{version}", "-m", f"Model v{version}")
+        _push(root)
+        # The last step: from here on, people use it.
+        git(root, "tag", "--force", CURRENT, f"{PREFIX}{version}^{{commit}}")
+    return version
+
+
+def rollback(root: Path) -> str:
+    """Take the release before the current one back into use; returns its version.
+
+    Raises: ReleaseRefused, WorkspaceBusy, WorkspaceFailed.
+    """
+    with lock.held(root, "a release"):
+        champion = accepted(root).get("champion", {})
+        version = champion.get("before")
+        if version is None:
+            raise ReleaseRefused(
+                f"{ACCEPTED}: no release before {champion.get('version', 'the first')}"
+            )
+        tag = f"{PREFIX}{version}"
+        before = git(root, "show", f"{tag}:{ACCEPTED.as_posix()}")
+        _write_accepted(root, json.loads(before))
+        git(root, "commit", "--quiet", "-m", f"Go back to model v{version}", "--", str(ACCEPTED))
+        git(root, "tag", "--force", CURRENT, f"{tag}^{{commit}}")
+    return str(version)
+
+
+@flow(name="release")
+def release_flow(part: Part, back: bool) -> State[Any]:
+    """Release the candidate, or go back to the release before; say so on the run's page."""
+    try:
+        version = rollback(ROOT) if back else release(ROOT, part)
+    except AtelierError as error:
+        return Failed(message=terminal(str(error)))
+    words = (
+        f"model v{version} is in use{' again' if back else ''} ({CURRENT}); "
+        "`git push --tags --force` shares the tags, `dvc get PROJECT data/release "
+        f"--rev {CURRENT}` fetches the model"
+    )
+    create_markdown_artifact(words, key=ui.artifact_key("release"))
+    print(words, flush=True)
+    return Completed()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m flows.release", description=__doc__)
+    parser.add_argument("--part", choices=PARTS, default="minor", help="of the version, to raise")
+    parser.add_argument("--rollback", action="store_true", help="use the release before again")
+    arguments = parser.parse_args()
+    run_flow(lambda: release_flow(arguments.part, arguments.rollback, return_state=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Releasing, in a project of git and DVC that has the check stage alone."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import release, workspace
+from flows.release import ACCEPTED, CURRENT, check_files, next_version
+from flows.workspace import git
+from stages.core.runner.errors import ReleaseRefused, WorkspaceFailed
+from tests.flows.test_release_stays import Project
+from tests.stages.test_check import change
+
+
+@pytest.mark.parametrize(
+    ("released", "part", "version"),
+    [
+        ([], "patch", "1.0.0"),
+        ([(1, 0, 0)], "minor", "1.1.0"),
+        ([(1, 2, 3), (1, 10, 3)], "minor", "1.11.0"),
+        ([(1, 2, 3)], "patch", "1.2.4"),
+        ([(1, 2, 3)], "major", "2.0.0"),
+    ],
+)
+def test_the_version_after_the_highest(
+    released: list[tuple[int, int, int]], part: release.Part, version: str
+) -> None:
+    assert next_version(released, part) == version
+
+
+def folder_with_manifest(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"model")
+    (folder / "labels.json").write_text("[]")
+    sums = subprocess.run(
+        ["sha256sum", "labels.json", "model.onnx"], cwd=folder, capture_output=True, text=True
+    ).stdout.split()
+    hashes = dict(zip(sums[1::2], sums[::2], strict=True))
+    (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / "model.onnx").write_bytes(b"other"), "model.onnx: not as the run wrote it"),
+        (lambda f: (f / "labels.json").unlink(), "labels.json: not as the run wrote it"),
+        (lambda f: (f / "more.txt").write_text(""), "more.txt: not as the run wrote it"),
+        (lambda f: (f / "manifest.json").unlink(), "no manifest.json that could be read"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "no manifest.json that could be read"),
+    ],
+)
+def test_a_release_that_was_changed_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    folder = folder_with_manifest(tmp_path / "release")
+    check_files(folder)
+    spoil(folder)
+    with pytest.raises(ReleaseRefused, match=words):
+        check_files(folder)
+
+
+class Repository(Project):
+    """The same under git, with a DVC remote and a profile of the data."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root / "project")
+        os.environ |= {
+            f"GIT_{who}_{what}": value
+            for who in ("AUTHOR", "COMMITTER")
+            for what, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))
+        }
+        self.git("init", "--quiet")
+        shutil.rmtree(self.root / ".dvc")
+        self.dvc("init", "--quiet")
+        self.dvc("remote", "add", "--default", "store", str(root / "store"))
+        (self.root / ACCEPTED).write_text("{}\n")
+        self.profile({"label": {"a": 1.0}})
+        self.run()
+        (self.root / ".gitignore").write_text(
+            "/data/validated\n/data/models\n/data/scratch\n__pycache__\n"
+        )
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "-m", "start")
+
+    def git(self, *arguments: str) -> str:
+        return git(self.root, *arguments)
+
+    def profile(self, content: Any) -> None:
+        file = self.root / release.PROFILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content))
+
+    def run(self) -> None:
+        self.dvc("repro", "check")
+
+    def accepted(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.root / ACCEPTED).read_text())
+        return content
+
+    def in_use(self, at: Path) -> bytes:
+        """The model that `dvc get` fetches by the tag, for whoever has git and the remote."""
+        self.git("clone", "--quiet", str(self.root), f"{at}.git")
+        out, source = str(at), f"{at}.git"
+        self.dvc("get", source, "data/release", "--rev", CURRENT, "-o", out, "--quiet")
+        return (at / "model.onnx").read_bytes()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return Repository(tmp_path)
+
+
+@pytest.mark.slow
+def test_release_next_release_and_back(project: Repository, tmp_path: Path) -> None:
+    assert release.release(project.root, "minor") == "1.0.0"
+    first = project.accepted()
+    assert first["data"] == {"label": {"a": 1.0}}
+    assert first["champion"]["auroc"] == 0.86
+    assert first["champion"]["before"] is None
+    assert project.git("log", "-1", "--format=%s").strip() == "Release model v1.0.0"
+    assert project.git("status", "--porcelain") == ""
+    assert release.release(project.root, "minor") == "1.0.0", "nothing new to release"
+    with pytest.raises(ReleaseRefused, match=r"no release before 1\.0\.0"):
+        release.rollback(project.root)
+    assert project.in_use(tmp_path / "first") == b"a good model"
+
+    project.model.write_bytes(b"a better model")
+    change(project.reports / "export" / "metrics.json", "auroc", 0.9)
+    project.run()
+    assert project.in_use(tmp_path / "still first") == b"a good model"
+    assert release.release(project.root, "minor") == "1.1.0"
+    assert project.accepted()["champion"]["before"] == "1.0.0"
+    assert project.in_use(tmp_path / "second") == b"a better model"
+
+    assert release.rollback(project.root) == "1.0.0"
+    assert project.accepted() == first
+    assert project.git("log", "-1", "--format=%s").strip() == "Go back to model v1.0.0"
+    assert project.in_use(tmp_path / "back") == b"a good model"
+    assert project.git("tag", "--list", "model@v*").split() == ["model@v1.0.0", "model@v1.1.0"]
+
+
+@pytest.mark.slow
+def test_what_should_not_be_released_is_refused(project: Repository) -> None:
+    def refused(words: str) -> None:
+        with pytest.raises(ReleaseRefused, match=words):
+            release.release(project.root, "minor")
+        assert project.git("tag", "--list") == ""
+        assert project.accepted() == {}
+
+    code = project.root / "stages" / "check.py"
+    code.write_text(code.read_text() + "# changed\n")
+    refused(r"^stages/check\.py: changed, and in no commit")
+    project.git("checkout", "--", "stages")
+
+    (project.root / "data" / "release" / "model.onnx").write_bytes(b"by hand")
+    refused(r"^.*data/release: model\.onnx: not as the run wrote it")
+    project.dvc("checkout", "--force", "--quiet")
+
+    change(project.reports / "export" / "metrics.json", "auroc", 0.89)
+    refused(r"^check: not up to date")
+    change(project.reports / "export" / "metrics.json", "auroc", 0.5)
+    project.dvc("repro", "check", fails=True)
+    refused(r"^auroc: failed; what did not pass is not released")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["commit", "tag --annotate", "push", "tag --force"])
+def test_a_release_that_was_killed_is_run_again(
+    project: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def dies(root: Path, *arguments: str) -> str:
+        if " ".join(arguments).startswith(step):
+            raise KeyboardInterrupt
+        return workspace.git(root, *arguments)
+
+    def dies_too(root: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(release, "git", dies)
+        if step == "push":
+            patched.setattr(release, "_push", dies_too)
+        with pytest.raises(KeyboardInterrupt):
+            release.release(project.root, "minor")
+    assert CURRENT not in project.git("tag", "--list").split()
+    assert release.release(project.root, "minor") == "1.0.0"
+    assert project.git("rev-list", "--count", "HEAD").strip() == "2"
+    assert project.git("status", "--porcelain") == ""
+    assert project.in_use(tmp_path / "in use") == b"a good model"
+
+
+@pytest.mark.slow
+def test_a_remote_that_fails_is_named(project: Repository) -> None:
+    project.dvc("remote", "modify", "store", "url", "/dev/null/nowhere")
+    project.git("commit", "--quiet", "-am", "a broken remote")
+    with pytest.raises(WorkspaceFailed, match=r"^dvc push: .*; mend the remote, and run"):
+        release.release(project.root, "minor")
+    assert CURRENT not in project.git("tag", "--list").split()

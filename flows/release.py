@@ -30,6 +30,16 @@ from flows.graph import Graph
 from flows.repo import one_line, open_repo
 from flows.sweep import run_flow
 from flows.workspace import git
+from stages.core.results import predictions
+from stages.core.results.champion import (
+    SHIPPED,
+    VERSION,
+    Champion,
+    fingerprint,
+    load,
+    pack,
+    read_predictions,
+)
 from stages.core.results.report import read_metrics
 from stages.core.results.schema import CheckMetrics, ExportMetrics
 from stages.core.runner import digest, lock
@@ -91,7 +101,9 @@ def check_candidate(root: Path) -> None:
 
 def check_commit(root: Path) -> None:
     """Raises: ReleaseRefused where the commit would not hold all that the model came from."""
-    changed = git(root, "status", "--porcelain", "-z", "--untracked-files=no").split("\0")
+    changed = git(
+        root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames"
+    ).split("\0")
     names = [entry[3:] for entry in changed if entry]
     others = [name for name in names if not name.startswith(WRITTEN)]
     if others:
@@ -101,14 +113,27 @@ def check_commit(root: Path) -> None:
         )
 
 
-def versions(root: Path) -> list[tuple[int, int, int]]:
-    """The released versions, lowest first."""
-    tags = git(root, "tag", "--list", f"{PREFIX}*").split()
-    found = [re.fullmatch(rf"{PREFIX}(\d+)\.(\d+)\.(\d+)", tag) for tag in tags]
-    return sorted((int(m[1]), int(m[2]), int(m[3])) for m in found if m)
+Version = tuple[int, int, int]
 
 
-def next_version(released: list[tuple[int, int, int]], part: Part) -> str:
+def _number(version: str) -> Version:
+    """Raises: ValueError for what is no version."""
+    if not re.fullmatch(VERSION, version):
+        raise ValueError(version)
+    major, minor, patch = map(int, version.split("."))
+    return major, minor, patch
+
+
+def versions(root: Path, *options: str) -> list[Version]:
+    """The released versions, lowest first; `options` of git tag choose among them."""
+    numbers = []
+    for tag in git(root, "tag", "--list", *options, f"{PREFIX}*").split():
+        with contextlib.suppress(ValueError):
+            numbers.append(_number(tag.removeprefix(PREFIX)))
+    return sorted(numbers)
+
+
+def next_version(released: list[Version], part: Part) -> str:
     """The version after the highest; the first is 1.0.0."""
     if not released:
         return "1.0.0"
@@ -118,22 +143,20 @@ def next_version(released: list[tuple[int, int, int]], part: Part) -> str:
     return ".".join(map(str, numbers))
 
 
-def accepted(root: Path) -> dict[str, Any]:
-    """What data/accepted.json holds."""
-    content: dict[str, Any] = json.loads((root / ACCEPTED).read_text(encoding="utf-8"))
-    return content
-
-
 def _write_accepted(root: Path, content: dict[str, Any]) -> None:
     partial = root / ACCEPTED.with_name(f".partial.{ACCEPTED.name}")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     settle(partial, root / ACCEPTED)
 
 
-def _commit(root: Path, message: str) -> None:
-    git(root, "add", "--", *WRITTEN)
-    if git(root, "status", "--porcelain", "--untracked-files=no", "--", *WRITTEN):
-        git(root, "commit", "--quiet", "-m", message, "--", *WRITTEN)
+def _commit(root: Path, message: str, *paths: str) -> None:
+    git(root, "add", "--", *paths)
+    if git(root, "status", "--porcelain", "--untracked-files=no", "--", *paths):
+        git(root, "commit", "--quiet", "-m", message, "--", *paths)
+
+
+def _is_tag(root: Path, name: str) -> bool:
+    return bool(git(root, "tag", "--list", name))
 
 
 def _push(root: Path) -> None:
@@ -146,29 +169,41 @@ def _push(root: Path) -> None:
         ) from None
 
 
+def _champion(root: Path, version: str, own: str, before: Champion | None) -> Champion:
+    """What accepted.json is to hold of the candidate."""
+    export = read_metrics(root / REPORTS / "export" / "metrics.json", ExportMetrics)
+    table = read_predictions(root / REPORTS / "export" / "predictions.csv")
+    again = before.decisions if before is not None and before.has_seen(table) else 0
+    return Champion(
+        version=version,
+        release=own,
+        before=before.version if before is not None else None,
+        auroc=export.auroc,
+        test_split=fingerprint(table),
+        logits=pack(predictions.logits(table, SHIPPED)),
+        decisions=again + 1,
+    )
+
+
 def release(root: Path, part: Part) -> str:
     """Release the candidate, or finish doing so; returns its version.
 
     Raises: ReleaseRefused, WorkspaceBusy, WorkspaceFailed.
     """
     with lock.held(root, "a release"):
-        content = accepted(root)
-        champion, own = content.get("champion", {}), digest.md5(root / RELEASE)
+        champion, own = load(root / ACCEPTED), digest.md5(root / RELEASE)
         check_commit(root)
-        if champion.get("release") == own:
-            version = str(champion["version"])
+        if champion is not None and champion.release == own:
+            version = champion.version
             check_files(root / RELEASE)
         else:
             check_candidate(root)
             version = next_version(versions(root), part)
-            export = read_metrics(root / REPORTS / "export" / "metrics.json", ExportMetrics)
-            figures = {"auroc": export.auroc, "auroc_within_groups": export.auroc_within_groups}
-            before = champion.get("version")
+            new = _champion(root, version, own, champion)
             profile = json.loads((root / PROFILE).read_text(encoding="utf-8"))
-            champion = {"version": version, "release": own, "before": before, **figures}
-            _write_accepted(root, content | {"data": profile, "champion": champion})
-        _commit(root, f"Release model v{version}")
-        if f"{PREFIX}{version}" not in git(root, "tag", "--list", f"{PREFIX}*").split():
+            _write_accepted(root, {"data": profile, "champion": new.model_dump()})
+        if _number(version) not in versions(root):
+            _commit(root, f"Release model v{version}", *WRITTEN)
             git(root, "tag", "--annotate", f"{PREFIX}{version}", "-m", f"Model v{version}")
         _push(root)
         # The last step: from here on, people use it.
@@ -182,18 +217,20 @@ def rollback(root: Path) -> str:
     Raises: ReleaseRefused, WorkspaceBusy, WorkspaceFailed.
     """
     with lock.held(root, "a release"):
-        champion = accepted(root).get("champion", {})
-        version = champion.get("before")
+        champion = load(root / ACCEPTED)
+        in_use = versions(root, f"--points-at={CURRENT}") if _is_tag(root, CURRENT) else []
+        if champion is None or not in_use:
+            raise ReleaseRefused(f"{CURRENT}: no such tag; nothing has been released here")
+        # One that was killed has gone back in accepted.json alone.
+        version = champion.version if _number(champion.version) < in_use[-1] else champion.before
         if version is None:
-            raise ReleaseRefused(
-                f"{ACCEPTED}: no release before {champion.get('version', 'the first')}"
-            )
+            raise ReleaseRefused(f"{ACCEPTED}: no release before {champion.version}")
         tag = f"{PREFIX}{version}"
         before = git(root, "show", f"{tag}:{ACCEPTED.as_posix()}")
         _write_accepted(root, json.loads(before))
-        git(root, "commit", "--quiet", "-m", f"Go back to model v{version}", "--", str(ACCEPTED))
+        _commit(root, f"Go back to model v{version}", ACCEPTED.as_posix())
         git(root, "tag", "--force", CURRENT, f"{tag}^{{commit}}")
-    return str(version)
+    return version
 
 
 @flow(name="release")

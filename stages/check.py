@@ -1,6 +1,7 @@
 """Is the model good enough to ship? Gates, the release folder, and the report that people read.
 
-Reads:  data/reports/STAGE/ of every stage before, data/models/onnx/
+Reads:  data/reports/STAGE/ of every stage before, data/models/onnx/, data/accepted.json (the model
+        in use)
 Writes: data/release/ (model.onnx, labels.json, MODEL_CARD.md, predict.py, metrics.json, and
         manifest.json with their hashes), data/reports/index.html, metrics. When a gate fails,
         report and metrics say so, and data/release/ stays as it was
@@ -13,14 +14,16 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from stages.core.release import page, predict
 from stages.core.release.page import Parts
 from stages.core.results import report
+from stages.core.results.champion import History, compare
 from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Difference, Gate, Number
+from stages.core.results.schema import CheckMetrics, Difference, Disturbed, Gate, Number
 from stages.core.runner import stage
 from stages.core.runner.errors import GateFailed, ParamsError
 from stages.core.runner.params import Section
@@ -32,7 +35,7 @@ class Params(Section):
 
     min_auroc: float = Field(ge=0, le=1)
     min_auroc_within_groups: float | None = Field(ge=0, le=1)
-    min_recall: dict[str, float]
+    min_recall: dict[str, Annotated[float, Field(ge=0, le=1)]]
     min_worst_group_accuracy: float | None = Field(ge=0, le=1)
     max_ece: float = Field(ge=0, le=1)
     max_asked: float | None = Field(ge=0, le=1)
@@ -40,6 +43,8 @@ class Params(Section):
     min_gain_over_teacher: float = Field(ge=-1, le=1)
     min_gain_over_control: float = Field(ge=-1, le=1)
     min_gain_over_control_within_groups: float | None = Field(ge=-1, le=1)
+    min_gain_under: dict[Disturbed, Annotated[float, Field(ge=-1, le=1)]]
+    min_gain_over_champion: float | None = Field(ge=-1, le=1)
     max_parameter_share: float = Field(gt=0, le=1)
     max_parity: float = Field(ge=0, le=1)
     max_decisions_changed: int = Field(ge=0)
@@ -60,11 +65,14 @@ class Paths(stage.Paths):
     export: Path = stage.reads()
     benchmark: Path = stage.reads()
     onnx: Path = stage.reads()
+    accepted: Path = stage.reads()
     release: Path = stage.writes()
     page: Path = stage.writes(even_on_failure=True)
     metrics: Path = stage.writes(even_on_failure=True)
 
 
+# The gate that looks back. It says nothing of the model by itself, so its card does without it.
+CHAMPION = "gain_over_champion"
 # Images of a group whose accuracy says something about it.
 LEAST_GROUP = 20
 # By gate: its parameter, and what it holds against the limit. See `meaning`.
@@ -93,6 +101,10 @@ MEANINGS = {
         "min_gain_over_control_within_groups",
         "gain in AUROC within groups of the student over its control",
     ),
+    CHAMPION: (
+        "min_gain_over_champion",
+        "gain in AUROC of the exported model over the one in use",
+    ),
     "parameter_share": ("max_parameter_share", "student's parameters over the teacher's"),
     "parity_max_abs": ("max_parity", "difference of a probability between ONNX and PyTorch"),
     "decisions_changed": (
@@ -115,6 +127,9 @@ def meaning(name: str) -> tuple[str, str]:
     prefix, _, label = name.partition(" ")
     if prefix == "recall":
         return f"min_recall[{label!r}]", f"recall of {label}"
+    if prefix == "under":
+        words = f"gain in AUROC of the exported model on disturbed images ({label}) over the others"
+        return f"min_gain_under[{label!r}]", words
     return MEANINGS[name]
 
 
@@ -220,7 +235,22 @@ def asked(params: Params, reports: Reports) -> dict[str, Gate]:
     return {"asked": at_most(point.test.asked, params.max_asked)}
 
 
-def gates(params: Params, reports: Reports, parts: Parts) -> dict[str, Gate]:
+def robustness(params: Params, reports: Reports) -> dict[str, Gate]:
+    """The gates on images to which something has happened: those that are set."""
+    return {
+        f"under {kind}": not_below(reports.export.robustness[kind], limit)
+        for kind, limit in params.min_gain_under.items()
+    }
+
+
+def over_champion(params: Params, history: History) -> dict[str, Gate]:
+    """The gate on the gain over the model in use, where both saw the same test split."""
+    if params.min_gain_over_champion is None or history.gain is None:
+        return {}
+    return {CHAMPION: not_below(history.gain, params.min_gain_over_champion)}
+
+
+def gates(params: Params, reports: Reports, parts: Parts, history: History) -> dict[str, Gate]:
     """Every gate by name. Raises: ParamsError for a class that the data lacks."""
     teacher, distill, export = reports.teacher, reports.distill, reports.export
     speed = reports.benchmark.speed_up["student_ort_over_teacher_torch_b1"]
@@ -238,6 +268,8 @@ def gates(params: Params, reports: Reports, parts: Parts) -> dict[str, Gate]:
         "gain_over_teacher": not_below(export.gain_over_teacher, params.min_gain_over_teacher),
         "gain_over_control": not_below(distill.gain_over_control, params.min_gain_over_control),
         **within_groups(params, reports),
+        **robustness(params, reports),
+        **over_champion(params, history),
         "parameter_share": at_most(
             share, params.max_parameter_share, suggested=share * (1 + HEADROOM)
         ),
@@ -257,8 +289,9 @@ def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
     (paths.release / "labels.json").write_text(
         json.dumps(classes, indent=1) + "\n", encoding="utf-8"
     )
+    of_itself = {name: gate for name, gate in verdict.gates.items() if name != CHAMPION}
     (paths.release / "MODEL_CARD.md").write_text(
-        page.model_card(reports, verdict), encoding="utf-8"
+        page.model_card(reports, of_itself), encoding="utf-8"
     )
     shutil.copyfile(paths.export / "metrics.json", paths.release / "metrics.json")
     hashes = {
@@ -273,7 +306,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     folders = {name: getattr(paths, name) for name in report.STAGES}
     reports = report.read_reports(folders)
     parts = page.read_parts(paths.export)
-    verdicts = gates(params, reports, parts)
+    history = compare(paths.accepted, paths.export / "predictions.csv")
+    verdicts = gates(params, reports, parts, history)
     failed = [name for name, gate in verdicts.items() if not gate.passed]
     verdict = CheckMetrics(passed=not failed, gates=verdicts)
     for name, gate in verdicts.items():
@@ -283,7 +317,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             flush=True,
         )
     report.write_metrics(paths.metrics, verdict)
-    paths.page.write_text(page.report_page(folders, reports, parts, verdict), encoding="utf-8")
+    paths.page.write_text(
+        page.report_page(folders, reports, parts, history, verdict), encoding="utf-8"
+    )
     if failed:
         raise GateFailed(
             f"{'; '.join(_shortfall(name, verdicts[name]) for name in failed)}. No release was "

@@ -14,25 +14,28 @@ Run:    dvc repro export
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from pydantic import Field
 from scipy.special import softmax
 
-from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.dataset.data import Dataset, Rows, load_dataset
+from stages.core.dataset.disturbances import disturbed
 from stages.core.dataset.views import Views
 from stages.core.nets.evidence import Evidence
 from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import Net, load_net
 from stages.core.nets.onnx_export import Calibrated, export
-from stages.core.nets.onnx_run import probabilities, session
+from stages.core.nets.onnx_run import Inputs, probabilities, session
 from stages.core.results import metrics, operating_point, predictions, report, review
 from stages.core.results.calibration import calibrate
 from stages.core.results.operating_point import OperatingPoint
 from stages.core.results.review import Probabilities
-from stages.core.results.schema import ExportMetrics, Parity
+from stages.core.results.schema import Disturbed, ExportMetrics, Parity
 from stages.core.runner import runtime, stage
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
@@ -89,6 +92,12 @@ def review_test_split(paths: Paths, data: Dataset, net: Net, shipped: Probabilit
         data.classes,
         data.files[test[worst]],
     )
+
+
+def _disturbed(data: Dataset, kind: str, rows: Rows) -> Inputs:
+    """What the model is given when something has happened to the images, not to backgrounds."""
+    images, *backgrounds = data.model_inputs(rows)
+    return disturbed(images, kind), *backgrounds
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -149,6 +158,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     models = {"uncalibrated": logits, "shipped": log_shipped}
     predictions.write(paths.predictions, data, test, models)
     review_test_split(paths, data, net, shipped)
+    under = {
+        kind: np.log(probabilities(running, partial(_disturbed, data, kind), test) + 1e-12)
+        for kind in get_args(Disturbed)
+    }
     promises = {
         name: point.promise(data.classes, thresholds[name], shipped, labels)
         for name, point in points.items()
@@ -174,6 +187,10 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             gain_over_chance=metrics.paired_gain(
                 log_shipped, np.zeros_like(log_shipped), labels, groups
             ),
+            robustness={
+                kind: metrics.paired_gain(logits, log_shipped, labels, groups)
+                for kind, logits in under.items()
+            },
             gain_over_teacher=metrics.paired_gain(log_shipped, teacher, labels, groups),
         ),
     )

@@ -127,7 +127,9 @@ def test_release_next_release_and_back(project: Repository, tmp_path: Path) -> N
     assert first["champion"]["before"] is None
     assert project.git("log", "-1", "--format=%s").strip() == "Release model v1.0.0"
     assert project.git("status", "--porcelain") == ""
+    project.run()
     assert release.release(project.root, "minor") == "1.0.0", "nothing new to release"
+    assert project.git("rev-list", "--count", "HEAD").strip() == "2"
     with pytest.raises(ReleaseRefused, match=r"no release before 1\.0\.0"):
         release.rollback(project.root)
     assert project.in_use(tmp_path / "first") == b"a good model"
@@ -138,6 +140,7 @@ def test_release_next_release_and_back(project: Repository, tmp_path: Path) -> N
     assert project.in_use(tmp_path / "still first") == b"a good model"
     assert release.release(project.root, "minor") == "1.1.0"
     assert project.accepted()["champion"]["before"] == "1.0.0"
+    assert project.accepted()["champion"]["decisions"] == 2
     assert project.in_use(tmp_path / "second") == b"a better model"
 
     assert release.rollback(project.root) == "1.0.0"
@@ -145,6 +148,38 @@ def test_release_next_release_and_back(project: Repository, tmp_path: Path) -> N
     assert project.git("log", "-1", "--format=%s").strip() == "Go back to model v1.0.0"
     assert project.in_use(tmp_path / "back") == b"a good model"
     assert project.git("tag", "--list", "model@v*").split() == ["model@v1.0.0", "model@v1.1.0"]
+    with pytest.raises(ReleaseRefused, match=r"no release before 1\.0\.0"):
+        release.rollback(project.root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["commit", "tag --force"])
+def test_going_back_that_was_killed_is_run_again(
+    project: Repository, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    for content in (b"first", b"second", b"third"):
+        project.model.write_bytes(content)
+        project.run()
+        release.release(project.root, "minor")
+    with monkeypatch.context() as patched:
+        patched.setattr(release, "git", dying(step))
+        with pytest.raises(KeyboardInterrupt):
+            release.rollback(project.root)
+    assert release.rollback(project.root) == "1.1.0", "back by one release, not by two"
+    assert project.accepted()["champion"]["version"] == "1.1.0"
+    assert project.git("rev-parse", CURRENT) == project.git("rev-parse", "model@v1.1.0^{commit}")
+    assert project.git("log", "-1", "--format=%s").strip() == "Go back to model v1.1.0"
+
+
+def dying(step: str) -> Callable[..., str]:
+    """Git that is killed before a command that begins so."""
+
+    def git(root: Path, *arguments: str) -> str:
+        if " ".join(arguments).startswith(step):
+            raise KeyboardInterrupt
+        return workspace.git(root, *arguments)
+
+    return git
 
 
 @pytest.mark.slow
@@ -176,16 +211,11 @@ def test_what_should_not_be_released_is_refused(project: Repository) -> None:
 def test_a_release_that_was_killed_is_run_again(
     project: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def dies(root: Path, *arguments: str) -> str:
-        if " ".join(arguments).startswith(step):
-            raise KeyboardInterrupt
-        return workspace.git(root, *arguments)
-
     def dies_too(root: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(release, "git", dies)
+        patched.setattr(release, "git", dying(step))
         if step == "push":
             patched.setattr(release, "_push", dies_too)
         with pytest.raises(KeyboardInterrupt):

@@ -1,16 +1,21 @@
 import json
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
+from numpy.typing import NDArray
 from PIL import Image
 
 from flows.release import check_files
 from stages import check
+from stages.core.results.champion import Champion, fingerprint, pack
+from stages.core.results.predictions import logits
 from stages.core.results.report import STAGES
+from stages.core.results.schema import Disturbed
 from stages.core.runner import stage
 from stages.core.runner.errors import DataError, GateFailed, ParamsError
 from stages.core.runner.params import load_section, load_yaml
@@ -49,6 +54,18 @@ OVER_CHANCE = {
     "within_groups": {"gain": 0.31, "low": 0.2251, "high": 0.39},
 }  # fmt: skip
 NOT_SHOWN = {"gain": 0.012, "low": -0.003, "high": 0.027}
+
+
+def predicted(margins: NDArray[np.float64]) -> pd.DataFrame:
+    """What a model answers for 100 images of ten groups."""
+    number = np.arange(100)
+    label = (np.linspace(-1, 1, 100) + np.random.default_rng(0).normal(size=100) / 2 > 0).astype(
+        int
+    )
+    return pd.DataFrame({
+        "file_name": [f"{n}.png" for n in number], "group": [f"m{n % 10}" for n in number],
+        "label": label, "shipped/functional": 0.0, "shipped/defective": margins,
+    })  # fmt: skip
 
 
 def reports(root: Path) -> None:
@@ -99,6 +116,7 @@ def reports(root: Path) -> None:
                 "defective": {"functional": 12, "defective": 28},
             },
             "fitted_temperature": 1.63, "val_calibration_gain": NOT_SHOWN,
+            "robustness": {kind: GAIN | {"gain": -0.02} for kind in get_args(Disturbed)},
             "parity": {"max_abs": 1e-7, "decisions_changed": 0, "images": 100},
             "calibrated": quality(0.86), "uncalibrated": quality(0.86),
         },
@@ -117,6 +135,7 @@ def reports(root: Path) -> None:
         (root / name).mkdir()
         if name == "export":
             (root / name / "parts.csv").write_text(PARTS)
+            predicted(np.linspace(-1, 1, 100)).to_csv(root / name / "predictions.csv", index=False)
         (root / name / "metrics.json").write_text(json.dumps(content))
         for picture in PICTURES.get(name, ()):
             Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / name / f"{picture}.png")
@@ -127,9 +146,11 @@ def paths(tmp_path: Path) -> check.Paths:
     reports(tmp_path)
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "fp32.onnx").write_bytes(b"onnx")
+    (tmp_path / "accepted.json").write_text("{}")
     return check.Paths(
         **{name: tmp_path / name for name in STAGES},
         onnx=tmp_path / "onnx",
+        accepted=tmp_path / "accepted.json",
         release=tmp_path / "release",
         page=tmp_path / "index.html",
         metrics=tmp_path / "check.json",
@@ -397,14 +418,16 @@ def test_figures_within_groups_are_beside_the_overall_ones(paths: check.Paths) -
     run(paths)
     page = paths.page.read_text()
     card = (paths.release / "MODEL_CARD.md").read_text()
-    for text in ("+0.020 [+0.001, +0.040]", "+0.030 [+0.011, +0.050]"):
-        assert page.count(text) == 5
+    disturbed = len(get_args(Disturbed))
+    assert page.count("-0.020 [+0.001, +0.040]") == disturbed
+    for text, count in (("+0.020 [+0.001, +0.040]", 5), ("+0.030 [+0.011, +0.050]", 5 + disturbed)):
+        assert page.count(text) == count
         assert card.count(text) == 1
     rows = [row for name in ("student, distilled", "student") for row in (name, 0.86, 0.81)]
     assert f"| {rows[0]} | {rows[1]:.3f} | {rows[2]:.3f} |" in card
     cells = "".join(f'<td class="n">{value:.3f}</td>' for value in rows[4:])
     assert f"<td>{rows[3]}</td>{cells}" in page
-    assert [page.count(f"95 % intervals: {n};") for n in (2, 4, 5)] == [1, 1, 1]
+    assert [page.count(f"95 % intervals: {n};") for n in (2, 4, 5, 10)] == [1] * 4
     assert "95 % intervals: 2;" in card
     assert "0.710, 0.820 and 0.810" in page
 
@@ -452,6 +475,23 @@ def test_classes_and_groups_may_have_gates_of_their_own(paths: check.Paths) -> N
     assert judge(min_worst_group_accuracy=0.6)["worst_group_accuracy"]["value"] == 0.9
     with pytest.raises(ParamsError, match=r"min_recall: cat: no such class; there are func"):
         judge(min_recall={"cat": 0.5})
+
+
+def test_disturbed_images_may_have_gates(paths: check.Paths) -> None:
+    change(paths.export / "metrics.json", "robustness.blur.high", -0.11)
+    params = load_section(ROOT / "params.yaml", "check", check.Params)
+    limits = {"blur": -0.1, "noise": -0.1}
+    with (
+        pytest.raises(
+            GateFailed, match=r"images \(blur\) over .*min_gain_under\['blur'\] is -0\.1"
+        ),
+        stage.staged(paths) as partial,
+    ):
+        check.run(
+            params.model_copy(update={"min_gain_under": limits}), paths=partial, resources=RESOURCES
+        )
+    gates = json.loads(paths.metrics.read_text())["gates"]
+    assert (gates["under blur"]["passed"], gates["under noise"]["passed"]) == (False, True)
 
 
 def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:
@@ -544,6 +584,59 @@ def test_gates_within_groups_may_be_left_out(paths: check.Paths) -> None:
     with stage.staged(paths) as partial:
         check.run(params.model_copy(update=limits), paths=partial, resources=RESOURCES)
     assert not any("within" in name for name in json.loads(paths.metrics.read_text())["gates"])
+
+
+def in_use(paths: check.Paths, margins: NDArray[np.float64]) -> None:
+    """Another model, as the last release left it."""
+    table = predicted(margins)
+    champion = Champion(
+        version="1.2.3", release="0" * 32, before=None, auroc=0.8765, decisions=2,
+        test_split=fingerprint(table), logits=pack(logits(table, "shipped")),
+    )  # fmt: skip
+    paths.accepted.write_text(json.dumps({"champion": champion.model_dump()}))
+
+
+def test_a_candidate_has_to_hold_its_own_against_the_model_in_use(paths: check.Paths) -> None:
+    run(paths)
+    assert "No model is in use yet." in paths.page.read_text()
+    first = {file.name: file.read_bytes() for file in paths.release.iterdir()}
+
+    in_use(paths, np.linspace(-1, 1, 100))
+    run(paths)
+    page = paths.page.read_text()
+    assert "Model v1.2.3 is in use, AUROC 0.876; this one" in page
+    assert "This test split has decided 2 releases so far" in page
+    assert json.loads(paths.metrics.read_text())["gates"]["gain_over_champion"]["value"] == 0
+    again = {file.name: file.read_bytes() for file in paths.release.iterdir()}
+    assert again == first, "what is in use changes nothing in the release"
+
+    in_use(paths, np.where(predicted(np.zeros(100))["label"] == 1, 1.0, -1.0))
+    with pytest.raises(
+        GateFailed, match=r"over the one in use is -0\.\d+ \[.*check\.min_gain_over_ch"
+    ):
+        run(paths)
+    assert "gain_over_champion" in paths.page.read_text()
+
+    # On other images, nothing can be compared.
+    table = pd.read_csv(paths.export / "predictions.csv")
+    table.assign(label=1 - table["label"]).to_csv(paths.export / "predictions.csv", index=False)
+    run(paths)
+    assert "measured on another test split, so the two are not compared" in paths.page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", r"accepted\.json: .*only `python -m flows\.release` writes it"),
+        ("[]", r"accepted\.json: .*take it back with git"),
+        ('{"champion": {"version": "1.0"}}', r"champion\.version: String should match"),
+        ('{"champion": []}', r"accepted\.json: champion"),
+    ],
+)
+def test_a_broken_history_is_named(paths: check.Paths, content: str, words: str) -> None:
+    paths.accepted.write_text(content)
+    with pytest.raises(DataError, match=words):
+        run(paths)
 
 
 def test_metrics_of_other_code_are_refused_by_name(paths: check.Paths) -> None:

@@ -1,4 +1,4 @@
-"""Where in an image a network sees each class: a map that adds up to the logit.
+"""Which parts of an image speak for each class: a map that adds up to the logit.
 
 The head is linear in mean, deviation and maximum of feature maps, and each of these is a sum over
 positions, so a logit is one, too: nothing is estimated or trained. Zhou et al. 2016 (arXiv

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.core.results.champion import History
 from stages.core.results.escape import markdown_cell
 from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, ValidateMetrics, intervals_note
+from stages.core.results.schema import CheckMetrics, Gate, ValidateMetrics, intervals_note
 
 
 def _picture(path: Path) -> str:
@@ -67,7 +68,11 @@ def read_parts(folder: Path) -> Parts:
 
 
 def report_page(
-    folders: Mapping[str, Path], reports: Reports, parts: Parts, check: CheckMetrics
+    folders: Mapping[str, Path],
+    reports: Reports,
+    parts: Parts,
+    history: History,
+    check: CheckMetrics,
 ) -> str:
     """The whole report as one HTML page without outside references."""
     pictures = {
@@ -76,10 +81,12 @@ def report_page(
         for path in sorted(folder.glob("*.png"))
     }
     template = _environment().get_template("report.html.j2")
-    return template.render(vars(reports), check=check, pictures=pictures, parts=parts)
+    return template.render(
+        vars(reports), check=check, pictures=pictures, parts=parts, history=history
+    )
 
 
-def model_card(reports: Reports, check: CheckMetrics) -> str:
+def model_card(reports: Reports, gates: Mapping[str, Gate]) -> str:
     """The model card of a release, as Markdown."""
     template = _environment().get_template("model_card.md.j2")
-    return template.render(vars(reports), check=check)
+    return template.render(vars(reports), gates=gates)

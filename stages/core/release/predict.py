@@ -850,7 +850,7 @@ def _thresholds(text: str, classes: int) -> tuple[int, float, float]:
         number, low, high = json.loads(text)
         if number in range(classes) and 0 <= float(low) <= float(high):
             return int(number), float(low), float(high)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError, OverflowError):
         pass
     raise ValueError(
         f"its metadata say thresholds = {text[:50]!r}; expected a class's number and two numbers"

@@ -49,14 +49,13 @@ def by_part(
     logits = np.log(probabilities + 1e-12)
     rows = []
     for kind, names in parts.items():
-        for name in dict.fromkeys(names.tolist()):
-            inside = names == name
+        for name, inside in pd.Series(range(len(names))).groupby(names).indices.items():
             try:
                 area: float | None = auroc(logits[inside], labels[inside])
             except DataError:
                 area = None
             accuracy = float(correct[inside].mean())
-            rows.append((kind, spreadsheet_cell(name), int(inside.sum()), accuracy, area))
+            rows.append((kind, spreadsheet_cell(str(name)), len(inside), accuracy, area))
     table = pd.DataFrame(rows, columns=["kind", "name", "images", "accuracy", "auroc"])
     return table.sort_values(["kind", "accuracy", "name"], ignore_index=True)
 

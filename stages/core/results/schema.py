@@ -356,6 +356,10 @@ class Decisions(Metrics):
     asked: float
 
 
+# What may happen to images in use; see `disturbances`.
+Disturbed = Literal["blur", "noise", "darker", "brighter", "jpeg"]
+
+
 class Promise(Metrics):
     """What is promised about a class, and whether it is kept.
 
@@ -389,6 +393,8 @@ class ExportMetrics(Metrics):
         confusion: by true class and decision, the number of images.
         gain_over_chance: of the file over a model that knows nothing, whose AUROC is 0.5.
         gain_over_teacher: of the file over the teacher.
+        robustness: of the file on images to which something has happened over the same file on the
+            images as they are, by kind (see `disturbances`).
     """
 
     temperature: float
@@ -405,6 +411,7 @@ class ExportMetrics(Metrics):
     confusion: dict[str, dict[str, int]]
     gain_over_chance: Gain
     gain_over_teacher: Gain
+    robustness: dict[Disturbed, Gain]
 
 
 class Latency(Metrics):

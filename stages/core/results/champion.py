@@ -1,0 +1,130 @@
+"""The model in use, as data/accepted.json remembers it: a candidate is held against it.
+
+Only a release writes this. It keeps the model's logits on the test split, so that both models can
+be compared image by image, as long as the test split stays the same.
+"""
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.core.results import metrics, predictions
+from stages.core.results.metrics import Logits
+from stages.core.results.schema import Gain
+from stages.core.runner.errors import DataError
+
+# Of export's predictions: what the ONNX file answers.
+SHIPPED = "shipped"
+# Two bytes per logit: a difference in the fourth digit changes no ranking that matters.
+PACKED = "<f2"
+VERSION = r"\d{1,9}\.\d{1,9}\.\d{1,9}"
+
+
+def fingerprint(table: pd.DataFrame) -> str:
+    """What identifies a test split: the names and labels of its images, in order.
+
+    Args:
+        table: as `predictions.write` has it.
+    """
+    content = table[["file_name", "label"]].to_csv(index=False, lineterminator="\n")
+    return hashlib.md5(content.encode()).hexdigest()
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """What export wrote beside its metrics; names stay text, whatever they look like."""
+    names = {"file_name": str, "group": str}
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values={})
+
+
+class Champion(BaseModel):
+    """A released model.
+
+    Attributes:
+        version: of the release.
+        release: md5 of its folder, as DVC has it.
+        before: version of the release that it replaced; None for the first.
+        auroc: on its test split.
+        test_split: see `fingerprint`.
+        logits: on it, (N, K) float16, little-endian, in base64.
+        decisions: releases that this very test split has decided, this one among them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str = Field(pattern=f"^{VERSION}$")
+    release: str
+    before: str | None = Field(pattern=f"^{VERSION}$")
+    auroc: float
+    test_split: str
+    logits: str
+    decisions: int = Field(ge=1)
+
+    def has_seen(self, table: pd.DataFrame) -> bool:
+        """Whether it was measured on these very images."""
+        return self.test_split == fingerprint(table)
+
+    def gain_of(self, table: pd.DataFrame) -> Gain:
+        """Of a candidate in AUROC over the champion, image by image, with its interval.
+
+        Args:
+            table: the candidate's predictions, for a test split that the champion `has_seen`.
+
+        Raises: DataError.
+        """
+        candidate = predictions.logits(table, SHIPPED)
+        try:
+            packed = np.frombuffer(base64.b64decode(self.logits, validate=True), PACKED)
+            own = packed.reshape(candidate.shape).astype(np.float32)
+        except ValueError:
+            raise DataError(
+                f"the champion's logits do not fit the test split's {len(table)} images and "
+                f"{candidate.shape[1]} classes"
+            ) from None
+        groups = pd.factorize(table["group"])[0].astype(np.int64)
+        return metrics.paired_gain(candidate, own, table["label"].to_numpy(np.int64), groups)
+
+
+def pack(logits: Logits) -> str:
+    """Logits (N, K) as `Champion.logits` has them."""
+    return base64.b64encode(logits.astype(PACKED).tobytes()).decode()
+
+
+@dataclass(frozen=True)
+class History:
+    """The model in use, and a candidate's gain over it; None where there is nothing to compare."""
+
+    champion: Champion | None
+    gain: Gain | None
+
+
+def compare(accepted: Path, candidate: Path) -> History:
+    """Hold a candidate's predictions against the model in use. Raises: DataError."""
+    champion = load(accepted)
+    if champion is None:
+        return History(None, None)
+    table = read_predictions(candidate)
+    return History(champion, champion.gain_of(table) if champion.has_seen(table) else None)
+
+
+def load(path: Path) -> Champion | None:
+    """The champion in data/accepted.json, or None before the first release. Raises: DataError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entry = content.get("champion")
+        return None if entry is None else Champion.model_validate(entry)
+    except ValidationError as error:
+        problem = "; ".join(
+            f"champion.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        problem = " ".join(str(error).split())
+    raise DataError(
+        f"{path}: {problem}; only `python -m flows.release` writes it: take it back with git "
+        f"(git checkout -- {path})"
+    )

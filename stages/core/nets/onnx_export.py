@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stages.core.dataset.background import divided
 from stages.core.dataset.data import BackgroundKind
+from stages.core.nets.faster import faster
 from stages.core.nets.net import AnyNet, Net
 from stages.core.runner.errors import ParamsError
 
@@ -148,7 +149,8 @@ def export(
     channels = 1 if background == "both" else spec.channels
     shape = (2, spec.image_px, spec.image_px, channels)
     examples = [torch.zeros(shape, dtype=torch.uint8) for _ in INPUTS[: 2 if background else 1]]
-    model = as_model(released(net, temperature, background), *examples, outputs=[OUTPUT])
+    module = released(net, temperature, background)
+    model = faster(as_model(module, *examples, outputs=[OUTPUT]))
     _without_traces(model)
     for value in (*model.graph.input, model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"

@@ -6,8 +6,8 @@ compared with PyTorch on the real test images. Its metadata hold those threshold
 image files that the validate stage applied, so that predict.py applies the same.
 
 Reads:  data/validated/, data/targets/, data/models/refined/
-Writes: data/models/onnx/ (fp32.onnx), metrics, predictions; a table of groups and domains; curves;
-        the most confident mistakes
+Writes: data/models/onnx/ (fp32.onnx, and other formats), metrics, predictions; a table of groups
+        and domains; curves; the most confident mistakes
 Params: export
 Run:    dvc repro export
 """
@@ -16,9 +16,10 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
+import onnx
 import torch
 from pydantic import Field
 from scipy.special import softmax
@@ -29,26 +30,40 @@ from stages.core.dataset.views import Views
 from stages.core.nets.evidence import Evidence
 from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import Net, load_net
-from stages.core.nets.onnx_export import Calibrated, export
+from stages.core.nets.onnx_export import Calibrated, export, metadata_of, write
 from stages.core.nets.onnx_run import Inputs, probabilities, session
+from stages.core.nets.variants import (
+    CALIBRATION_BATCH,
+    CALIBRATION_IMAGES,
+    FP16,
+    FP32,
+    USUAL,
+    Int8,
+    as_fp16,
+    as_int8,
+    grid,
+)
 from stages.core.results import metrics, operating_point, predictions, report, review
 from stages.core.results.calibration import calibrate
 from stages.core.results.operating_point import OperatingPoint
 from stages.core.results.review import Probabilities
-from stages.core.results.schema import Disturbed, ExportMetrics, Parity
+from stages.core.results.schema import Disturbed, ExportMetrics, Parity, Thresholds, Variant
 from stages.core.runner import runtime, stage
 from stages.core.runner.params import Section
+from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
 from stages.core.training.targets import load_targets
 
 # Among the promises, that of the params.
 WANTED = "wanted"
+VariantKind = Literal["none", "few", "grid"]
 
 
 class Params(Section):
     """Section `export`."""
 
     max_temperature: float = Field(gt=1, le=100)
+    variants: VariantKind
     operating_point: OperatingPoint | None
 
 
@@ -100,6 +115,118 @@ def _disturbed(data: Dataset, kind: str, rows: Rows) -> Inputs:
     return disturbed(images, kind), *backgrounds
 
 
+def _parity(shipped: Probabilities, expected: Probabilities) -> Parity:
+    return Parity(
+        images=len(shipped),
+        max_abs=float(np.abs(shipped - expected).max()),
+        decisions_changed=int((shipped.argmax(1) != expected.argmax(1)).sum()),
+    )
+
+
+# On the validation and on the test split.
+Answers = tuple[Probabilities, Probabilities]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What every file is held against.
+
+    Attributes:
+        points: what the files are asked to promise, by name.
+        expected: PyTorch's probabilities on the test split (N, K).
+        threads: of ONNX Runtime.
+    """
+
+    data: Dataset
+    points: dict[str, OperatingPoint]
+    expected: Probabilities
+    threads: int
+
+    def thresholds(self, on_val: Probabilities) -> dict[str, Thresholds]:
+        """What keeps each promise on the validation split, by the probabilities there (N, K)."""
+        data, val = self.data, self.data.rows("val")
+        return {
+            name: operating_point.choose(
+                point, data.classes, on_val, data.labels[val], data.groups[val]
+            )
+            for name, point in self.points.items()
+        }
+
+    def as_metadata(self, thresholds: dict[str, Thresholds]) -> dict[str, str]:
+        """Those that a file decides by, if it does."""
+        if WANTED not in self.points:
+            return {}
+        number, at = self.points[WANTED].number(self.data.classes), thresholds[WANTED]
+        return {"thresholds": json.dumps([number, at.low, at.high])}
+
+    def answers(self, model: Path | bytes) -> Answers:
+        """A model's probabilities on the validation and on the test split."""
+        data = self.data
+        running = session(model, "cpu", threads=self.threads)
+        # By the names that users will go by.
+        names = json.loads(running.get_modelmeta().custom_metadata_map["classes"])
+        order = [names.index(name) for name in data.classes]
+        on_val = probabilities(running, data.equivalent_inputs, data.rows("val"))
+        on_test = probabilities(running, data.model_inputs, data.rows("test"))
+        return on_val[:, order], on_test[:, order]
+
+
+def make_variant(
+    judge: Judge, original: Path, before: Answers, name: str, how: Int8 | None
+) -> Variant:
+    """Write the model in another format beside `original`, and compare the two.
+
+    Args:
+        before: what the original answers.
+        how: to quantise; None for float16.
+    """
+    data = judge.data
+    model = onnx.load(original)
+    metadata = metadata_of(model)
+    if how is None:
+        model = as_fp16(model)
+    else:
+        train = data.rows("train")
+        rows = train[np.linspace(0, len(train) - 1, CALIBRATION_IMAGES, dtype=np.int64)]
+        batches = np.array_split(rows, CALIBRATION_IMAGES // CALIBRATION_BATCH)
+        model = as_int8(model, how, [data.equivalent_inputs(batch) for batch in batches])
+    after = judge.answers(model.SerializeToString())
+    file = original.with_name(f"{name}.onnx")
+    write(model, file, metadata | judge.as_metadata(judge.thresholds(after[0])))
+    labels = {split: data.labels[data.rows(split)] for split in ("val", "test")}
+    val_loss, loss = (
+        float((old.argmax(1) == truth).mean() - (new.argmax(1) == truth).mean())
+        for old, new, truth in zip(before, after, labels.values(), strict=True)
+    )
+    groups = data.groups[data.rows("test")]
+    new_logits, old_logits = (np.log(each[1] + 1e-12) for each in (after, before))
+    quality = metrics.classification(new_logits, labels["test"], groups, data.classes)
+    return Variant(
+        bytes=file.stat().st_size,
+        val_loss=val_loss,
+        loss=loss,
+        gain=metrics.paired_gain(new_logits, old_logits, labels["test"], groups),
+        recall=quality.recall,
+        parity=_parity(after[1], judge.expected),
+    )
+
+
+def variants(
+    kind: VariantKind, judge: Judge, original: Path, before: Answers
+) -> dict[str, Variant]:
+    """Write and judge the model in other formats, by their names."""
+    ways: dict[str, Int8 | None] = {}
+    if kind != "none":
+        ways[FP16] = None
+        ways |= {how.name: how for how in (grid() if kind == "grid" else [USUAL])}
+    progress = Progress("formats", len(ways))
+    judged = {}
+    for name, how in ways.items():
+        judged[name] = make_variant(judge, original, before, name, how)
+        progress.step(where=name)
+    return judged
+
+
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Calibrate, export, compare with PyTorch. Always on the CPU."""
     data = load_dataset(paths.validated)
@@ -116,9 +243,16 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         f"lower by {gain} nats, {verdict}",
         flush=True,
     )
+    points = operating_point.offered(params.operating_point, data.classes)
+    if params.operating_point:
+        points[WANTED] = params.operating_point
+    calibrated = Calibrated(net, temperature).eval()
+    expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
+    judge = Judge(data, points, expected, runtime.threads(resources))
+    thresholds = judge.thresholds(softmax(on_val / temperature, axis=1))
 
     paths.onnx.mkdir()
-    file = paths.onnx / "fp32.onnx"
+    file = paths.onnx / f"{FP32}.onnx"
     metadata = {
         "inputs": json.dumps(stage.inputs_of(paths)),
         "params": params.model_dump_json(),
@@ -126,38 +260,22 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "bit_depth": str(data.rules.bit_depth),
         "max_pixels": str(data.rules.max_pixels),
         "fit": data.rules.fit,
+        **judge.as_metadata(thresholds),
     }
-    points = operating_point.offered(params.operating_point, data.classes)
-    if params.operating_point:
-        points[WANTED] = params.operating_point
-    thresholds = {
-        name: operating_point.choose(
-            point,
-            data.classes,
-            softmax(on_val / temperature, axis=1),
-            data.labels[val],
-            data.groups[val],
-        )
-        for name, point in points.items()
-    }
-    if WANTED in points:
-        number, at = points[WANTED].number(data.classes), thresholds[WANTED]
-        metadata["thresholds"] = json.dumps([number, at.low, at.high])
     background = data.rules.background
     if background is not None:
         metadata["background_images"] = str(data.rules.background_images)
     export(net, file, temperature=temperature, metadata=metadata, background=background)
 
     logits = logits_of(net, views.plain, test)
-    calibrated = Calibrated(net, temperature).eval()
-    expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
-    running = session(file, "cpu", threads=runtime.threads(resources))
-    shipped = probabilities(running, data.model_inputs, test)
+    before = judge.answers(file)
+    shipped = before[1]
     log_shipped = np.log(shipped + 1e-12)
     teacher = load_targets(paths.targets, data).plain[test]
     models = {"uncalibrated": logits, "shipped": log_shipped}
     predictions.write(paths.predictions, data, test, models)
     review_test_split(paths, data, net, shipped)
+    running = session(file, "cpu", threads=judge.threads)
     under = {
         kind: np.log(probabilities(running, partial(_disturbed, data, kind), test) + 1e-12)
         for kind in get_args(Disturbed)
@@ -173,11 +291,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             fitted_temperature=calibration.fitted,
             val_calibration_gain=gain,
             bytes=file.stat().st_size,
-            parity=Parity(
-                images=len(test),
-                max_abs=float(np.abs(shipped - expected).max()),
-                decisions_changed=int((shipped.argmax(1) != expected.argmax(1)).sum()),
-            ),
+            parity=_parity(shipped, expected),
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
             calibrated=metrics.classification(logits / temperature, labels, groups, data.classes),
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),
@@ -187,11 +301,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             gain_over_chance=metrics.paired_gain(
                 log_shipped, np.zeros_like(log_shipped), labels, groups
             ),
+            gain_over_teacher=metrics.paired_gain(log_shipped, teacher, labels, groups),
             robustness={
                 kind: metrics.paired_gain(logits, log_shipped, labels, groups)
                 for kind, logits in under.items()
             },
-            gain_over_teacher=metrics.paired_gain(log_shipped, teacher, labels, groups),
+            variants=variants(params.variants, judge, file, before),
         ),
     )
 

@@ -26,15 +26,18 @@ from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.intake.contract import Contract
 from stages.core.nets import onnx_export
+from stages.core.nets.faster import faster
 from stages.core.nets.net import Ensemble, build, save_net, save_teacher
 from stages.core.nets.onnx_export import Calibrated
+from stages.core.nets.variants import USUAL
 from stages.core.nets.weights import packaged
 from stages.core.release import predict
 from stages.core.results import metrics, operating_point, predictions
 from stages.core.results.operating_point import OperatingPoint, decisions
 from stages.core.results.schema import ExportMetrics
+from stages.core.runner.params import load_yaml
 from stages.core.training.targets import load_targets, save_targets
-from tests.conftest import MakeFolder, draw_images, outputs
+from tests.conftest import ROOT, MakeFolder, draw_images, outputs
 from tests.helpers.classroom import LITE, filled
 from tests.helpers.front_door import run as validate
 from tests.stages.test_teacher import RESOURCES
@@ -86,14 +89,22 @@ def save_teachers_logits(folder: Path, data: Dataset) -> None:
     save_targets(folder, Views(data.pixels, 0, 0, data.symmetries), 1, outputs(of_view), plain)
 
 
-def exported(root: Path, validated: Path, net: Any, *, point: OperatingPoint | None = None) -> Any:
+def exported(
+    root: Path,
+    validated: Path,
+    net: Any,
+    *,
+    point: OperatingPoint | None = None,
+    variants: export.VariantKind = "none",
+) -> Any:
     """What a run of the export stage on this network leaves."""
     if not (root / "refined").exists():
+        root.mkdir(exist_ok=True)
         save_net(root / "refined", net)
         save_teachers_logits(root / "targets", load_dataset(validated))
     inputs = {name: root / name for name in ("targets", "refined")} | {"validated": validated}
     paths = filled(export.Paths, root / "export", **inputs)
-    params = export.Params(max_temperature=10.0, operating_point=point)
+    params = export.Params(max_temperature=10.0, operating_point=point, variants=variants)
     export.run(params, paths=paths, resources=RESOURCES)
     return paths
 
@@ -277,6 +288,123 @@ def test_parity_catches_another_division(
         monkeypatch.setattr(onnx_export, "divided", broken)
     paths = exported(tmp_path, out / "validated", network(load_dataset(out / "validated")))
     assert parity(paths).parity.max_abs > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["none", "group", "both"])
+def test_other_formats_are_measured_and_decide_by_thresholds_of_their_own(
+    tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    image_folder()
+    monkeypatch.setattr(operating_point, "CONFIDENCE", 0.2)
+    validated = validate(tmp_path, background=kind) / "validated"
+    data = load_dataset(validated)
+    test = data.rows("test")
+    point = OperatingPoint(label="functional", min_recall=0.3, max_false_alarms=0.6)
+    paths = exported(tmp_path, validated, network(data), point=point, variants="few")
+    result = parity(paths)
+    assert list(result.variants) == ["fp16", USUAL.name]
+    assert {file.stem for file in paths.onnx.iterdir()} == {"fp32", *result.variants}
+    original = predict.Model(paths.onnx / "fp32.onnx")
+    expected = original.probabilities(*(list(values) for values in data.model_inputs(test)))
+    again = original.probabilities(*(list(values) for values in data.equivalent_inputs(test)))
+    np.testing.assert_allclose(again, expected, atol=1e-6)
+    for name, variant in result.variants.items():
+        model = predict.Model(paths.onnx / f"{name}.onnx")
+        assert (model.classes, model.fit) == (original.classes, original.fit)
+        assert model.background_images == original.background_images
+        own = model.probabilities(*(list(values) for values in data.model_inputs(test)))
+        assert variant.parity.max_abs == pytest.approx(np.abs(own - expected).max(), abs=1e-5)
+        assert 1e-6 < variant.parity.max_abs < 0.3
+        assert variant.bytes == (paths.onnx / f"{name}.onnx").stat().st_size
+        val = data.rows("val")
+        on_val = model.probabilities(*(list(values) for values in data.equivalent_inputs(val)))
+        at = operating_point.choose(point, data.classes, on_val, data.labels[val], data.groups[val])
+        assert model.thresholds == pytest.approx(
+            (data.classes.index("functional"), at.low, at.high), rel=1e-5
+        )
+        right = own.argmax(1) == data.labels[test]
+        before = expected.argmax(1) == data.labels[test]
+        assert variant.loss == pytest.approx(before.mean() - right.mean())
+
+
+def without_biases(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3:
+            node.input.pop()
+
+
+def another_mean(model: onnx.ModelProto) -> None:
+    mean = next(i for i in model.graph.initializer if i.name == "pixel_mean")
+    mean.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(mean) + 1, mean.name))
+
+
+def channels_swapped(model: onnx.ModelProto) -> None:
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    weight = next(i for i in model.graph.initializer if i.name == first.input[1])
+    swapped = onnx.numpy_helper.to_array(weight)[:, ::-1].copy()
+    weight.CopyFrom(onnx.numpy_helper.from_array(swapped, weight.name))
+
+
+def without_head(model: onnx.ModelProto) -> None:
+    """As if the linear layer had kept what it started from: zeros."""
+    head = next(node for node in model.graph.node if node.op_type in ("Gemm", "MatMul"))
+    weight = next(i for i in model.graph.initializer if i.name == head.input[1])
+    zeros = np.zeros_like(onnx.numpy_helper.to_array(weight))
+    weight.CopyFrom(onnx.numpy_helper.from_array(zeros, weight.name))
+
+
+def of_half_the_pixels(model: onnx.ModelProto) -> None:
+    """As if images were enlarged from half their size: every second pixel twice."""
+    cast = next(node for node in model.graph.node if node.op_type == "Sub")
+    at = list(model.graph.node).index(cast)
+    twice = np.repeat(np.arange(0, 32, 2), 2)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(twice, "twice"))
+    for axis in (2, 3):
+        node = onnx.helper.make_node(
+            "Gather", [cast.input[0], "twice"], [f"half_{axis}"], axis=axis
+        )
+        model.graph.node.insert(at, node)
+        cast.input[0] = f"half_{axis}"
+        at += 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [without_biases, another_mean, channels_swapped, without_head, of_half_the_pixels, None],
+    ids=lambda f: f.__name__ if f else "labels_permuted",
+)
+def test_parity_catches_a_broken_model(
+    tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch,
+    broken: Callable[[onnx.ModelProto], None] | None,
+) -> None:  # fmt: skip
+    """By the gate of the default run, check.max_parity."""
+    for number, file in enumerate(sorted(image_folder().glob("*.png"))):
+        grey = np.asarray(Image.open(file))
+        tinted = np.stack([grey, grey // 2, grey // (2 + number % 3)], 2)
+        Image.fromarray(tinted).save(file)
+    validated = validate(tmp_path) / "validated"
+    data = load_dataset(validated)
+    assert data.channels == 3
+    whole = exported(tmp_path / "whole", validated, network(data))
+    assert parity(whole).parity.max_abs < 1e-5
+    if broken is None:
+        classes = json.dumps(data.classes[::-1])
+        rules = {"inputs": "{}", "classes": classes}
+        writes = onnx_export.write
+        monkeypatch.setattr(
+            onnx_export, "write", lambda model, path, given: writes(model, path, given | rules)
+        )
+    else:
+        intact = faster
+
+        def breaks(model: onnx.ModelProto) -> onnx.ModelProto:
+            model = intact(model)
+            broken(model)
+            return model
+
+        monkeypatch.setattr(onnx_export, "faster", breaks)
+    result = parity(exported(tmp_path / "broken", validated, network(data)))
+    assert result.parity.max_abs > load_yaml(ROOT / "params.yaml")["check"]["max_parity"]
 
 
 def test_both_inputs_are_timed(tmp_path: Path, image_folder: MakeFolder) -> None:

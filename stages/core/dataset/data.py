@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.core.dataset.background import FLAT
 from stages.core.dataset.symmetries import Symmetries
 
 Rows = NDArray[np.int64]
@@ -117,6 +118,19 @@ class Dataset:
             return (self.pixels[rows],)
         number = self._manifest["background"].to_numpy(np.int64)[rows]
         return self.raw[np.searchsorted(self.rows("test"), rows)], self.backgrounds[number]
+
+    def equivalent_inputs(self, rows: Rows) -> tuple[NDArray[np.uint8], ...]:
+        """What makes a released model see the very pixels of any images: (B, P, P, C) each.
+
+        The images before they were divided are kept for the test split alone. In place of them
+        stands what nothing needs to be divided in.
+        """
+        pixels = self.pixels[rows]
+        if self.rules.background is None:
+            return (pixels,)
+        if self.rules.background == "both":
+            return pixels[..., :1], pixels[..., 2:]
+        return pixels, np.full_like(pixels, FLAT)
 
     @property
     def distillation_rows(self) -> Rows:

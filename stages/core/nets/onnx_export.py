@@ -135,7 +135,7 @@ def export(
     metadata: Mapping[str, str],
     background: BackgroundKind | None = None,
 ) -> None:
-    """Write `net` with preprocessing inside, for any batch size, checked by onnx.checker.
+    """Write `net` with preprocessing inside, for any batch size.
 
     Args:
         net: on the CPU; left in evaluation mode.
@@ -154,15 +154,25 @@ def export(
     _without_traces(model)
     for value in (*model.graph.input, model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    model.producer_name, model.producer_version = "atelier", ""
     own = {
         "classes": json.dumps(spec.classes),
         "image_px": str(spec.image_px),
         "channels": str(channels),
     }
+    write(model, path, {**own, **metadata})
+
+
+def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a model, checked by onnx.checker, with just these metadata."""
+    model.producer_name, model.producer_version = "atelier", ""
     del model.metadata_props[:]
-    for key, value in sorted({**own, **metadata}.items()):
+    for key, value in sorted(metadata.items()):
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    """What `write` was given."""
+    return {entry.key: entry.value for entry in model.metadata_props}

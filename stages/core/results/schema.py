@@ -375,6 +375,26 @@ class Promise(Metrics):
     test: Decisions
 
 
+class Variant(Metrics):
+    """The ONNX file in another number format, on the test split where nothing else is said.
+
+    Attributes:
+        bytes: the file's size.
+        val_loss: on the validation split, the float32 file's accuracy less its own.
+        loss: the same on the test split.
+        gain: in AUROC over the float32 file.
+        recall: by class.
+        parity: with PyTorch.
+    """
+
+    bytes: int
+    val_loss: float
+    loss: float
+    gain: Gain
+    recall: dict[str, float]
+    parity: Parity
+
+
 class ExportMetrics(Metrics):
     """The ONNX file on the test split.
 
@@ -395,6 +415,7 @@ class ExportMetrics(Metrics):
         gain_over_teacher: of the file over the teacher.
         robustness: of the file on images to which something has happened over the same file on the
             images as they are, by kind (see `disturbances`).
+        variants: the other files, by their names.
     """
 
     temperature: float
@@ -412,6 +433,7 @@ class ExportMetrics(Metrics):
     gain_over_chance: Gain
     gain_over_teacher: Gain
     robustness: dict[Disturbed, Gain]
+    variants: dict[str, Variant]
 
 
 class Latency(Metrics):

@@ -2,9 +2,10 @@
 
 Reads:  data/reports/STAGE/ of every stage before, data/models/onnx/, data/accepted.json (the model
         in use)
-Writes: data/release/ (model.onnx, labels.json, MODEL_CARD.md, predict.py, metrics.json, and
-        manifest.json with their hashes), data/reports/index.html, metrics. When a gate fails,
-        report and metrics say so, and data/release/ stays as it was
+Writes: data/release/ (model.onnx, other formats that earned their place, labels.json,
+        MODEL_CARD.md, predict.py, metrics.json, and manifest.json with their hashes),
+        data/reports/index.html, metrics. When a gate fails, report and metrics say so, and
+        data/release/ stays as it was
 Params: check
 Run:    dvc repro check
 """
@@ -14,7 +15,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,7 +24,7 @@ from stages.core.release.page import Parts
 from stages.core.results import report
 from stages.core.results.champion import History, compare
 from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Difference, Disturbed, Gate, Number
+from stages.core.results.schema import CheckMetrics, Difference, Disturbed, Gate, Number, Offer
 from stages.core.runner import stage
 from stages.core.runner.errors import GateFailed, ParamsError
 from stages.core.runner.params import Section
@@ -50,6 +51,8 @@ class Params(Section):
     max_decisions_changed: int = Field(ge=0)
     max_megabytes: float = Field(gt=0)
     min_speed_up: float = Field(ge=0)
+    min_variant_speed_up: float = Field(ge=0)
+    max_variant_loss: float = Field(ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,10 +283,55 @@ def gates(params: Params, reports: Reports, parts: Parts, history: History) -> d
     }
 
 
+def offers(params: Params, reports: Reports) -> dict[str, Offer]:
+    """Which other formats ship: on each provider the fastest of those that lose little.
+
+    A format has to lose little on the validation split, which chooses, and on the test split.
+    """
+    judged: dict[str, Offer] = {}
+    for name, variant in reports.export.variants.items():
+        ratios = reports.benchmark.variant_speed_ups(name)
+        provider: Literal["cpu", "cuda"] = "cpu"
+        if ratios.get("cuda", 0) > ratios.get("cpu", 0):
+            provider = "cuda"
+        speed_up = ratios.get(provider)
+        lost, split = max((variant.val_loss, "validation"), (variant.loss, "test"))
+        reason = ""
+        if lost > params.max_variant_loss:
+            reason = (
+                f"its accuracy on the {split} split is lower by {lost:.4f}; "
+                f"check.max_variant_loss is {params.max_variant_loss:g}"
+            )
+        elif speed_up is None:
+            reason = "it could not be timed"
+        elif speed_up < params.min_variant_speed_up:
+            reason = (
+                f"it is {speed_up:.2f} times as fast as float32; "
+                f"check.min_variant_speed_up is {params.min_variant_speed_up:g}"
+            )
+        judged[name] = Offer(provider=provider, speed_up=speed_up, file=None, reason=reason)
+    for provider in ("cpu", "cuda"):
+        fit = {
+            n: o.speed_up or 0 for n, o in judged.items() if o.provider == provider and not o.reason
+        }
+        for name in fit:
+            first = max(fit, key=fit.__getitem__)
+            change = (
+                {"file": f"model_{name.partition('_')[0]}.onnx"}
+                if name == first
+                else {"reason": f"{first} is faster"}
+            )
+            judged[name] = judged[name].model_copy(update=change)
+    return judged
+
+
 def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
     """Write the folder that is handed on."""
     paths.release.mkdir()
     shutil.copyfile(paths.onnx / "fp32.onnx", paths.release / "model.onnx")
+    for name, offer in verdict.offers.items():
+        if offer.file is not None:
+            shutil.copyfile(paths.onnx / f"{name}.onnx", paths.release / offer.file)
     shutil.copyfile(Path(predict.__file__), paths.release / "predict.py")
     classes = list(reports.export.calibrated.recall)
     (paths.release / "labels.json").write_text(
@@ -291,7 +339,7 @@ def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
     )
     of_itself = {name: gate for name, gate in verdict.gates.items() if name != CHAMPION}
     (paths.release / "MODEL_CARD.md").write_text(
-        page.model_card(reports, of_itself), encoding="utf-8"
+        page.model_card(reports, of_itself, verdict.offers), encoding="utf-8"
     )
     shutil.copyfile(paths.export / "metrics.json", paths.release / "metrics.json")
     hashes = {
@@ -309,7 +357,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     history = compare(paths.accepted, paths.export / "predictions.csv")
     verdicts = gates(params, reports, parts, history)
     failed = [name for name, gate in verdicts.items() if not gate.passed]
-    verdict = CheckMetrics(passed=not failed, gates=verdicts)
+    verdict = CheckMetrics(passed=not failed, gates=verdicts, offers=offers(params, reports))
     for name, gate in verdicts.items():
         print(
             f"{gate.verdict:<8}{name}: {gate.value:.4g} "

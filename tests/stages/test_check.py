@@ -26,7 +26,7 @@ RESOURCES = Resources(device="cpu", threads=1, processes=1, cache_gb=1)
 PICTURES = {
     "validate": ["grid", "complaints"], "teacher": ["curves"], "distill": ["curves"],
     "augment": ["samples"], "export": ["ranking", "reliability", "mistakes"],
-    "benchmark": ["latency"],
+    "benchmark": ["latency", "distribution"],
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ PROMISE: dict[str, Any] = {
     "thresholds": {"low": 0.1234, "high": 2.0},
     "test": {"recall": 0.91, "false_alarms": 0.0, "asked": 0.4321},
 }  # fmt: skip
+PARITY = {"max_abs": 1e-7, "decisions_changed": 0, "images": 100}
 PARTS = """kind,name,images,accuracy,auroc
 group,<i>odd</i>,40,0.5000,
 group,module 3,60,0.9000,0.9512
@@ -71,8 +72,12 @@ def predicted(margins: NDArray[np.float64]) -> pd.DataFrame:
 def reports(root: Path) -> None:
     """Reports as the stages before write them, of an imagined run."""
     split = {"groups": 3, "images": 100, "classes": {"functional": 60, "defective": 40}}
-    latency = {"model": "student", "engine": "ort", "precision": "fp32", "batch": 1}
-    figures = {"calls": 9, "p50_ms": 0.9, "p90_ms": 1.0, "p99_ms": 1.0, "images_per_s": 1111.0}
+    latency = {"model": "student", "engine": "ort", "precision": "fp32", "batch": 1, "threads": 2}
+    figures = {
+        "calls": 9, "p50_ms": 0.9, "p90_ms": 1.0, "p95_ms": 1.0, "p99_ms": 1.0, "p999_ms": 1.0,
+        "max_ms": 7.0, "images_per_s": 1111.0, "spread": 0.02, "is_stable": True,
+    }  # fmt: skip
+    start = {"cold_start_ms": 30.0, "warm_start_ms": 20.0, "first_ms": 2.0, "peak_mb": 90.0}
     metrics: dict[str, dict[str, Any]] = {
         "validate": {
             "images": 300, "expectations": 9, "image_px": 32, "bit_depth": 8, "channels": 1,
@@ -117,10 +122,12 @@ def reports(root: Path) -> None:
             },
             "fitted_temperature": 1.63, "val_calibration_gain": NOT_SHOWN,
             "robustness": {kind: GAIN | {"gain": -0.02} for kind in get_args(Disturbed)},
-            "parity": {"max_abs": 1e-7, "decisions_changed": 0, "images": 100},
+            "parity": PARITY, "variants": {},
             "calibrated": quality(0.86), "uncalibrated": quality(0.86),
         },
         "benchmark": {
+            "machine": {"CPU flags": "avx2"}, "starts": {"student_ort_cpu": start},
+            "load": {}, "highest_rate": None,
             "device": "cpu", "threads": 2, "bytes": {"teacher": 12_000_000, "student": 250_000},
             "rows": {
                 "student_ort_cpu_b1": {**latency, "provider": "cpu", **figures},
@@ -492,6 +499,65 @@ def test_disturbed_images_may_have_gates(paths: check.Paths) -> None:
         )
     gates = json.loads(paths.metrics.read_text())["gates"]
     assert (gates["under blur"]["passed"], gates["under noise"]["passed"]) == (False, True)
+
+
+INT8 = "int8_u8s8_channel_minmax"
+
+
+@pytest.mark.parametrize(
+    ("changes", "ms", "reason"),
+    [
+        ({}, 0.5, ""),
+        ({}, 0.8, "it is 1.12 times as fast as float32; check.min_variant_speed_up is 1.15"),
+        ({}, None, "it could not be timed"),
+        ({"val_loss": 0.0061}, 0.5, "its accuracy on the validation split is lower by 0.0061"),
+        ({"loss": 0.02}, 0.5, "its accuracy on the test split is lower by 0.0200; check.max_var"),
+    ],
+)
+def test_another_format_ships_if_it_earns_it(
+    paths: check.Paths, changes: dict[str, float], ms: float | None, reason: str
+) -> None:
+    variant = {
+        "bytes": 99_000, "val_loss": 0.002, "loss": -0.001, "gain": GAIN, "recall": {"a": 1.0},
+        "parity": PARITY | {"max_abs": 0.03, "decisions_changed": 2}, **changes,
+    }  # fmt: skip
+    names = [INT8, f"{INT8}_float_ends", "fp16"]
+    change(paths.export / "metrics.json", "variants", dict.fromkeys(names, variant))
+    rows = json.loads((paths.benchmark / "metrics.json").read_text())["rows"]
+    known = dict(rows["student_ort_cpu_b1"])
+    for name, value in zip(names, (ms, ms and 1.02 * ms, 2.0), strict=True):
+        (paths.onnx / f"{name}.onnx").write_bytes(name.encode())
+        if value:
+            rows[f"student_ort_cpu_b1_{name}"] = known | {"p50_ms": value, "precision": name}
+    change(paths.benchmark / "metrics.json", "rows", rows)
+    run(paths)
+    offers = json.loads(paths.metrics.read_text())["offers"]
+    card, page = (paths.release / "MODEL_CARD.md").read_text(), paths.page.read_text()
+    assert list(offers) == names
+    assert "fp16 | 0.45, cpu | not: " in card
+    file = paths.release / "model_int8.onnx"
+    if reason:
+        assert offers[INT8]["reason"].startswith(reason)
+        assert not file.exists()
+        assert f"| {INT8} |" in card
+        assert reason in card
+        assert reason in page
+    else:
+        assert offers[INT8]["file"] == "model_int8.onnx"
+        assert file.read_bytes() == INT8.encode()
+        assert offers[names[1]]["reason"] == f"{INT8} is faster"
+        assert f"| {INT8} | 1.80, cpu | `model_int8.onnx` |" in card
+        assert "ships as model_int8.onnx" in page
+    check_files(paths.release)
+
+
+def test_a_busy_machine_is_told_of(paths: check.Paths) -> None:
+    run(paths)
+    assert "Something else was busy" not in paths.page.read_text()
+    change(paths.benchmark / "metrics.json", "rows.student_ort_cpu_b1.spread", 0.31)
+    run(paths)
+    assert "Something else was busy: in 1 of 2 rows" in paths.page.read_text()
+    assert "31 %" in paths.page.read_text()
 
 
 def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:

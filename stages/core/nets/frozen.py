@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.nets import onnx_run
-from stages.core.nets.onnx_export import INPUTS, as_model
+from stages.core.nets.onnx_export import as_model
+from stages.core.nets.onnx_run import INPUTS
 
 # Fewer images do not make up for the seconds that the export takes.
 WORTH = 2000

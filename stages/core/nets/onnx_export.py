@@ -18,9 +18,9 @@ from stages.core.dataset.background import divided
 from stages.core.dataset.data import BackgroundKind
 from stages.core.nets.faster import faster
 from stages.core.nets.net import AnyNet, Net
+from stages.core.nets.onnx_run import INPUTS, OUTPUT
 from stages.core.runner.errors import ParamsError
 
-INPUTS, OUTPUT = ("images", "backgrounds"), "probabilities"
 # As old as the operators in use allow, so that runtimes from 2023 on read the file: the first was
 # onnxruntime 1.14.
 OPSET, IR_VERSION = 18, 8

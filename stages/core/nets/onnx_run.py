@@ -1,26 +1,78 @@
 """ONNX Runtime sessions that run on the provider that was asked for, or not at all."""
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from numpy.typing import NDArray
 
 from stages.core.dataset.data import Rows
-from stages.core.nets.onnx_export import INPUTS
 from stages.core.runner.errors import Unavailable
 
 VERSION: str = ort.__version__
-Provider = Literal["cpu", "cuda"]
-NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Names of an exported model's inputs, as far as it takes them, and of its output.
+INPUTS, OUTPUT = ("images", "backgrounds"), "probabilities"
+Provider = Literal["cpu", "cuda", "tensorrt"]
+NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 Inputs = tuple[NDArray[np.uint8], ...]
 
 
-def session(model: Path | bytes, provider: Provider, *, threads: int) -> ort.InferenceSession:
+def has_cuda_device() -> bool:
+    """Whether the driver is there and has a device; without loading CUDA itself."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return (
+        not driver.cuInit(0)
+        and not driver.cuDeviceGetCount(ctypes.byref(count))
+        and count.value > 0
+    )
+
+
+def _provider_options(provider: Provider, cuda_graph: bool, cache: Path | None) -> list[Any]:
+    """As ONNX Runtime takes them. Full float32: no TF32."""
+    cuda = (NAMES["cuda"], {"use_tf32": "0", "enable_cuda_graph": "1" if cuda_graph else "0"})
+    if provider == "cpu":
+        return [NAMES["cpu"]]
+    if provider == "cuda":
+        return [cuda]
+    built: dict[str, str] = {}
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        built = {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(cache),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(cache),
+        }
+    return [(NAMES["tensorrt"], built), cuda]
+
+
+def session(
+    model: Path | bytes,
+    provider: Provider,
+    *,
+    threads: int,
+    cuda_graph: bool = False,
+    cache: Path | None = None,
+) -> ort.InferenceSession:
     """A session of a model file, or of its content, with every node on `provider`.
+
+    What TensorRT cannot run, CUDA runs.
+
+    Args:
+        threads: of the CPU.
+        cuda_graph: whether CUDA replays the first run; its inputs and outputs must stay in place.
+        cache: a folder for what TensorRT builds.
 
     Raises: Unavailable when ONNX Runtime would fall back to another provider.
     """
@@ -29,14 +81,16 @@ def session(model: Path | bytes, provider: Provider, *, threads: int) -> ort.Inf
     # 4 = fatal: a missing CUDA library is our error below, not a line on the terminal.
     ort.set_default_logger_severity(4)
     options.log_severity_level = 4
-    if provider == "cuda":
-        if not torch.cuda.is_available():
-            raise Unavailable("ONNX Runtime on cuda: this machine has no CUDA device")
+    if provider != "cpu":
+        if not has_cuda_device():
+            raise Unavailable(f"ONNX Runtime on {provider}: this machine has no CUDA device")
         ort.preload_dlls()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     content = model if isinstance(model, bytes) else str(model)
     try:
-        inference = ort.InferenceSession(content, options, providers=[NAMES[provider]])
+        inference = ort.InferenceSession(
+            content, options, providers=_provider_options(provider, cuda_graph, cache)
+        )
     except Exception as error:  # onnxruntime's own classes differ by provider and version
         reason = " ".join(str(error).split())[:200]
         raise Unavailable(f"ONNX Runtime on {provider}: {reason}") from error

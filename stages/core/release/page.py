@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.core.results.champion import History
 from stages.core.results.escape import markdown_cell
 from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Gate, ValidateMetrics, intervals_note
+from stages.core.results.schema import CheckMetrics, Gate, Offer, ValidateMetrics, intervals_note
 
 
 def _picture(path: Path) -> str:
@@ -86,7 +86,7 @@ def report_page(
     )
 
 
-def model_card(reports: Reports, gates: Mapping[str, Gate]) -> str:
+def model_card(reports: Reports, gates: Mapping[str, Gate], offers: Mapping[str, Offer]) -> str:
     """The model card of a release, as Markdown."""
     template = _environment().get_template("model_card.md.j2")
-    return template.render(vars(reports), gates=gates)
+    return template.render(vars(reports), gates=gates, offers=offers)

@@ -1100,6 +1100,13 @@ def main() -> int:
         help="for a model that divides images by their background: an image of it, or the folder "
         "whose images' median it is; without this, each folder's images have their own median",
     )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=Path(__file__).with_name("model.onnx"),
+        metavar="FILE",
+        help="another file of the release, as MODEL_CARD.md names them; default: model.onnx",
+    )
     arguments = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped
         if isinstance(stream, io.TextIOWrapper):
@@ -1107,7 +1114,7 @@ def main() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what stands beside the pixels
         try:
-            model = Model(Path(__file__).with_name("model.onnx"))
+            model = Model(arguments.model)
             ground = Background(None, "", {})
             if arguments.background is not None:
                 ground = given_background(model, arguments.background)

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Model = Literal["teacher", "student"]
-Engine = Literal["torch", "ort"]
+Engine = Literal["torch", "compile", "ort", "ort_graph", "tensorrt"]
 # Whole numbers stay whole, so that a count is written as one.
 Number = int | float
 
@@ -436,13 +436,21 @@ class ExportMetrics(Metrics):
     variants: dict[str, Variant]
 
 
+# Above this `Latency.spread`, something else was busy.
+NOISY = 0.1
+
+
 class Latency(Metrics):
-    """One model, engine, provider and batch size.
+    """One model, engine, provider, precision, batch size and number of threads.
 
     Attributes:
         calls: how many were timed.
-        p50_ms, p90_ms, p99_ms: percentiles of a call's time.
+        p50_ms, p90_ms, p95_ms, p99_ms, p999_ms, max_ms: percentiles of a call's time, from arrays
+            in memory to the answer in memory; no call is left out.
+        computation_ms: median without copies between host and device; left out on the CPU.
         images_per_s: from the median.
+        spread: how far the medians of the rounds are apart, as a share of the least.
+        is_stable: whether calls took the same time at the end of each warm-up.
         unavailable: why nothing was timed; then the rest is left out.
     """
 
@@ -451,12 +459,55 @@ class Latency(Metrics):
     provider: Literal["cpu", "cuda"]
     precision: str
     batch: int
+    threads: int
     calls: int | None = None
     p50_ms: float | None = None
     p90_ms: float | None = None
+    p95_ms: float | None = None
     p99_ms: float | None = None
+    p999_ms: float | None = None
+    max_ms: float | None = None
+    computation_ms: float | None = None
     images_per_s: float | None = None
+    spread: float | None = None
+    is_stable: bool | None = None
     unavailable: str | None = None
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether something else was busy."""
+        return self.spread is not None and (self.spread > NOISY or not self.is_stable)
+
+
+class Start(Metrics):
+    """What it takes to get an engine ready, in a process of its own.
+
+    Attributes:
+        cold_start_ms, warm_start_ms: making it ready the first time (weights read, graph optimised,
+            engine built), and once again.
+        first_ms: the first call.
+        peak_mb: the most memory that its process has had, with all that it imports.
+    """
+
+    cold_start_ms: float
+    warm_start_ms: float
+    first_ms: float
+    peak_mb: float
+
+
+class Load(Metrics):
+    """Single images that arrive by themselves, at random (a Poisson process), on average so often.
+
+    Attributes:
+        rate: images per second.
+        p50_ms, p99_ms, max_ms: from arrival to answer, waiting included.
+    """
+
+    rate: float
+    images: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
 
 
 class BenchmarkMetrics(Metrics):
@@ -466,14 +517,35 @@ class BenchmarkMetrics(Metrics):
         device: the GPU's name where there is one, and the CPU's.
         speed_up: ratios of medians, by `FAST_over_SLOW_bBATCH`.
         bytes: size of each model's ONNX file.
-        rows: by `MODEL_ENGINE_PROVIDER_bBATCH`.
+        machine: what else there is to know of it.
+        starts: by `MODEL_ENGINE_PROVIDER`, with `_PRECISION` unless it is fp32, and `_tTHREADS`
+            unless it is the first number of threads asked for.
+        rows: the same with `_bBATCH` after the provider.
+        load: latency against load, of the student in ONNX Runtime on the CPU, by the rate as a
+            share of what it could answer without a pause; empty where none was measured.
+        highest_rate: of those that keep the 99th percentile below the limit that was asked for.
     """
 
     threads: int
     device: str
+    machine: dict[str, str]
     speed_up: dict[str, float]
     bytes: dict[str, int]
+    starts: dict[str, Start]
     rows: dict[str, Latency]
+    load: dict[str, Load]
+    highest_rate: float | None
+
+    def variant_speed_ups(self, name: str) -> dict[str, float]:
+        """How many times as fast as float32 a format is at batch 1, by provider if measured."""
+        ratios = {}
+        for provider in ("cpu", "cuda"):
+            usual, other = (
+                self.rows.get(f"student_ort_{provider}_b1{end}") for end in ("", f"_{name}")
+            )
+            if usual and other and usual.p50_ms is not None and other.p50_ms is not None:
+                ratios[provider] = usual.p50_ms / other.p50_ms
+        return ratios
 
 
 class Gate(Metrics):
@@ -505,11 +577,28 @@ class Gate(Metrics):
         return "open" if self.low is not None and self.low < self.limit else "passed"
 
 
+class Offer(Metrics):
+    """Whether a model in another number format ships beside the float32 one.
+
+    Attributes:
+        provider: where it is fastest, compared with float32.
+        speed_up: there, at batch 1; None where nothing was measured.
+        file: its name in the release, or None.
+        reason: why it does not ship, or "".
+    """
+
+    provider: Literal["cpu", "cuda"]
+    speed_up: float | None
+    file: str | None
+    reason: str
+
+
 class CheckMetrics(Metrics):
-    """Every gate by name, and whether all of them passed."""
+    """Every gate by name, and whether all of them passed; and what became of other formats."""
 
     passed: bool
     gates: dict[str, Gate]
+    offers: dict[str, Offer]
 
 
 SCHEMA: dict[str, type[Metrics]] = {

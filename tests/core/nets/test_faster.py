@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stages.core.nets.faster import faster
-from stages.core.nets.onnx_export import OUTPUT, as_model, released
-from stages.core.nets.onnx_run import session
+from stages.core.nets.onnx_export import as_model, released
+from stages.core.nets.onnx_run import OUTPUT, session
 from tests.helpers import exported
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,1 @@
+"""How fast models are: engines, each in a process of its own, and the protocol of timing them."""

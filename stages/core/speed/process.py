@@ -1,0 +1,67 @@
+"""The parent's end of a worker."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from typing import Any
+
+from stages.core.runner.errors import Unavailable
+from stages.core.speed import worker
+from stages.core.speed.engines import Job
+
+
+class Process:
+    """An engine that runs in a process of its own."""
+
+    def __init__(self, job: Job) -> None:
+        """Start it. Raises: Unavailable, with the reason."""
+        command = [sys.executable, "-m", worker.__name__]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            self.first = self._ask(job.model_dump_json())
+        except Unavailable:
+            self.kill()
+            raise
+        if reason := self.first.get("unavailable"):
+            self.kill()
+            raise Unavailable(str(reason))
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            status = self._process.wait()
+            how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
+            raise Unavailable(f"its process {how}")
+        content: dict[str, Any] = json.loads(answer)
+        return content
+
+    def ask(self, **question: object) -> dict[str, Any]:
+        """An answer of the worker's. Raises: Unavailable if its process has died."""
+        return self._ask(json.dumps(question))
+
+    def end(self) -> float:
+        """End it; returns the largest amount of memory that it had, in MB."""
+        peak: float = self.ask(end=True)["peak_mb"]
+        self.kill()
+        return peak
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self._process.kill()
+        # Nobody reads what is left to write.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()

@@ -1,0 +1,96 @@
+"""Engines in processes of their own."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.core.nets.net import save_net, save_teacher
+from stages.core.runner.errors import Unavailable
+from stages.core.speed.engines import Job
+from stages.core.speed.machine import description
+from stages.core.speed.process import Process
+from tests.helpers.exported import net
+
+
+@pytest.fixture
+def job(tmp_path: Path, exported: Path) -> Job:
+    np.savez(tmp_path / "images.npz", np.zeros((4, 64, 64, 1), np.uint8))
+    return Job(
+        engine="ort", provider="cpu", model=exported, background=None, threads=1,
+        images=tmp_path / "images.npz", cache=tmp_path / "cache",
+    )  # fmt: skip
+
+
+def test_it_times_calls_and_arrivals_and_ends(job: Job) -> None:
+    process = Process(job)
+    assert set(process.first) == {"cold_start_ms", "warm_start_ms", "first_ms"}
+    assert all(value > 0 for value in process.first.values())
+    calls = process.ask(batch=4, seconds=0.05)
+    assert len(calls["latencies_ms"]) >= 5
+    assert calls["computation_ms"] == []
+    assert isinstance(calls["is_stable"], bool)
+    load = process.ask(rate=100.0, seconds=0.2, seed=0)
+    assert len(load["latencies_ms"]) > 5
+    assert 20 < process.end() < 2000
+
+
+def test_onnx_runtime_is_timed_without_pytorch(job: Job) -> None:
+    """Its threads and its memory would be in the way, and in the figures."""
+    process = Process(job)
+    maps = Path(f"/proc/{process._process.pid}/maps").read_text()
+    assert "onnxruntime" in maps
+    assert "libtorch" not in maps
+    process.kill()
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_pytorch_takes_a_model_folder(job: Job, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / kind
+    if kind == "teacher":
+        save_teacher(folder, [net(), net()])
+    else:
+        save_net(folder, net())
+    process = Process(job.model_copy(update={"engine": "torch", "model": folder}))
+    assert len(process.ask(batch=1, seconds=0.01)["latencies_ms"]) >= 5
+    process.end()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"provider": "cuda"}, "no CUDA device"),
+        ({"engine": "torch", "provider": "cuda"}, "no CUDA device"),
+        ({"engine": "tensorrt"}, "runs on CUDA alone"),
+        ({"engine": "ort_graph", "provider": "cuda"}, "no CUDA device"),
+        ({"model": Path("nowhere.onnx")}, "nowhere.onnx"),
+        ({"engine": "torch", "model": Path("nowhere")}, "FileNotFoundError"),
+    ],
+)
+def test_what_cannot_run_says_why(job: Job, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(Unavailable, match=words) as caught:
+        Process(job.model_copy(update=changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_none_says_so(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(Unavailable, match="ONNX Runtime on cpu"):
+        Process(job.model_copy(update={"model": tmp_path / "broken.onnx"}))
+
+
+def test_an_engine_that_crashes_is_no_answer(job: Job) -> None:
+    """A driver that segfaults takes its own process down, and no other."""
+    process = Process(job)
+    os.kill(process._process.pid, signal.SIGSEGV)
+    with pytest.raises(Unavailable, match="was killed by signal 11"):
+        process.ask(batch=1, seconds=0.1)
+    process.kill()
+
+
+def test_the_machine_is_described() -> None:
+    about = description()
+    assert about["cores"] == str(len(os.sched_getaffinity(0)))
+    assert {"CPU flags", "system", "Python", "torch", "onnxruntime-gpu"} <= set(about)

@@ -2,8 +2,8 @@
 
 Reads:  data/reports/STAGE/ of every stage before, data/models/onnx/, data/accepted.json (the model
         in use)
-Writes: data/release/ (model.onnx, other formats that earned their place, labels.json,
-        MODEL_CARD.md, predict.py, metrics.json, and manifest.json with their hashes),
+Writes: data/release/ (model.onnx, evidence.onnx, other formats that earned their place,
+        labels.json, MODEL_CARD.md, predict.py, metrics.json, and manifest.json with their hashes),
         data/reports/index.html, metrics. When a gate fails, report and metrics say so, and
         data/release/ stays as it was
 Params: check
@@ -276,8 +276,13 @@ def gates(params: Params, reports: Reports, parts: Parts, history: History) -> d
         "parameter_share": at_most(
             share, params.max_parameter_share, suggested=share * (1 + HEADROOM)
         ),
-        "parity_max_abs": at_most(export.parity.max_abs, params.max_parity),
-        "decisions_changed": at_most(export.parity.decisions_changed, params.max_decisions_changed),
+        "parity_max_abs": at_most(
+            max(export.parity.max_abs, export.evidence_parity.max_abs), params.max_parity
+        ),
+        "decisions_changed": at_most(
+            max(export.parity.decisions_changed, export.evidence_parity.decisions_changed),
+            params.max_decisions_changed,
+        ),
         "megabytes": at_most(megabytes, params.max_megabytes, suggested=megabytes * (1 + HEADROOM)),
         "speed_up": at_least(speed, params.min_speed_up, suggested=speed * (1 - SPEED_MARGIN)),
     }
@@ -329,6 +334,7 @@ def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
     """Write the folder that is handed on."""
     paths.release.mkdir()
     shutil.copyfile(paths.onnx / "fp32.onnx", paths.release / "model.onnx")
+    shutil.copyfile(paths.onnx / "evidence.onnx", paths.release / "evidence.onnx")
     for name, offer in verdict.offers.items():
         if offer.file is not None:
             shutil.copyfile(paths.onnx / f"{name}.onnx", paths.release / offer.file)

@@ -6,8 +6,8 @@ compared with PyTorch on the real test images. Its metadata hold those threshold
 image files that the validate stage applied, so that predict.py applies the same.
 
 Reads:  data/validated/, data/targets/, data/models/refined/
-Writes: data/models/onnx/ (fp32.onnx, and other formats), metrics, predictions; a table of groups
-        and domains; curves; the most confident mistakes
+Writes: data/models/onnx/ (fp32.onnx, the same with evidence maps, other formats), metrics,
+        predictions; a table of groups and domains; curves; the most confident mistakes
 Params: export
 Run:    dvc repro export
 """
@@ -16,7 +16,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -31,7 +31,7 @@ from stages.core.nets.evidence import Evidence
 from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import Net, load_net
 from stages.core.nets.onnx_export import Calibrated, export, metadata_of, write
-from stages.core.nets.onnx_run import Inputs, probabilities, session
+from stages.core.nets.onnx_run import EVIDENCE, Inputs, probabilities, session
 from stages.core.nets.variants import (
     CALIBRATION_BATCH,
     CALIBRATION_IMAGES,
@@ -265,7 +265,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     background = data.rules.background
     if background is not None:
         metadata["background_images"] = str(data.rules.background_images)
-    export(net, file, temperature=temperature, metadata=metadata, background=background)
+    how: dict[str, Any] = {
+        "temperature": temperature, "metadata": metadata, "background": background,
+    }  # fmt: skip
+    export(net, file, **how)
+    explained = paths.onnx / f"{EVIDENCE}.onnx"
+    export(net, explained, **how, explained=True)
 
     logits = logits_of(net, views.plain, test)
     before = judge.answers(file)
@@ -292,6 +297,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             val_calibration_gain=gain,
             bytes=file.stat().st_size,
             parity=_parity(shipped, expected),
+            evidence_parity=_parity(judge.answers(explained)[1], expected),
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
             calibrated=metrics.classification(logits / temperature, labels, groups, data.classes),
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),

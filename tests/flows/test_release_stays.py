@@ -39,6 +39,7 @@ class Project:
         self.model = root / "data" / "models" / "onnx" / "fp32.onnx"
         self.model.parent.mkdir(parents=True)
         self.model.write_bytes(b"a good model")
+        self.model.with_name("evidence.onnx").write_bytes(b"evidence")
         (root / "data" / "accepted.json").write_text("{}\n")
         self.dvc("init", "--no-scm", "--quiet")
 

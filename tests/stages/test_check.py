@@ -122,7 +122,7 @@ def reports(root: Path) -> None:
             },
             "fitted_temperature": 1.63, "val_calibration_gain": NOT_SHOWN,
             "robustness": {kind: GAIN | {"gain": -0.02} for kind in get_args(Disturbed)},
-            "parity": PARITY, "variants": {},
+            "parity": PARITY, "evidence_parity": PARITY, "variants": {},
             "calibrated": quality(0.86), "uncalibrated": quality(0.86),
         },
         "benchmark": {
@@ -153,6 +153,7 @@ def paths(tmp_path: Path) -> check.Paths:
     reports(tmp_path)
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "fp32.onnx").write_bytes(b"onnx")
+    (tmp_path / "onnx" / "evidence.onnx").write_bytes(b"evidence")
     (tmp_path / "accepted.json").write_text("{}")
     return check.Paths(
         **{name: tmp_path / name for name in STAGES},
@@ -184,7 +185,8 @@ def change(file: Path, key: str, value: Any) -> None:
 def test_a_good_model_is_released(paths: check.Paths) -> None:
     run(paths)
     assert sorted(p.name for p in paths.release.iterdir()) == [
-        "MODEL_CARD.md", "labels.json", "manifest.json", "metrics.json", "model.onnx", "predict.py",
+        "MODEL_CARD.md", "evidence.onnx", "labels.json", "manifest.json", "metrics.json",
+        "model.onnx", "predict.py",
     ]  # fmt: skip
     check_files(paths.release)
     released = json.loads((paths.release / "metrics.json").read_text())
@@ -216,6 +218,7 @@ def test_a_good_model_is_released(paths: check.Paths) -> None:
         ("distill", "parameters", 500, "parameter_share"),
         ("export", "parity.max_abs", 0.01, "parity_max_abs"),
         ("export", "parity.decisions_changed", 1, "decisions_changed"),
+        ("export", "evidence_parity.max_abs", 0.01, "parity_max_abs"),
         ("export", "bytes", 5_000_000, "megabytes"),
         ("benchmark", "speed_up.student_ort_over_teacher_torch_b1", 1.0, "speed_up"),
     ],

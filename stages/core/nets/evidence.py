@@ -7,32 +7,45 @@ positions, so a logit is one, too: nothing is estimated or trained. Zhou et al. 
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stages.core.nets.net import VARIANCE_FLOOR, Net
 
 
-def position_shares(feature_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What each position adds to `net.statistics`: three of (B, C, H, W), which sum to it.
+def contributions(feature_map: Tensor, weight: Tensor) -> Tensor:
+    """What each position adds to `weight @ statistics(feature_map)`: (B, K, H, W).
 
-    Of positions with the same maximum, each has an equal share of it.
+    With mean m, deviation s and N positions, a value x adds x / N to the mean and
+    ((x - m)^2 + floor) / (N s) to the deviation; the first position with the maximum adds it.
+
+    Args:
+        feature_map: (B, C, H, W).
+        weight: (K, 3 C), of mean, deviation and maximum.
     """
-    positions = feature_map.shape[2] * feature_map.shape[3]
-    mean = feature_map.mean((2, 3), keepdim=True)
-    squares = (feature_map - mean).square() + VARIANCE_FLOOR
-    deviation = squares.mean((2, 3), keepdim=True).sqrt()
-    highest = feature_map.amax((2, 3), keepdim=True)
-    at_highest = (feature_map == highest).to(feature_map.dtype)
-    return (
-        feature_map / positions,
-        squares / (positions * deviation),
-        highest * at_highest / at_highest.sum((2, 3), keepdim=True),
+    channels, height, width = feature_map.shape[1:]
+    of_mean, of_deviation, of_maximum = (
+        weight[:, kind * channels : (kind + 1) * channels] for kind in range(3)
     )
+    x = feature_map.flatten(2)
+    centred = x - x.mean(2, keepdim=True)
+    squares = centred * centred
+    deviation = (squares.mean(2) + VARIANCE_FLOOR).sqrt()
+    by_deviation = of_deviation / (height * width * deviation[:, None, :])
+    total = torch.matmul(of_mean / (height * width), x) + torch.matmul(by_deviation, squares)
+    total = total + VARIANCE_FLOOR * by_deviation.sum(2, keepdim=True)
+    highest, place = x.max(2)
+    added = of_maximum * highest[:, None, :]
+    total = total.scatter_add(2, place[:, None, :].expand_as(added), added)
+    return total.reshape(-1, total.shape[1], height, width)
 
 
 def enlarged(values: Tensor, side: torch.Size) -> Tensor:
     """(B, K, h, w) to (B, K, H, W) with the same sum: each value is shared among its pixels."""
-    for dim, size in ((2, side[0]), (3, side[1])):
+    (height, width), (more_rows, more_columns) = values.shape[2:], side
+    down, right = more_rows // height, more_columns // width
+    if (down * height, right * width) == (more_rows, more_columns):
+        shares = (values / (down * right))[:, :, :, None, :, None]
+        return shares.expand(-1, -1, -1, down, -1, right).flatten(4, 5).flatten(2, 3)
+    for dim, size in ((2, more_rows), (3, more_columns)):
         source = torch.arange(size) * values.shape[dim] // size
         pixels = torch.bincount(source).to(values).unsqueeze(1 if dim == 2 else 0)
         values = (values / pixels).index_select(dim, source.to(values.device))
@@ -54,17 +67,16 @@ class Evidence(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         head = self.net.head
         weight = head.linear.weight / head.std
-        constant = head.linear.bias - weight @ head.mean
         maps = self.net.backbone(self.net.prepare(images))
-        side = maps[0].shape[2:]
-        total: Tensor = constant[None, :, None, None] / side.numel()
-        start = 0
+        parts, start = [], 0
         for feature_map in maps:
-            channels = feature_map.shape[1]
-            own = torch.zeros_like(feature_map[:, :1])
-            for shares in position_shares(feature_map):
-                kernel = weight[:, start : start + channels, None, None]
-                own = own + F.conv2d(shares, kernel)
-                start += channels
-            total = total + enlarged(own, side)
-        return total
+            end = start + 3 * feature_map.shape[1]
+            parts.append(contributions(feature_map, weight[:, start:end]))
+            start = end
+        # From the deepest upwards, so that most of the enlarging is done on small maps.
+        total = parts.pop()
+        while parts:
+            finer = parts.pop()
+            total = finer + enlarged(total, finer.shape[2:])
+        constant = head.linear.bias - weight @ head.mean
+        return total + constant[None, :, None, None] / (total.shape[2] * total.shape[3])

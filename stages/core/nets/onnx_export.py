@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from stages.core.dataset.background import divided
 from stages.core.dataset.data import BackgroundKind
+from stages.core.nets.evidence import Evidence
 from stages.core.nets.faster import faster
 from stages.core.nets.net import AnyNet, Net
-from stages.core.nets.onnx_run import INPUTS, OUTPUT
+from stages.core.nets.onnx_run import EVIDENCE, INPUTS, OUTPUT
 from stages.core.runner.errors import ParamsError
 
 # As old as the operators in use allow, so that runtimes from 2023 on read the file: the first was
@@ -38,6 +40,23 @@ class Calibrated(nn.Module):
         return torch.softmax(self.net(images) / self.temperature, 1)
 
 
+class Explained(nn.Module):
+    """uint8 (B, P, P, C) images to probabilities (B, K) and `Evidence` (B, K, S, S).
+
+    Evidence divided by the temperature adds up to what softmax is given, so nothing is computed
+    twice.
+    """
+
+    def __init__(self, net: Net, temperature: float) -> None:
+        super().__init__()
+        self.evidence = Evidence(net)
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        evidence: Tensor = self.evidence(images)
+        return torch.softmax(evidence.sum((2, 3)) / self.temperature, 1), evidence
+
+
 class Divided(nn.Module):
     """A module of images, as one of images and their backgrounds: uint8 (B, P, P, C) both.
 
@@ -51,18 +70,30 @@ class Divided(nn.Module):
         self.model = model
         self.background = background
 
-    def forward(self, images: Tensor, backgrounds: Tensor) -> Tensor:
+    def forward(self, images: Tensor, backgrounds: Tensor) -> Any:
         images, backgrounds = images.float(), backgrounds.float()
         seen = divided(images, backgrounds).floor()
         if self.background == "both":
             seen = torch.cat([images, seen, backgrounds], 3)
-        output: Tensor = self.model(seen)
-        return output
+        return self.model(seen)
 
 
-def released(net: AnyNet, temperature: float, background: BackgroundKind | None) -> nn.Module:
-    """A network in evaluation mode, from what a released model is given to probabilities."""
-    model = Calibrated(net, temperature).eval()
+def released(
+    net: AnyNet, temperature: float, background: BackgroundKind | None, *, explained: bool = False
+) -> nn.Module:
+    """A network in evaluation mode, from what a released model is given to probabilities.
+
+    Args:
+        explained: evidence comes out, too.
+
+    Raises: ValueError for the evidence of an ensemble.
+    """
+    if explained:
+        if not isinstance(net, Net):
+            raise ValueError("evidence is that of one network")
+        model: nn.Module = Explained(net, temperature).eval()
+    else:
+        model = Calibrated(net, temperature).eval()
     return model if background is None else Divided(model, background).eval()
 
 
@@ -134,6 +165,7 @@ def export(
     temperature: float,
     metadata: Mapping[str, str],
     background: BackgroundKind | None = None,
+    explained: bool = False,
 ) -> None:
     """Write `net` with preprocessing inside, for any batch size.
 
@@ -142,6 +174,7 @@ def export(
         temperature: divides the logits; 1 leaves them alone.
         metadata: text by key, stored in the file beside classes, image_px and channels.
         background: what the network saw beside images or in place of them, see `FileRules`.
+        explained: whether `EVIDENCE` is an output, too.
 
     Raises: ParamsError when PyTorch cannot write it.
     """
@@ -149,10 +182,11 @@ def export(
     channels = 1 if background == "both" else spec.channels
     shape = (2, spec.image_px, spec.image_px, channels)
     examples = [torch.zeros(shape, dtype=torch.uint8) for _ in INPUTS[: 2 if background else 1]]
-    module = released(net, temperature, background)
-    model = faster(as_model(module, *examples, outputs=[OUTPUT]))
+    module = released(net, temperature, background, explained=explained)
+    outputs = [OUTPUT, EVIDENCE] if explained else [OUTPUT]
+    model = faster(as_model(module, *examples, outputs=outputs))
     _without_traces(model)
-    for value in (*model.graph.input, model.graph.output[0]):
+    for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     own = {
         "classes": json.dumps(spec.classes),

@@ -13,8 +13,9 @@ from stages.core.dataset.data import Rows
 from stages.core.runner.errors import Unavailable
 
 VERSION: str = ort.__version__
-# Names of an exported model's inputs, as far as it takes them, and of its output.
-INPUTS, OUTPUT = ("images", "backgrounds"), "probabilities"
+# Names of an exported model's inputs, as far as it takes them, and of its outputs, as far as it has
+# them.
+INPUTS, OUTPUT, EVIDENCE = ("images", "backgrounds"), "probabilities", "evidence"
 Provider = Literal["cpu", "cuda", "tensorrt"]
 NAMES = {
     "cpu": "CPUExecutionProvider",

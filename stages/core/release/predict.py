@@ -709,6 +709,7 @@ class Model:
             not say, and stretch it.
         background_images: of how many images of its group, at least, the background is made that an
             image is divided by; 0: the model takes no background.
+        explains: whether it gives a map of evidence per class, too.
         thresholds: number of a class, and the probabilities of it between which a person decides;
             None where the most probable class is the answer.
     """
@@ -786,9 +787,14 @@ class Model:
         )
         image = [self.image_px, self.image_px, self.channels]
         names = ["images", "backgrounds"] if self.background_images else ["images"]
+        self.explains = len(outputs) == 2
+        answers = [("probabilities", "tensor(float)", [len(self.classes)])]
+        if self.explains:  # one map per class, of any side
+            side = outputs[1][2][-1:]
+            answers.append(("evidence", "tensor(float)", [len(self.classes), *side, *side]))
         for actual, expected in (
             (inputs, [(name, "tensor(uint8)", image) for name in names]),
-            (outputs, [("probabilities", "tensor(float)", [len(self.classes)])]),
+            (outputs, answers),
         ):
             if actual != expected:
                 raise ValueError(
@@ -831,7 +837,13 @@ class Model:
     def probabilities(
         self, images: Sequence[NDArray[np.uint8]], backgrounds: Sequence[NDArray[np.uint8]] = ()
     ) -> NDArray[np.float32]:
-        """Probabilities (number of images, K) of what `pixels` gives.
+        """Probabilities (number of images, K) of what `pixels` gives: see `run`."""
+        return self.run(images, backgrounds)[0]
+
+    def run(
+        self, images: Sequence[NDArray[np.uint8]], backgrounds: Sequence[NDArray[np.uint8]] = ()
+    ) -> list[NDArray[np.float32]]:
+        """Probabilities (number of images, K), and evidence (.., K, S, S) if the model explains.
 
         Args:
             images: (P, P, C) each.
@@ -840,8 +852,8 @@ class Model:
         inputs = {"images": np.stack(images)}
         if backgrounds:
             inputs["backgrounds"] = np.stack(backgrounds)
-        rows: NDArray[np.float32] = self._session.run(None, inputs)[0]
-        return rows
+        outputs: list[NDArray[np.float32]] = self._session.run(None, inputs)
+        return outputs
 
 
 def _thresholds(text: str, classes: int) -> tuple[int, float, float]:
@@ -857,6 +869,18 @@ def _thresholds(text: str, classes: int) -> tuple[int, float, float]:
     )
 
 
+class Seen(NamedTuple):
+    """What a model that explains itself has seen.
+
+    Attributes:
+        pixels: (P, P, C), the image.
+        evidence: (K, S, S), which adds up to the logits.
+    """
+
+    pixels: NDArray[np.uint8]
+    evidence: NDArray[np.float32]
+
+
 class Answer(NamedTuple):
     """What the model says of a file, or why it says nothing.
 
@@ -864,11 +888,13 @@ class Answer(NamedTuple):
         file: as it was named, or as it lies in a folder that was named.
         probabilities: (K,); None where there is a problem.
         problem: why there are none, or "".
+        seen: None where the model does not explain itself.
     """
 
     file: str
     probabilities: NDArray[np.float32] | None
     problem: str
+    seen: Seen | None = None
 
 
 class File(NamedTuple):
@@ -1009,12 +1035,16 @@ def answers(
         grounds = [
             ground for _, pixels, ground, _ in waiting if pixels is not None and ground is not None
         ]
-        rows = iter(model.probabilities(images, grounds)) if images else iter(())
+        rows = iter(zip(*model.run(images, grounds))) if images else iter(())  # noqa: B905
         for file, pixels, _, problem in waiting:
-            row: NDArray[np.float32] | None = None if pixels is None else next(rows)
+            row: NDArray[np.float32] | None = None
+            seen = None
+            if pixels is not None:
+                row, *maps = next(rows)
+                seen = Seen(pixels, maps[0]) if maps else None
             if row is not None and not np.isfinite(row).all():
-                row, problem = None, "the model's answer is no number"
-            yield Answer(file, row, problem)
+                row, seen, problem = None, None, "the model's answer is no number"
+            yield Answer(file, row, problem, seen)
         waiting.clear()
 
     for folder, found in itertools.groupby(files_in(paths), key=lambda file: file.folder):
@@ -1055,6 +1085,60 @@ def decision(model: Model, row: NDArray[np.float32]) -> str | None:
     return model.classes[int(others.argmax())]
 
 
+def explained(seen: Seen, row: NDArray[np.float32]) -> Image.Image:
+    """An image beside what of it speaks for the answer (red) and against it (blue).
+
+    That is the evidence for the most probable class less that for the next one, in cells of about
+    a sixteenth of the side.
+
+    Args:
+        row: its probabilities (K,).
+    """
+    second, first = np.argsort(row, kind="stable")[-2:]
+    values = seen.evidence[first] - seen.evidence[second]
+    cell = max(len(values) // 16, 1)
+    count = len(values) // cell
+    cells = values[: count * cell, : count * cell].reshape(count, cell, count, cell).sum((1, 3))
+    strength = cells / max(float(np.abs(cells).max()), 1e-12)
+    channels = (255 * strength.clip(0, 1), 255 * (-strength).clip(0, 1), 255 * np.abs(strength))
+    side = seen.pixels.shape[:2]
+    red, blue, opaque = (
+        Image.fromarray(values.astype(np.uint8)).resize(side, Image.Resampling.BILINEAR)
+        for values in channels
+    )
+    image = Image.fromarray(seen.pixels.squeeze(2) if seen.pixels.shape[2] == 1 else seen.pixels)
+    grey = image.convert("L").convert("RGB")
+    none = Image.new("L", side)
+    over = Image.composite(
+        Image.merge("RGB", (red, none, blue)), grey, opaque.point(lambda v: v // 2)
+    )
+    both = Image.new("RGB", (2 * side[0], side[1]))
+    both.paste(image.convert("RGB"), (0, 0))
+    both.paste(over, (side[0], 0))
+    return both
+
+
+def drawn(rows: Iterable[Answer], folder: Path) -> Iterator[Answer]:
+    """The same answers; a PNG of each image and its evidence is written on the way.
+
+    In `folder` their names are numbered as the images come, and end as theirs do.
+
+    Raises: Refused for a folder that cannot be written.
+    """
+    for number, answer in enumerate(rows, 1):
+        if answer.seen is not None and answer.probabilities is not None:
+            stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(answer.file).stem)[-60:]
+            picture = explained(answer.seen, answer.probabilities)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(folder / f"{number:05d}_{stem}.png")
+            except OSError as error:
+                raise Refused(
+                    f"--evidence {folder}: cannot be written ({error.strerror})"
+                ) from None
+        yield answer
+
+
 def _write(form: str, model: Model, rows: Iterable[Answer]) -> int:
     """Print answers on stdout and problems on stderr, as they come; returns how many problems."""
     out = csv.writer(sys.stdout, lineterminator="\n")
@@ -1062,7 +1146,7 @@ def _write(form: str, model: Model, rows: Iterable[Answer]) -> int:
     if form == "csv":
         out.writerow(["file", "class", "probability", *(["decision"] if decides else [])])
     problems = lines = 0
-    for file, row, problem in rows:
+    for file, row, problem, _ in rows:
         if row is None:
             problems += 1
             sys.stdout.flush()
@@ -1103,9 +1187,15 @@ def main() -> int:
     parser.add_argument(
         "--model",
         type=Path,
-        default=Path(__file__).with_name("model.onnx"),
         metavar="FILE",
         help="another file of the release, as MODEL_CARD.md names them; default: model.onnx",
+    )
+    parser.add_argument(
+        "--evidence",
+        type=Path,
+        metavar="FOLDER",
+        help="write each image into this folder, beside what of it speaks for the answer (red) and "
+        "against it (blue); takes evidence.onnx in place of model.onnx",
     )
     arguments = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped
@@ -1114,7 +1204,10 @@ def main() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what stands beside the pixels
         try:
-            model = Model(arguments.model)
+            usual = "model.onnx" if arguments.evidence is None else "evidence.onnx"
+            model = Model(arguments.model or Path(__file__).with_name(usual))
+            if arguments.evidence is not None and not model.explains:
+                raise BadModel(f"{arguments.model}: it gives no evidence; leave --model out")
             ground = Background(None, "", {})
             if arguments.background is not None:
                 ground = given_background(model, arguments.background)
@@ -1122,10 +1215,15 @@ def main() -> int:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2
         bad = (Answer(str(path), None, p) for path, (_, p) in ground.decoded.items() if p)
-        rows = itertools.chain(bad, answers(model, arguments.paths, ground.image))
+        rows: Iterator[Answer] = itertools.chain(bad, answers(model, arguments.paths, ground.image))
+        if arguments.evidence is not None:
+            rows = drawn(rows, arguments.evidence)
         try:
             problems = _write(arguments.format, model, rows)
             sys.stdout.flush()
+        except Refused as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            return 2
         except BrokenPipeError:  # who reads has seen enough, as `head` has
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1

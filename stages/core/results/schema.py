@@ -405,6 +405,7 @@ class ExportMetrics(Metrics):
         val_calibration_gain: how much lower the mean cross-entropy (nats) is on groups of the
             validation split that a temperature was not fitted on than without any.
         bytes: the file's size.
+        evidence_parity: of the file that gives evidence maps, too.
         uncalibrated, calibrated: PyTorch, before and after `temperature`.
         auroc, auroc_within_groups: of the file itself; the latter as in `Auroc`.
         operating_point: what the file promises; None where its answer is the most probable class.
@@ -423,6 +424,7 @@ class ExportMetrics(Metrics):
     val_calibration_gain: Difference
     bytes: int
     parity: Parity
+    evidence_parity: Parity
     uncalibrated: Quality
     calibrated: Quality
     auroc: float

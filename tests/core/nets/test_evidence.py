@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.nets.evidence import Evidence, enlarged, position_shares
+from stages.core.nets.evidence import Evidence, contributions, enlarged
 from stages.core.nets.net import statistics
 from tests.helpers.exported import net
 
@@ -14,16 +14,25 @@ def images(count: int = 5, channels: int = 1, px: int = 64) -> torch.Tensor:
     return torch.from_numpy(draws.integers(0, 256, (count, px, px, channels), dtype=np.uint8))
 
 
-def test_shares_add_up_to_the_statistics() -> None:
+def test_contributions_add_up_to_the_statistics() -> None:
     torch.manual_seed(0)
-    maps = torch.randn(3, 4, 6, 6)
+    maps = torch.randn(3, 4, 6, 5)
     maps[0, 1] = 0.0  # a dead channel
     maps[1, 2, 0, :3] = maps[1, 2].max() + 1  # several positions with the maximum
-    shares = position_shares(maps)
-    sums = torch.cat([each.sum((2, 3)) for each in shares], 1)
-    assert torch.allclose(sums, statistics(maps), atol=1e-5)
-    assert (shares[2][1, 2, 0, :3] > 0).all()
-    assert (shares[2][1, 2, 1:] == 0).all()
+    weight = torch.randn(2, 12)
+    shares = contributions(maps, weight)
+    assert shares.shape == (3, 2, 6, 5)
+    assert torch.allclose(shares.sum((2, 3)), statistics(maps) @ weight.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_each_statistic_comes_from_where_it_is(kind: int) -> None:
+    """A single bright position is all of the maximum, and most of mean and deviation."""
+    maps = torch.zeros(1, 1, 8, 8)
+    maps[0, 0, 2, 5] = 64.0
+    shares = contributions(maps, torch.eye(3)[kind : kind + 1])[0, 0]
+    assert shares[2, 5] > 0.9 * shares.sum()
+    assert torch.allclose(shares.sum(), statistics(maps)[0, kind], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "reduce"), [(1, 1), (3, 1), (1, 2), (1, 3)])

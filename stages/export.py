@@ -16,7 +16,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -31,7 +31,7 @@ from stages.core.nets.evidence import Evidence
 from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import Net, load_net
 from stages.core.nets.onnx_export import Calibrated, export, metadata_of, write
-from stages.core.nets.onnx_run import EVIDENCE, Inputs, probabilities, session
+from stages.core.nets.onnx_run import EVIDENCE, Inputs, feed, probabilities, session
 from stages.core.nets.variants import (
     CALIBRATION_BATCH,
     CALIBRATION_IMAGES,
@@ -170,6 +170,17 @@ class Judge:
         on_test = probabilities(running, data.model_inputs, data.rows("test"))
         return on_val[:, order], on_test[:, order]
 
+    def by_evidence(self, model: Path, temperature: float) -> Probabilities:
+        """The probabilities on the test split that a model's evidence adds up to."""
+        running = session(model, "cpu", threads=self.threads)
+        test = self.data.rows("test")
+        logits = [
+            running.run([EVIDENCE], feed(self.data.model_inputs(test[i : i + 64])))[0].sum((2, 3))
+            for i in range(0, len(test), 64)
+        ]
+        summed: Probabilities = softmax(np.concatenate(logits) / temperature, axis=1)
+        return summed
+
 
 def make_variant(
     judge: Judge, original: Path, before: Answers, name: str, how: Int8 | None
@@ -265,12 +276,15 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     background = data.rules.background
     if background is not None:
         metadata["background_images"] = str(data.rules.background_images)
-    how: dict[str, Any] = {
-        "temperature": temperature, "metadata": metadata, "background": background,
-    }  # fmt: skip
-    export(net, file, **how)
     explained = paths.onnx / f"{EVIDENCE}.onnx"
-    export(net, explained, **how, explained=True)
+    export(
+        net,
+        file,
+        temperature=temperature,
+        metadata=metadata,
+        background=background,
+        explained=explained,
+    )
 
     logits = logits_of(net, views.plain, test)
     before = judge.answers(file)
@@ -297,7 +311,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             val_calibration_gain=gain,
             bytes=file.stat().st_size,
             parity=_parity(shipped, expected),
-            evidence_parity=_parity(judge.answers(explained)[1], expected),
+            evidence_parity=_parity(judge.by_evidence(explained, temperature), expected),
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
             calibrated=metrics.classification(logits / temperature, labels, groups, data.classes),
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),

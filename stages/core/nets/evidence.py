@@ -5,6 +5,8 @@ positions, so a logit is one, too: nothing is estimated or trained. Zhou et al. 
 1512.04150) have this for the mean alone (class activation maps).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -65,9 +67,12 @@ class Evidence(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.of_maps(self.net.backbone(self.net.prepare(images)))
+
+    def of_maps(self, maps: Sequence[Tensor]) -> Tensor:
+        """The same, of the feature maps that the head reads."""
         head = self.net.head
         weight = head.linear.weight / head.std
-        maps = self.net.backbone(self.net.prepare(images))
         parts, start = [], 0
         for feature_map in maps:
             end = start + 3 * feature_map.shape[1]

@@ -19,7 +19,7 @@ from stages.core.dataset.background import divided
 from stages.core.dataset.data import BackgroundKind
 from stages.core.nets.evidence import Evidence
 from stages.core.nets.faster import faster
-from stages.core.nets.net import AnyNet, Net
+from stages.core.nets.net import AnyNet, Net, statistics
 from stages.core.nets.onnx_run import EVIDENCE, INPUTS, OUTPUT
 from stages.core.runner.errors import ParamsError
 
@@ -41,11 +41,7 @@ class Calibrated(nn.Module):
 
 
 class Explained(nn.Module):
-    """uint8 (B, P, P, C) images to probabilities (B, K) and `Evidence` (B, K, S, S).
-
-    Evidence divided by the temperature adds up to what softmax is given, so nothing is computed
-    twice.
-    """
+    """uint8 (B, P, P, C) images to probabilities (B, K) and `Evidence` (B, K, S, S)."""
 
     def __init__(self, net: Net, temperature: float) -> None:
         super().__init__()
@@ -53,8 +49,10 @@ class Explained(nn.Module):
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        evidence: Tensor = self.evidence(images)
-        return torch.softmax(evidence.sum((2, 3)) / self.temperature, 1), evidence
+        net = self.evidence.net
+        maps = net.backbone(net.prepare(images))
+        logits = net.head(torch.cat([statistics(feature_map) for feature_map in maps], 1))
+        return torch.softmax(logits / self.temperature, 1), self.evidence.of_maps(maps)
 
 
 class Divided(nn.Module):
@@ -165,7 +163,7 @@ def export(
     temperature: float,
     metadata: Mapping[str, str],
     background: BackgroundKind | None = None,
-    explained: bool = False,
+    explained: Path | None = None,
 ) -> None:
     """Write `net` with preprocessing inside, for any batch size.
 
@@ -174,7 +172,7 @@ def export(
         temperature: divides the logits; 1 leaves them alone.
         metadata: text by key, stored in the file beside classes, image_px and channels.
         background: what the network saw beside images or in place of them, see `FileRules`.
-        explained: whether `EVIDENCE` is an output, too.
+        explained: a file in which `EVIDENCE` is an output, too; of a single network.
 
     Raises: ParamsError when PyTorch cannot write it.
     """
@@ -182,8 +180,8 @@ def export(
     channels = 1 if background == "both" else spec.channels
     shape = (2, spec.image_px, spec.image_px, channels)
     examples = [torch.zeros(shape, dtype=torch.uint8) for _ in INPUTS[: 2 if background else 1]]
-    module = released(net, temperature, background, explained=explained)
-    outputs = [OUTPUT, EVIDENCE] if explained else [OUTPUT]
+    module = released(net, temperature, background, explained=explained is not None)
+    outputs = [OUTPUT] if explained is None else [OUTPUT, EVIDENCE]
     model = faster(as_model(module, *examples, outputs=outputs))
     _without_traces(model)
     for value in (*model.graph.input, *model.graph.output):
@@ -193,6 +191,10 @@ def export(
         "image_px": str(spec.image_px),
         "channels": str(channels),
     }
+    if explained is not None:
+        write(model, explained, {**own, **metadata})
+        inputs = [value.name for value in model.graph.input]
+        model = onnx.utils.Extractor(model).extract_model(inputs, [OUTPUT])
     write(model, path, {**own, **metadata})
 
 

@@ -722,8 +722,9 @@ class Model:
             raise BadModel(f"{path}: no such file; copy the whole release folder again")
         onnxruntime.set_default_logger_severity(4)
         try:
+            # Its content, not its path: so a model cannot have other files opened for it.
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), providers=["CPUExecutionProvider"]
+                path.read_bytes(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's classes have no base of their own
             reason = " ".join(str(error).split())[:200]

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -297,6 +298,12 @@ def main(
     except AtelierError as error:
         sys.exit(terminal(f"error: {name}: {' '.join(str(error).split())}"))
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            sys.exit(
+                terminal(
+                    f"error: {name}: {error.filename}: {error.strerror}; give yourself the right"
+                )
+            )
         if not disk.is_full(error):
             raise
         place = f" ({error.filename})" if error.filename else ""

@@ -129,9 +129,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         def pixels(self, content: bytes, name: str) -> Any:
             return np.zeros((2, 2, 1), np.uint8)
 
-        def probabilities(self, images: list[Any], backgrounds: list[Any]) -> Any:
+        def run(self, images: list[Any], backgrounds: list[Any]) -> Any:
             self.batches.append(len(images))
-            return np.full((len(images), 2), 0.5, np.float32)
+            return [np.full((len(images), 2), 0.5, np.float32)]
 
     monkeypatch.setattr(predict, "BATCH", 4)
     for i in range(10):
@@ -152,8 +152,8 @@ def test_an_answer_that_is_no_number_is_a_problem(tmp_path: Path) -> None:
         def pixels(self, content: bytes, name: str) -> Any:
             return np.zeros((2, 2, 1), np.uint8)
 
-        def probabilities(self, images: list[Any], backgrounds: list[Any]) -> Any:
-            return np.array([[np.nan, np.nan], [0.5, 0.5]], np.float32)[: len(images)]
+        def run(self, images: list[Any], backgrounds: list[Any]) -> Any:
+            return [np.array([[np.nan, np.nan], [0.5, 0.5]], np.float32)[: len(images)]]
 
     (tmp_path / "a.png").write_bytes(SOUND)
     (tmp_path / "b.png").write_bytes(SOUND)
@@ -240,8 +240,8 @@ def test_too_little_memory_does_not_end_the_batch(tmp_path: Path) -> None:
                 raise MemoryError
             return np.zeros((2, 2, 1), np.uint8)
 
-        def probabilities(self, images: list[Any], backgrounds: list[Any]) -> Any:
-            return np.full((len(images), 2), 0.5, np.float32)
+        def run(self, images: list[Any], backgrounds: list[Any]) -> Any:
+            return [np.full((len(images), 2), 0.5, np.float32)]
 
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(SOUND)
@@ -334,6 +334,18 @@ def broken_release(release: Path, at: Path, how: str) -> Path:
         other = onnx.load(model)
         del other.metadata_props[:]
         onnx.save(other, model)
+    elif how == "data elsewhere":
+        other = onnx.load(model)
+        weight = max(other.graph.initializer, key=lambda i: i.ByteSize())
+        (at / "outside.bin").write_bytes(onnx.numpy_helper.to_array(weight).tobytes())
+        onnx.external_data_helper.set_external_data(weight, "../outside.bin")
+        weight.ClearField("raw_data")
+        model.write_bytes(other.SerializeToString())
+    elif how == "a text":
+        model.write_text("version https://git-lfs.github.com/spec/v1")
+    elif how == "a folder":
+        model.unlink()
+        model.mkdir()
     elif how == "cut labels":
         labels.write_text('["functional", ')
     elif how == "other labels":
@@ -373,6 +385,7 @@ def with_metadata(release: Path, at: Path, **metadata: str) -> Path:
     ({"thresholds": "[2, 0.1, 0.2]"}, "thresholds = '[2, 0.1, 0.2]'; expected a class's number"),
     ({"thresholds": "[1, 0.3, 0.2]"}, "expected a class's number and two numbers"),
     ({"thresholds": "[1, -1, 0.2]"}, "expected a class's number and two numbers"),
+    ({"thresholds": f"[1, 0, 1{'0' * 400}]"}, "expected a class's number and two numbers"),
     ({"thresholds": "[1, NaN, NaN]"}, "expected a class's number and two numbers"),
     ({"thresholds": "[1, 0.2]"}, "expected a class's number and two numbers"),
     ({"thresholds": "1"}, "expected a class's number and two numbers"),
@@ -450,6 +463,9 @@ def test_a_background_for_a_model_without(release: Path, tmp_path: Path) -> None
     ("no model", "model.onnx: no such file; copy the whole release folder again"),
     ("cut model", "cannot load it ("),
     ("empty model", "cannot load it ("),
+    ("data elsewhere", "cannot load it ("),
+    ("a text", "cannot load it ("),
+    ("a folder", "model.onnx: no such file; copy the whole release folder again"),
     ("another model", "model.onnx: no model of this project's (its metadata lack 'classes')"),
     ("cut labels", "labels.json: not readable ("),
     ("other labels", "labels.json: other classes than the model's (functional, defective)"),

@@ -1,6 +1,7 @@
 """What surrounds a stage's work: inputs that change, outputs that are whole, one run at a time."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -289,6 +290,21 @@ def test_a_full_disk_is_one_line(workspace: Path) -> None:
         r"error: toy: the disk is full \(.*result\): .* has [\d.]+ GB left; make some, run again",
         line,
     )
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_one_line(workspace: Path, number: int) -> None:
+    toy = TOY.replace("errno.ENOSPC", str(number)).replace("str(paths.result)", "'result'")
+    (workspace / "toy.py").write_text(toy)
+    environment = {k: v for k, v in os.environ.items() if k != lock.HOLDER}
+    ended = subprocess.run(
+        [sys.executable, "toy.py", "--data", "data", "--result", "result"],
+        cwd=workspace, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        f"error: toy: result: {os.strerror(number)}; give yourself the right"
+    ]
 
 
 def test_what_trains_nothing_starts_without_torch() -> None:

@@ -15,6 +15,7 @@ from tests.benchmarks import (
     bench_distill,
     bench_memory,
     bench_pipeline,
+    bench_pointing,
     bench_revalidate,
     bench_shards,
     bench_suite,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "transfer": bench_transfer.run,
     "pipeline": bench_pipeline.run,
     "accelerator": bench_accelerator.run,
+    "pointing": bench_pointing.run,
 }
 
 

@@ -3,6 +3,7 @@
 import base64
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -67,6 +68,47 @@ def read_parts(folder: Path) -> Parts:
     return by_kind
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A model in one engine and number format: how good and how fast it is.
+
+    Attributes:
+        ms: median latency at batch 1 on the CPU.
+        is_best: whether no other one is better in one and as good in the other.
+    """
+
+    name: str
+    ms: float
+    auroc: float
+    is_best: bool
+
+
+def choices(reports: Reports) -> list[Choice]:
+    """All that was timed on the CPU and has an AUROC, the fastest first."""
+    export, teacher = reports.export, reports.teacher.finetuned.auroc
+    known = {
+        ("teacher", "fp32"): teacher,
+        ("student", "fp32"): export.auroc,
+        **{("student", name): export.auroc + v.gain.gain for name, v in export.variants.items()},
+    }
+    points = [
+        (f"{r.model}, {r.engine}, {r.precision}", r.p50_ms, known[r.model, r.precision])
+        for r in reports.benchmark.rows.values()
+        if r.provider == "cpu" and r.batch == 1 and r.threads == reports.benchmark.threads
+        and r.p50_ms is not None and (r.model, r.precision) in known
+    ]  # fmt: skip
+    return [
+        Choice(
+            name, ms, auroc,
+            not any(
+                fast <= ms and good >= auroc and (fast, good) != (ms, auroc)
+                for _, fast, good in points
+            ),
+        )
+        for name, ms, auroc in sorted(points, key=lambda point: point[1])
+    ]  # fmt: skip
+
+
 def report_page(
     folders: Mapping[str, Path],
     reports: Reports,
@@ -82,7 +124,12 @@ def report_page(
     }
     template = _environment().get_template("report.html.j2")
     return template.render(
-        vars(reports), check=check, pictures=pictures, parts=parts, history=history
+        vars(reports),
+        check=check,
+        pictures=pictures,
+        parts=parts,
+        history=history,
+        choices=choices(reports),
     )
 
 

@@ -13,6 +13,7 @@ from tests.benchmarks import (
     bench_accelerator,
     bench_decode,
     bench_distill,
+    bench_latency,
     bench_memory,
     bench_pipeline,
     bench_pointing,
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "pipeline": bench_pipeline.run,
     "accelerator": bench_accelerator.run,
     "pointing": bench_pointing.run,
+    "latency": bench_latency.run,
 }
 
 

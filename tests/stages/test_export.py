@@ -26,7 +26,6 @@ from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.intake.contract import Contract
 from stages.core.nets import onnx_export
-from stages.core.nets.faster import faster
 from stages.core.nets.net import Ensemble, build, save_net, save_teacher
 from stages.core.nets.onnx_export import Calibrated
 from stages.core.nets.onnx_run import feed, session
@@ -409,43 +408,46 @@ def of_half_the_pixels(model: onnx.ModelProto) -> None:
         at += 1
 
 
+@pytest.fixture(scope="module")
+def in_colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Validated images in colour, whose network's file is as it should be."""
+    root = tmp_path_factory.mktemp("colour")
+    draw_images(root / "images")
+    for number, file in enumerate(sorted((root / "images").glob("*.png"))):
+        grey = np.asarray(Image.open(file))
+        tinted = np.stack([grey, grey // 2, grey // (2 + number % 3)], 2)
+        Image.fromarray(tinted).save(file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Contract, "document", lambda _: None)
+        validated = validate(root) / "validated"
+    data = load_dataset(validated)
+    assert data.channels == 3
+    assert parity(exported(root, validated, network(data))).parity.max_abs < 1e-5
+    return validated
+
+
 @pytest.mark.parametrize(
     "broken",
     [without_biases, another_mean, channels_swapped, without_head, of_half_the_pixels, None],
     ids=lambda f: f.__name__ if f else "labels_permuted",
 )
 def test_parity_catches_a_broken_model(
-    tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, in_colour: Path, monkeypatch: pytest.MonkeyPatch,
     broken: Callable[[onnx.ModelProto], None] | None,
 ) -> None:  # fmt: skip
     """By the gate of the default run, check.max_parity."""
-    for number, file in enumerate(sorted(image_folder().glob("*.png"))):
-        grey = np.asarray(Image.open(file))
-        tinted = np.stack([grey, grey // 2, grey // (2 + number % 3)], 2)
-        Image.fromarray(tinted).save(file)
-    validated = validate(tmp_path) / "validated"
-    data = load_dataset(validated)
-    assert data.channels == 3
-    whole = exported(tmp_path / "whole", validated, network(data))
-    assert parity(whole).parity.max_abs < 1e-5
-    if broken is None:
-        classes = json.dumps(data.classes[::-1])
-        rules = {"inputs": "{}", "classes": classes}
-        writes = onnx_export.write
-        monkeypatch.setattr(
-            onnx_export, "write", lambda model, path, given: writes(model, path, given | rules)
-        )
-    else:
-        intact = faster
+    data = load_dataset(in_colour)
+    writes = onnx_export.write
 
-        def breaks(model: onnx.ModelProto) -> onnx.ModelProto:
-            model = intact(model)
-            if len(model.graph.output) == 1:  # the evidence file stays whole
-                broken(model)
-            return model
+    def breaks(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
+        if broken is None:
+            metadata = metadata | {"classes": json.dumps(data.classes[::-1])}
+        elif path.stem == "fp32":
+            broken(model)
+        writes(model, path, metadata)
 
-        monkeypatch.setattr(onnx_export, "faster", breaks)
-    result = parity(exported(tmp_path / "broken", validated, network(data)))
+    monkeypatch.setattr(onnx_export, "write", breaks)
+    result = parity(exported(tmp_path, in_colour, network(data)))
     assert result.parity.max_abs > load_yaml(ROOT / "params.yaml")["check"]["max_parity"]
 
 

@@ -23,8 +23,18 @@ from stages.core.release import page, predict
 from stages.core.release.page import Parts
 from stages.core.results import report
 from stages.core.results.champion import History, compare
+from stages.core.results.gates import (
+    CHAMPION,
+    LEAST_GROUP,
+    at_least,
+    at_most,
+    meaning,
+    not_below,
+    shortfall,
+    surely,
+)
 from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Difference, Disturbed, Gate, Number, Offer
+from stages.core.results.schema import CheckMetrics, Disturbed, Gate, Offer
 from stages.core.runner import stage
 from stages.core.runner.errors import GateFailed, ParamsError
 from stages.core.runner.params import Section
@@ -74,117 +84,8 @@ class Paths(stage.Paths):
     metrics: Path = stage.writes(even_on_failure=True)
 
 
-# The gate that looks back. It says nothing of the model by itself, so its card does without it.
-CHAMPION = "gain_over_champion"
-# Images of a group whose accuracy says something about it.
-LEAST_GROUP = 20
-# By gate: its parameter, and what it holds against the limit. See `meaning`.
-MEANINGS = {
-    "auroc": ("min_auroc", "AUROC of the exported model"),
-    "auroc_within_groups": ("min_auroc_within_groups", "its AUROC within groups"),
-    "worst_group_accuracy": (
-        "min_worst_group_accuracy",
-        f"lowest accuracy in a group of {LEAST_GROUP} images or more",
-    ),
-    "ece": ("max_ece", "expected calibration error of the exported model"),
-    "asked": ("max_asked", "share of images that are left to a person"),
-    "finetuning_gain": (
-        "min_finetuning_gain",
-        "gain in AUROC of the fine-tuned teacher over its linear probe",
-    ),
-    "gain_over_teacher": (
-        "min_gain_over_teacher",
-        "gain in AUROC of the exported model over its teacher",
-    ),
-    "gain_over_control": (
-        "min_gain_over_control",
-        "gain in AUROC of the student over its control",
-    ),
-    "gain_over_control_within_groups": (
-        "min_gain_over_control_within_groups",
-        "gain in AUROC within groups of the student over its control",
-    ),
-    CHAMPION: (
-        "min_gain_over_champion",
-        "gain in AUROC of the exported model over the one in use",
-    ),
-    "parameter_share": ("max_parameter_share", "student's parameters over the teacher's"),
-    "parity_max_abs": ("max_parity", "difference of a probability between ONNX and PyTorch"),
-    "decisions_changed": (
-        "max_decisions_changed",
-        "decisions that differ between ONNX and PyTorch",
-    ),
-    "megabytes": ("max_megabytes", "size of the ONNX file in MB"),
-    "speed_up": ("min_speed_up", "times that the student in ONNX Runtime is faster"),
-}
 # In hand, where a limit is suggested: latencies differ between machines and nights.
 HEADROOM, SPEED_MARGIN = 0.25, 0.5
-# A student that sees too little of each image falls behind a teacher that sees all of it.
-DEEPER = (
-    "; a deeper student may hold more (distill.out_indices; flows/overlays/photos.yaml has one)"
-)
-
-
-def meaning(name: str) -> tuple[str, str]:
-    """The parameter of a gate, and what it holds against the limit."""
-    prefix, _, label = name.partition(" ")
-    if prefix == "recall":
-        return f"min_recall[{label!r}]", f"recall of {label}"
-    if prefix == "under":
-        words = f"gain in AUROC of the exported model on disturbed images ({label}) over the others"
-        return f"min_gain_under[{label!r}]", words
-    return MEANINGS[name]
-
-
-def _shortfall(name: str, gate: Gate) -> str:
-    """A failed gate in words: what it means, its value, and its parameter with the limit."""
-    parameter, words = meaning(name)
-    advice = DEEPER if name == "gain_over_teacher" else ""
-    interval = "" if gate.low is None else f" [{gate.low:.4g}, {gate.high:.4g}]"
-    return f"{words} is {gate.value:.4g}{interval}, but check.{parameter} is {gate.limit:g}{advice}"
-
-
-def _gate(value: Number, limit: Number, margin: Number, suggested: Number | None = None) -> Gate:
-    """A gate on a value without an interval."""
-    if suggested is not None:
-        suggested = float(f"{suggested:.2g}")  # As a person would set it.
-    return Gate(
-        value=value,
-        low=None,
-        high=None,
-        limit=limit,
-        margin=margin,
-        passed=margin >= 0,
-        suggested=suggested,
-    )
-
-
-def at_least(value: Number, limit: Number, *, suggested: Number | None = None) -> Gate:
-    """A gate that needs a value of `limit` or more."""
-    return _gate(value, limit, value - limit, suggested)
-
-
-def at_most(value: Number, limit: Number, *, suggested: Number | None = None) -> Gate:
-    """A gate that needs a value of `limit` or less."""
-    return _gate(value, limit, limit - value, suggested)
-
-
-def not_below(gain: Difference, limit: float) -> Gate:
-    """A gate that fails where a gain is clearly below `limit`: all of its interval is.
-
-    Where the groups are too few for an interval, the gain itself decides.
-    """
-    high = gain.gain if gain.high is None else gain.high
-    gate = _gate(gain.gain, limit, high - limit)
-    return gate.model_copy(update={"low": gain.low, "high": gain.high})
-
-
-def _surely(gain_over_chance: Difference) -> float | None:
-    """An AUROC that a model as good as this one has on other groups, too: its interval's low end.
-
-    None where there is no interval.
-    """
-    return None if gain_over_chance.low is None else max(0.5 + gain_over_chance.low, 0.0)
 
 
 def within_groups(params: Params, reports: Reports) -> dict[str, Gate]:
@@ -196,7 +97,7 @@ def within_groups(params: Params, reports: Reports) -> dict[str, Gate]:
         by_name["auroc_within_groups"] = at_least(
             auroc,
             params.min_auroc_within_groups,
-            suggested=_surely(over_chance) if over_chance else None,
+            suggested=surely(over_chance) if over_chance else None,
         )
     if gain is not None and params.min_gain_over_control_within_groups is not None:
         by_name["gain_over_control_within_groups"] = not_below(
@@ -261,7 +162,7 @@ def gates(params: Params, reports: Reports, parts: Parts, history: History) -> d
     ece = export.calibrated.ece
     return {
         "auroc": at_least(
-            export.auroc, params.min_auroc, suggested=_surely(export.gain_over_chance)
+            export.auroc, params.min_auroc, suggested=surely(export.gain_over_chance)
         ),
         **recalls(params, reports),
         **worst_group(params, parts),
@@ -371,12 +272,13 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             flush=True,
         )
     report.write_metrics(paths.metrics, verdict)
+    advice = {name: meaning(name).advice for name in failed}
     paths.page.write_text(
-        page.report_page(folders, reports, parts, history, verdict), encoding="utf-8"
+        page.report_page(folders, reports, parts, history, verdict, advice), encoding="utf-8"
     )
     if failed:
         raise GateFailed(
-            f"{'; '.join(_shortfall(name, verdicts[name]) for name in failed)}. No release was "
+            f"{'; '.join(shortfall(name, verdicts[name]) for name in failed)}. No release was "
             "written, and an earlier one stays; the report shows what the model does. Train it "
             "better, or change the limit in params.yaml"
         )

@@ -15,6 +15,7 @@ Run:    dvc repro export
 import json
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -56,6 +57,8 @@ from stages.core.training.targets import load_targets
 
 # Among the promises, that of the params.
 WANTED = "wanted"
+# What wrote the file.
+PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu")
 VariantKind = Literal["none", "few", "grid"]
 
 
@@ -267,6 +270,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     metadata = {
         "inputs": json.dumps(stage.inputs_of(paths)),
         "params": params.model_dump_json(),
+        "packages": json.dumps({name: version(name) for name in PACKAGES}),
         "temperature": repr(temperature),
         "bit_depth": str(data.rules.bit_depth),
         "max_pixels": str(data.rules.max_pixels),

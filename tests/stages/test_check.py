@@ -15,6 +15,7 @@ from stages import check
 from stages.core.release import page as page_of
 from stages.core.results import report
 from stages.core.results.champion import Champion, fingerprint, pack
+from stages.core.results.gates import LEAST_GROUP, MEANINGS
 from stages.core.results.predictions import logits
 from stages.core.results.report import STAGES
 from stages.core.results.schema import Disturbed
@@ -229,7 +230,7 @@ def test_each_gate_catches_what_it_is_for(
     paths: check.Paths, stage_name: str, key: str, value: float, gate: str
 ) -> None:
     change(getattr(paths, stage_name) / "metrics.json", key, value)
-    parameter, meaning = check.MEANINGS[gate]
+    parameter, meaning, advice = MEANINGS[gate]
     limits = load_yaml(ROOT / "params.yaml")["check"]
     with pytest.raises(GateFailed) as caught:
         run(paths)
@@ -240,7 +241,10 @@ def test_each_gate_catches_what_it_is_for(
     verdict = json.loads(paths.metrics.read_text())
     assert verdict["passed"] is False
     assert verdict["gates"][gate]["passed"] is False
-    assert "not passed" in paths.page.read_text()
+    page = paths.page.read_text()
+    assert "not passed" in page
+    assert f"to try: {advice}" in message
+    assert f"to try: {advice}." in page
     assert not paths.release.exists()
 
 
@@ -482,7 +486,7 @@ def test_classes_and_groups_may_have_gates_of_their_own(paths: check.Paths) -> N
         judge(min_recall={"defective": 0.71})
     with pytest.raises(GateFailed, match=r"in a group of 20 images or more is 0\.5, but"):
         judge(min_worst_group_accuracy=0.6)
-    small = PARTS.replace(",40,", f",{check.LEAST_GROUP - 1},")
+    small = PARTS.replace(",40,", f",{LEAST_GROUP - 1},")
     (paths.export / "parts.csv").write_text(small)
     assert judge(min_worst_group_accuracy=0.6)["worst_group_accuracy"]["value"] == 0.9
     with pytest.raises(ParamsError, match=r"min_recall: cat: no such class; there are func"):
@@ -646,7 +650,7 @@ def test_limits_are_suggested_that_a_run_as_good_clears(paths: check.Paths) -> N
         "auroc": 0.81, "auroc_within_groups": 0.73, "ece": 0.05, "parameter_share": 0.12,
         "megabytes": 0.31, "speed_up": 4.5,
     }  # fmt: skip
-    limits = {check.MEANINGS[name][0]: gate["suggested"] for name, gate in gates.items()}
+    limits = {MEANINGS[name].parameter: gate["suggested"] for name, gate in gates.items()}
     params = load_section(ROOT / "params.yaml", "check", check.Params)
     suggested = {name: limit for name, limit in limits.items() if limit is not None}
     with stage.staged(paths) as partial:

@@ -115,6 +115,7 @@ def report_page(
     parts: Parts,
     history: History,
     check: CheckMetrics,
+    advice: Mapping[str, str],
 ) -> str:
     """The whole report as one HTML page without outside references."""
     pictures = {
@@ -129,6 +130,7 @@ def report_page(
         pictures=pictures,
         parts=parts,
         history=history,
+        advice=advice,
         choices=choices(reports),
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from stages.core.nets.onnx_run import has_cuda_device
 from stages.core.results.schema import Engine
 from stages.core.runner.errors import Unavailable
 
@@ -70,8 +71,6 @@ def _torch(job: Job) -> Running:
     from stages.core.runner.runtime import Resources
 
     Resources(device=job.provider, threads=job.threads, processes=1, cache_gb=0).apply()
-    if job.provider == "cuda" and not torch.cuda.is_available():
-        raise Unavailable("PyTorch finds no CUDA device")
     start = time.perf_counter()
     load: Callable[[Path], Any] = load_teacher if (job.model / "member_0").exists() else load_net
     device = torch.device(job.provider)
@@ -158,4 +157,6 @@ def start(job: Job) -> Running:
     """Make a model ready. Raises: Unavailable, with the reason."""
     if job.provider == "cpu" and job.engine in ("ort_graph", "tensorrt"):
         raise Unavailable(f"{job.engine} runs on CUDA alone")
+    if job.provider == "cuda" and not has_cuda_device():
+        raise Unavailable("this machine has no CUDA device")
     return (_torch if job.engine in ("torch", "compile") else _ort)(job)

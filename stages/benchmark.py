@@ -35,6 +35,7 @@ from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
 from stages.core.speed import machine, protocol
 from stages.core.speed.engines import Job, ProviderName
+from stages.core.speed.picture import latencies
 from stages.core.speed.process import Process
 
 FP32 = "fp32"
@@ -325,7 +326,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     if params.load_seconds and not timings[usual].missing:
         load = under_load(jobs[usual], median_ms[usual.name(1)], params.load_seconds)
     against_load = [(p.rate, p.p50_ms, p.p99_ms) for p in load.values()]
-    pictures.latencies(paths.distribution, single, against_load, params.max_p99_ms)
+    latencies(paths.distribution, single, against_load, params.max_p99_ms)
     kept = [point.rate for point in load.values() if point.p99_ms <= params.max_p99_ms]
     report.write_metrics(
         paths.metrics,

@@ -24,7 +24,8 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9
 Images = NDArray[np.uint8]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write and close a figure."""
     with warnings.catch_warnings():
         # A box stands for a letter that the font lacks; the text is in the tables.
         warnings.filterwarnings("ignore", r"Glyph \d+ [\s\S]* missing from", UserWarning)
@@ -52,7 +53,7 @@ def grid(path: Path, rows: Mapping[str, Sequence[Images]]) -> None:
     axis.set_ylim(max(len(filled), 1), 0)
     if not filled:
         axis.text(0.5, 0.5, "none", ha="center", va="center")
-    _save(figure, path)
+    save(figure, path)
 
 
 def short(text: str, most: int = 24) -> str:
@@ -89,7 +90,7 @@ def captioned(
         axis.text(0.5, -0.03, caption, transform=axis.transAxes, ha="center", va="top", fontsize=8)
     if not len(images):
         axes[0, 0].text(0.5, 0.5, "none", ha="center", va="center")
-    _save(figure, path)
+    save(figure, path)
 
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -120,7 +121,7 @@ def ranking_curves(
         axis.grid(alpha=0.25)
     if by_class:
         roc.legend(frameon=False, loc="lower right", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def reliability(
@@ -134,7 +135,7 @@ def reliability(
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.05))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
-    _save(figure, path)
+    save(figure, path)
 
 
 def beside_nearest(path: Path, synthetic: Images, real: Images, *, count: int = 10) -> None:
@@ -162,7 +163,7 @@ def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> No
         axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
-    _save(figure, path)
+    save(figure, path)
 
 
 def learning_curves(table: Path, picture: Path, histories: Sequence[pd.DataFrame]) -> None:
@@ -171,46 +172,6 @@ def learning_curves(table: Path, picture: Path, histories: Sequence[pd.DataFrame
     together.to_csv(table, index=False)
     lines = {str(n): c.set_index("epoch")["val_auroc"] for n, c in together.groupby("net")}
     curves(picture, lines, x="epoch", y="AUROC, validation")
-
-
-def latencies(
-    path: Path,
-    samples: Mapping[str, NDArray[np.float64]],
-    load: Sequence[tuple[float, float, float]],
-    limit_ms: float,
-) -> None:
-    """How latencies are distributed; and, where it was measured, how they grow with the load.
-
-    Args:
-        samples: milliseconds in rising order, by whose they are.
-        load: rate, p50 and p99.
-        limit_ms: of p99.
-    """
-    figure, axes = plt.subplots(
-        1, 2 if load else 1, figsize=(10 if load else 6.5, 4), squeeze=False
-    )
-    axis = axes[0, 0]
-    for number, (name, values) in enumerate(samples.items()):
-        again, colour = divmod(number, len(COLOURS))
-        slower = 1 - np.arange(len(values)) / len(values)
-        axis.plot(values, slower, label=name, color=COLOURS[colour], ls=":" if again else "-")
-    axis.set(xscale="log", yscale="log", xlabel="ms per call, batch 1", ylabel="share as slow")
-    if 0 < len(samples) <= 2 * len(COLOURS):
-        axis.legend(frameon=False, fontsize=7)
-    if load:
-        rates, medians, tails = zip(*load, strict=True)
-        axes[0, 1].plot(rates, medians, color=COLOURS[0], marker="o", ms=3, label="p50")
-        axes[0, 1].plot(rates, tails, color=COLOURS[1], marker="o", ms=3, label="p99")
-        axes[0, 1].axhline(limit_ms, color="#999999", lw=1, ls=":")
-        axes[0, 1].set(
-            yscale="log", xlabel="images per second that arrive", ylabel="ms to the answer"
-        )
-        axes[0, 1].legend(frameon=False)
-    for each in axes[0]:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(alpha=0.25)
-    figure.tight_layout()
-    _save(figure, path)
 
 
 def bars(
@@ -237,4 +198,4 @@ def bars(
         )  # fmt: skip
     axis.set_xlabel(label)
     axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)

@@ -13,7 +13,7 @@ def test_every_training_has_a_curve_of_its_own(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append(figure))
     series = {f"net {n}": pd.Series([0.5, 0.6], index=[1, 2]) for n in range(count)}
     pictures.curves(tmp_path / "curves.png", series, x="epoch", y="AUROC")
     (axis,) = drawn[0].axes

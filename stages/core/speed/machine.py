@@ -35,7 +35,7 @@ def description() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "CPU flags": _cpu_flags(),
         **({"GPU, driver": gpu} if gpu else {}),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "Python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
     }

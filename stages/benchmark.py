@@ -233,6 +233,7 @@ def row(contender: Contender, batch: int, timings: Timings) -> Latency:
         calls=len(together),
         **figures,
         images_per_s=batch / figures["p50_ms"] * 1e3,
+        rounds_ms={str(n): float(np.median(each)) for n, each in enumerate(rounds, 1)},
         spread=protocol.spread(rounds),
         is_stable=timings.stable[batch],
     )

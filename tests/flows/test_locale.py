@@ -28,7 +28,9 @@ folders = {name: root / name for name in STAGES}
 written = {"release": root / "release", "page": root / "p.html", "metrics": root / "m.json"}
 check.run(
     load_section(Path("params.yaml"), "check", check.Params),
-    paths=check.Paths(**folders, onnx=root / "onnx", **written),
+    paths=check.Paths(
+        **folders, onnx=root / "onnx", accepted=root / "accepted.json", **written
+    ),
     resources=Resources(device="cpu", threads=1, processes=1, cache_gb=1),
 )
 node = Node("check", metrics=(root / "export/metrics.json",), tables=(root / "table.csv",))
@@ -49,6 +51,8 @@ def test_labels_are_written_and_read(tmp_path: Path) -> None:
     reports(tmp_path)
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "fp32.onnx").touch()
+    (tmp_path / "onnx" / "evidence.onnx").touch()
+    (tmp_path / "accepted.json").write_text("{}")
     metrics = tmp_path / "export" / "metrics.json"
     label = "caf\u00e9"
     metrics.write_text(metrics.read_text().replace("functional", label), encoding="utf-8")

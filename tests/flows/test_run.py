@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from stages.core.nets.variants import USUAL
 from tests.helpers.tiny import DETERMINISTIC, TRAIN, Workspace, make
 
 FILES = {
@@ -33,9 +34,10 @@ FILES = {
     "data/augmented": ["labels.npy", "logits.npy", "pixels.npy"],
     "data/models/gan": ["config.json", "model.safetensors"],
     "data/models/refined": ["config.json", "model.safetensors"],
-    "data/models/onnx": ["fp32.onnx"],
+    "data/models/onnx": ["evidence.onnx", "fp16.onnx", "fp32.onnx", f"{USUAL.name}.onnx"],
     "data/release": [
         "MODEL_CARD.md",
+        "evidence.onnx",
         "labels.json",
         "manifest.json",
         "metrics.json",

@@ -111,10 +111,10 @@ def test_the_table_of_stages_is_the_graph() -> None:
     assert stages[1:] == list(load_yaml(ROOT / "dvc.yaml")["stages"])
 
 
-def test_the_changelog_opens_with_the_version() -> None:
+def test_the_changelogs_newest_version_is_the_projects() -> None:
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     changelog = (ROOT / "CHANGELOG.md").read_text()
-    newest = re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE)
+    newest = re.search(r"^## \[(\d.+?)\]", changelog, re.MULTILINE)
     assert version is not None
     assert newest is not None
     assert newest[1] == version[1]

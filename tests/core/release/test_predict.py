@@ -22,7 +22,7 @@ from stages.core.dataset.data import load_dataset
 from stages.core.intake.backgrounds import divide
 from stages.core.intake.images import look
 from stages.core.nets.onnx_export import Calibrated, export, metadata_of, write
-from stages.core.nets.variants import USUAL, as_fp16, as_int8
+from stages.core.nets.variants import USUAL, as_int8
 from stages.core.release import predict
 from tests.conftest import ROOT, MakeFolder
 from tests.core.intake.test_images import saved, scene
@@ -551,9 +551,9 @@ def test_the_oldest_software_that_the_card_names(release: Path, tmp_path: Path) 
 
     # And a model that divides by the images' median.
     shutil.copytree(release, tmp_path / "dividing")
-    more = METADATA | {"background_images": "3"}
+    dividing = METADATA | {"background_images": "3"}
     file = tmp_path / "dividing" / "model.onnx"
-    export(net(), file, temperature=1.7, metadata=more, background="group")
+    export(net(), file, temperature=1.7, metadata=dividing, background="group")
     command[2] = str(tmp_path / "dividing" / "predict.py")
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     given = [[r["probabilities"][name] for name in CLASSES] for r in json.loads(ended.stdout)]
@@ -563,25 +563,18 @@ def test_the_oldest_software_that_the_card_names(release: Path, tmp_path: Path) 
         expected = Calibrated(net(), 1.7)(divided).numpy()
     np.testing.assert_allclose(given, expected, atol=1e-5)
 
-    # And its evidence, and other number formats.
+    # And its evidence, and int8; float16 is for GPUs, and asks for a newer one.
     (tmp_path / "more").mkdir()
     original, explained = tmp_path / "more" / "fp32.onnx", tmp_path / "more" / "evidence.onnx"
     export(net(), original, temperature=1.7, metadata=METADATA, explained=explained)
-    model = onnx.load(original)
-    batches = [(np.stack(pixels),)]
-    for name, other in (
-        ("fp16", as_fp16(onnx.load(original))),
-        ("int8", as_int8(model, USUAL, batches)),
-    ):
-        write(other, tmp_path / "more" / f"{name}.onnx", metadata_of(onnx.load(original)))
+    quantised = as_int8(onnx.load(original), USUAL, [(np.stack(pixels),)])
+    write(quantised, tmp_path / "more" / "int8.onnx", metadata_of(onnx.load(original)))
     expected = np.array([[row["probabilities"][name] for name in CLASSES] for row in rows])
     command[2] = str(release / "predict.py")
-    for name, limit in (("evidence", 1e-5), ("fp16", 0.01), ("int8", 0.2)):
-        another = str(tmp_path / "more" / f"{name}.onnx")
+    for name, limit in (("evidence", 1e-5), ("int8", 0.2)):
         extra = ["--evidence", "maps"] if name == "evidence" else []
-        ended = subprocess.run(
-            [*command, "--model", another, *extra], cwd=tmp_path, capture_output=True, text=True
-        )
-        given = [[r["probabilities"][name] for name in CLASSES] for r in json.loads(ended.stdout)]
+        more = ["--model", str(tmp_path / "more" / f"{name}.onnx"), *extra]
+        ended = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True)
+        given = [[r["probabilities"][label] for label in CLASSES] for r in json.loads(ended.stdout)]
         assert np.abs(np.array(given) - expected).max() < limit, name
     assert len(list((tmp_path / "maps").iterdir())) == 5

@@ -277,15 +277,20 @@ stage.main("toy", Params, Paths, run)
 """
 
 
-def test_a_full_disk_is_one_line(workspace: Path) -> None:
-    (workspace / "toy.py").write_text(TOY)
+def failing(workspace: Path, toy: str) -> list[str]:
+    """What a stage says on stderr when it fails, in a process of its own."""
+    (workspace / "toy.py").write_text(toy)
     environment = {k: v for k, v in os.environ.items() if k != lock.HOLDER}
     ended = subprocess.run(
         [sys.executable, "toy.py", "--data", "data", "--result", "result"],
         cwd=workspace, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
+    return ended.stderr.splitlines()
+
+
+def test_a_full_disk_is_one_line(workspace: Path) -> None:
+    (line,) = failing(workspace, TOY)
     assert re.fullmatch(
         r"error: toy: the disk is full \(.*result\): .* has [\d.]+ GB left; make some, run again",
         line,
@@ -295,14 +300,7 @@ def test_a_full_disk_is_one_line(workspace: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_a_folder_that_may_not_be_written_is_one_line(workspace: Path, number: int) -> None:
     toy = TOY.replace("errno.ENOSPC", str(number)).replace("str(paths.result)", "'result'")
-    (workspace / "toy.py").write_text(toy)
-    environment = {k: v for k, v in os.environ.items() if k != lock.HOLDER}
-    ended = subprocess.run(
-        [sys.executable, "toy.py", "--data", "data", "--result", "result"],
-        cwd=workspace, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines() == [
+    assert failing(workspace, toy) == [
         f"error: toy: result: {os.strerror(number)}; give yourself the right"
     ]
 

@@ -38,6 +38,7 @@ from stages.core.results.champion import (
     fingerprint,
     load,
     pack,
+    parse,
     read_predictions,
 )
 from stages.core.results.report import read_metrics
@@ -51,6 +52,7 @@ RELEASE, REPORTS = Path("data/release"), Path("data/reports")
 ACCEPTED, PROFILE = Path("data/accepted.json"), Path("data/validated/profile.json")
 # What a run, or a release, writes into git.
 WRITTEN = ("dvc.lock", REPORTS.as_posix(), ACCEPTED.as_posix())
+WRITTEN_INSIDE = f"{REPORTS.as_posix()}/"
 PREFIX, CURRENT = "model@v", "model@current"
 Part = Literal["major", "minor", "patch"]
 PARTS: tuple[Part, ...] = ("major", "minor", "patch")
@@ -105,7 +107,7 @@ def check_commit(root: Path) -> None:
         root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames"
     ).split("\0")
     names = [entry[3:] for entry in changed if entry]
-    others = [name for name in names if not name.startswith(WRITTEN)]
+    others = [n for n in names if n not in WRITTEN and not n.startswith(WRITTEN_INSIDE)]
     if others:
         raise ReleaseRefused(
             f"{', '.join(others[:5])}: changed, and in no commit; commit them, so that the release "
@@ -185,6 +187,38 @@ def _champion(root: Path, version: str, own: str, before: Champion | None) -> Ch
     )
 
 
+def _champion_at(root: Path, revision: str) -> Champion | None:
+    text = git(root, "show", f"{revision}:{ACCEPTED.as_posix()}")
+    return parse(text, ACCEPTED.as_posix())
+
+
+def check_tag(root: Path, champion: Champion) -> None:
+    """Raises: ReleaseRefused where the champion's version is the tag of another release."""
+    if _number(champion.version) in versions(root):
+        tagged = _champion_at(root, f"{PREFIX}{champion.version}")
+        if tagged is None or tagged.release != champion.release:
+            raise ReleaseRefused(
+                f"{PREFIX}{champion.version}: a tag of another release; take yours back (git "
+                f"checkout -- {ACCEPTED}) and release again"
+            )
+
+
+def _released(root: Path, champion: Champion | None) -> Champion | None:
+    """The last champion that was released: one that was only written down does not count.
+
+    Raises: ReleaseRefused where it was committed, and has no tag here.
+    """
+    if champion is None or _number(champion.version) in versions(root):
+        return champion
+    committed = _champion_at(root, "HEAD")
+    if committed is not None and _number(committed.version) not in versions(root):
+        raise ReleaseRefused(
+            f"{PREFIX}{committed.version}: no such tag; `git fetch --tags`; or, if that release "
+            f"was interrupted, tag its commit: git tag -a {PREFIX}{committed.version} COMMIT"
+        )
+    return committed
+
+
 def release(root: Path, part: Part) -> str:
     """Release the candidate, or finish doing so; returns its version.
 
@@ -196,8 +230,10 @@ def release(root: Path, part: Part) -> str:
         if champion is not None and champion.release == own:
             version = champion.version
             check_files(root / RELEASE)
+            check_tag(root, champion)
         else:
             check_candidate(root)
+            champion = _released(root, champion)
             version = next_version(versions(root), part)
             new = _champion(root, version, own, champion)
             profile = json.loads((root / PROFILE).read_text(encoding="utf-8"))
@@ -220,13 +256,18 @@ def rollback(root: Path) -> str:
         champion = load(root / ACCEPTED)
         in_use = versions(root, f"--points-at={CURRENT}") if _is_tag(root, CURRENT) else []
         if champion is None or not in_use:
-            raise ReleaseRefused(f"{CURRENT}: no such tag; nothing has been released here")
+            raise ReleaseRefused(
+                f"{CURRENT}: no such tag here; `git fetch --tags`, or release a model first"
+            )
         # One that was killed has gone back in accepted.json alone.
         version = champion.version if _number(champion.version) < in_use[-1] else champion.before
         if version is None:
             raise ReleaseRefused(f"{ACCEPTED}: no release before {champion.version}")
         tag = f"{PREFIX}{version}"
+        if _number(version) not in versions(root):
+            raise ReleaseRefused(f"{tag}: no such tag here; `git fetch --tags`")
         before = git(root, "show", f"{tag}:{ACCEPTED.as_posix()}")
+        parse(before, ACCEPTED.as_posix())
         _write_accepted(root, json.loads(before))
         _commit(root, f"Go back to model v{version}", ACCEPTED.as_posix())
         git(root, "tag", "--force", CURRENT, f"{tag}^{{commit}}")

@@ -59,6 +59,10 @@ def path(root: Path, overlay: str) -> Path:
     return root / ".worktrees" / name
 
 
+# Mappings whose keys are the user's own (classes, disturbances): an overlay's replaces the whole.
+FREE = ("check.min_recall", "check.min_gain_under")
+
+
 def merge(
     params: dict[str, Any], overlay: dict[str, Any], *, source: str, section: str = ""
 ) -> None:
@@ -69,7 +73,7 @@ def merge(
             close = difflib.get_close_matches(str(key), [str(known) for known in params], 1)
             advice = f"; is {close[0]} meant?" if close else f"; there are {', '.join(params)}"
             raise ParamsError(f"{source}: {name} = {value!r}: params.yaml has no such key{advice}")
-        if isinstance(params[key], dict) and isinstance(value, dict):
+        if isinstance(params[key], dict) and isinstance(value, dict) and name not in FREE:
             merge(params[key], value, source=source, section=name)
         else:
             params[key] = value

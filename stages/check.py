@@ -15,7 +15,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ from stages.core.results.gates import (
     surely,
 )
 from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Disturbed, Gate, Offer
+from stages.core.results.schema import CheckMetrics, Disturbed, Gate, Offer, Provider, Variant
 from stages.core.runner import stage
 from stages.core.runner.errors import GateFailed, ParamsError
 from stages.core.runner.params import Section
@@ -60,8 +60,8 @@ class Params(Section):
     max_parity: float = Field(ge=0, le=1)
     max_decisions_changed: int = Field(ge=0)
     max_megabytes: float = Field(gt=0)
-    min_speed_up: float = Field(ge=0)
-    min_variant_speed_up: float = Field(ge=0)
+    min_speed_up: float = Field(ge=0, allow_inf_nan=False)
+    min_variant_speed_up: float = Field(ge=0, allow_inf_nan=False)
     max_variant_loss: float = Field(ge=0, le=1)
 
 
@@ -84,8 +84,9 @@ class Paths(stage.Paths):
     metrics: Path = stage.writes(even_on_failure=True)
 
 
-# In hand, where a limit is suggested: latencies differ between machines and nights.
+# Headroom in suggested limits: latencies differ between machines and nights.
 HEADROOM, SPEED_MARGIN = 0.25, 0.5
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 
 def within_groups(params: Params, reports: Reports) -> dict[str, Gate]:
@@ -189,45 +190,53 @@ def gates(params: Params, reports: Reports, parts: Parts, history: History) -> d
     }
 
 
+def _too_much_lost(params: Params, variant: Variant) -> str:
+    lost, split = max((variant.val_loss, "validation"), (variant.loss, "test"))
+    if lost <= params.max_variant_loss:
+        return ""
+    return (
+        f"its accuracy on the {split} split is lower by {lost:.4f}; "
+        f"check.max_variant_loss is {params.max_variant_loss:g}"
+    )
+
+
 def offers(params: Params, reports: Reports) -> dict[str, Offer]:
     """Which other formats ship: on each provider the fastest of those that lose little.
 
     A format has to lose little on the validation split, which chooses, and on the test split.
     """
-    judged: dict[str, Offer] = {}
-    for name, variant in reports.export.variants.items():
-        ratios = reports.benchmark.variant_speed_ups(name)
-        provider: Literal["cpu", "cuda"] = "cpu"
-        if ratios.get("cuda", 0) > ratios.get("cpu", 0):
-            provider = "cuda"
-        speed_up = ratios.get(provider)
-        lost, split = max((variant.val_loss, "validation"), (variant.loss, "test"))
-        reason = ""
-        if lost > params.max_variant_loss:
-            reason = (
-                f"its accuracy on the {split} split is lower by {lost:.4f}; "
-                f"check.max_variant_loss is {params.max_variant_loss:g}"
-            )
-        elif speed_up is None:
+    export = reports.export
+    ratios = {name: reports.benchmark.variant_speed_ups(name) for name in export.variants}
+    judged = {
+        name: Offer(provider="cpu", speed_up=None, file=None, reason=f"not written: {reason}")
+        for name, reason in export.failed_variants.items()
+    }
+    for name, variant in export.variants.items():
+        provider: Provider = max(ratios[name], key=ratios[name].__getitem__, default="cpu")
+        speed_up = ratios[name].get(provider)
+        reason = _too_much_lost(params, variant)
+        if not reason and speed_up is None:
             reason = "it could not be timed"
-        elif speed_up < params.min_variant_speed_up:
+        if not reason and speed_up is not None and speed_up < params.min_variant_speed_up:
             reason = (
                 f"it is {speed_up:.2f} times as fast as float32; "
                 f"check.min_variant_speed_up is {params.min_variant_speed_up:g}"
             )
-        judged[name] = Offer(provider=provider, speed_up=speed_up, file=None, reason=reason)
-    for provider in ("cpu", "cuda"):
+        judged[name] = Offer(
+            provider=provider, speed_up=speed_up, file=None, reason=reason or "another is faster"
+        )
+    for provider in PROVIDERS:
         fit = {
-            n: o.speed_up or 0 for n, o in judged.items() if o.provider == provider and not o.reason
+            name: each[provider]
+            for name, each in ratios.items()
+            if each.get(provider, 0) >= params.min_variant_speed_up
+            and not _too_much_lost(params, export.variants[name])
+            and judged[name].file is None
         }
-        for name in fit:
+        if fit:
             first = max(fit, key=fit.__getitem__)
-            change = (
-                {"file": f"model_{name.partition('_')[0]}.onnx"}
-                if name == first
-                else {"reason": f"{first} is faster"}
-            )
-            judged[name] = judged[name].model_copy(update=change)
+            file = f"model_{first.partition('_')[0]}_{provider}.onnx"
+            judged[first] = Offer(provider=provider, speed_up=fit[first], file=file, reason="")
     return judged
 
 

@@ -50,6 +50,7 @@ from stages.core.results.operating_point import OperatingPoint
 from stages.core.results.review import Probabilities
 from stages.core.results.schema import Disturbed, ExportMetrics, Parity, Thresholds, Variant
 from stages.core.runner import runtime, stage
+from stages.core.runner.errors import Unavailable
 from stages.core.runner.params import Section
 from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
@@ -205,6 +206,8 @@ def make_variant(
         batches = np.array_split(rows, CALIBRATION_IMAGES // CALIBRATION_BATCH)
         model = as_int8(model, how, [data.equivalent_inputs(batch) for batch in batches])
     after = judge.answers(model.SerializeToString())
+    if not all(np.isfinite(each).all() for each in after):
+        raise Unavailable("its answers are no numbers")
     file = original.with_name(f"{name}.onnx")
     write(model, file, metadata | judge.as_metadata(judge.thresholds(after[0])))
     labels = {split: data.labels[data.rows(split)] for split in ("val", "test")}
@@ -227,18 +230,27 @@ def make_variant(
 
 def variants(
     kind: VariantKind, judge: Judge, original: Path, before: Answers
-) -> dict[str, Variant]:
-    """Write and judge the model in other formats, by their names."""
+) -> tuple[dict[str, Variant], dict[str, str]]:
+    """Write and judge the model in other formats, by their names.
+
+    Returns: those; and why others could not be had, which ends no run: they are extras.
+    """
     ways: dict[str, Int8 | None] = {}
     if kind != "none":
         ways[FP16] = None
         ways |= {how.name: how for how in (grid() if kind == "grid" else [USUAL])}
     progress = Progress("formats", len(ways))
-    judged = {}
+    judged, failed = {}, {}
     for name, how in ways.items():
-        judged[name] = make_variant(judge, original, before, name, how)
+        try:
+            judged[name] = make_variant(judge, original, before, name, how)
+        except Unavailable as error:
+            failed[name] = str(error)
+        except Exception as error:  # the converters raise whatever a network makes them raise
+            reason = " ".join(str(error).split())[:200]
+            failed[name] = f"{type(error).__name__}: {reason}"
         progress.step(where=name)
-    return judged
+    return judged, failed
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
@@ -303,6 +315,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         kind: np.log(probabilities(running, partial(_disturbed, data, kind), test) + 1e-12)
         for kind in get_args(Disturbed)
     }
+    others, failed = variants(params.variants, judge, file, before)
     promises = {
         name: point.promise(data.classes, thresholds[name], shipped, labels)
         for name, point in points.items()
@@ -330,7 +343,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
                 kind: metrics.paired_gain(logits, log_shipped, labels, groups)
                 for kind, logits in under.items()
             },
-            variants=variants(params.variants, judge, file, before),
+            variants=others,
+            failed_variants=failed,
         ),
     )
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +90,13 @@ def test_a_device_that_is_not_here_is_refused_also_after_good_ones(
     for _ in range(2):
         with pytest.raises(Unavailable, match="no CUDA device"):
             params.check(workspace)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"min_recall": {"defective": 0.5}}, {"min_gain_under": {"blur": -0.1}}]
+)
+def test_an_overlay_may_name_classes_and_disturbances(changes: dict[str, Any]) -> None:
+    params.check(ROOT / "params.yaml", {"check": changes}, source="overlay")
+    wrong = {"check": {name: dict.fromkeys(value, 2.0) for name, value in changes.items()}}
+    with pytest.raises(ParamsError, match="less than or equal to 1"):
+        params.check(ROOT / "params.yaml", wrong, source="overlay")

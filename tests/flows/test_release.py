@@ -234,3 +234,60 @@ def test_a_remote_that_fails_is_named(project: Repository) -> None:
     with pytest.raises(WorkspaceFailed, match=r"^dvc push: .*; mend the remote, and run"):
         release.release(project.root, "minor")
     assert CURRENT not in project.git("tag", "--list").split()
+
+
+@pytest.mark.slow
+def test_a_release_that_was_only_written_down_is_no_champion(
+    project: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release.release(project.root, "minor")
+    project.model.write_bytes(b"second")
+    project.run()
+    with monkeypatch.context() as patched:
+        patched.setattr(release, "git", dying("commit"))
+        with pytest.raises(KeyboardInterrupt):
+            release.release(project.root, "minor")
+    project.model.write_bytes(b"third")
+    project.run()
+    assert release.release(project.root, "minor") == "1.1.0"
+    champion = project.accepted()["champion"]
+    assert (champion["before"], champion["decisions"]) == ("1.0.0", 2)
+    assert release.rollback(project.root) == "1.0.0"
+
+
+@pytest.mark.slow
+def test_tags_that_are_not_here_or_are_anothers_are_told_of(project: Repository) -> None:
+    release.release(project.root, "minor")
+    project.model.write_bytes(b"second")
+    project.run()
+    release.release(project.root, "minor")
+    project.git("tag", "--delete", "model@v1.0.0")
+    with pytest.raises(
+        ReleaseRefused, match=r"model@v1\.0\.0: no such tag here; `git fetch --tags`"
+    ):
+        release.rollback(project.root)
+    project.git("tag", "--delete", "model@v1.1.0", CURRENT)
+    with pytest.raises(ReleaseRefused, match=r"model@current: no such tag here"):
+        release.rollback(project.root)
+    project.model.write_bytes(b"third")
+    project.run()
+    with pytest.raises(ReleaseRefused, match=r"model@v1\.1\.0: no such tag; `git fetch --tags`"):
+        release.release(project.root, "minor")
+    assert project.git("tag", "--list") == ""
+
+
+@pytest.mark.slow
+def test_a_tag_of_the_same_number_is_not_taken_for_ones_own(
+    project: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release.release(project.root, "minor")
+    project.model.write_bytes(b"second")
+    project.run()
+    with monkeypatch.context() as patched:
+        patched.setattr(release, "git", dying("commit"))
+        with pytest.raises(KeyboardInterrupt):
+            release.release(project.root, "minor")
+    project.git("tag", "model@v1.1.0", "model@v1.0.0^{commit}")
+    with pytest.raises(ReleaseRefused, match=r"model@v1\.1\.0: a tag of another release"):
+        release.release(project.root, "minor")
+    assert project.git("rev-parse", CURRENT) == project.git("rev-parse", "model@v1.0.0^{commit}")

@@ -246,6 +246,10 @@ def test_the_release_draws_what_it_goes_by(shipped: Shipped, tmp_path: Path) -> 
         *arguments, "--model", str(release / "model.onnx"), at=tmp_path, status=2
     )
     assert "gives no evidence; leave --model out" in errors[0]
+    _, errors = shipped.predict(*arguments, at=tmp_path, status=2)
+    assert errors[0] == "error: --evidence out/maps: not empty; name a new folder"
+    _, errors = shipped.predict("in", "--evidence", "in/maps", at=tmp_path, status=2)
+    assert errors[0] == "error: --evidence in/maps: inside in, whose images are looked at"
     (tmp_path / "file").write_text("")
     _, errors = shipped.predict("in", "--evidence", "file", at=tmp_path, status=2)
     assert errors[-1].startswith("error: --evidence file: cannot be written (File exists)")
@@ -328,6 +332,20 @@ def test_parity_catches_another_division(
         monkeypatch.setattr(onnx_export, "divided", broken)
     paths = exported(tmp_path, out / "validated", network(load_dataset(out / "validated")))
     assert parity(paths).parity.max_abs > 1e-4
+
+
+def test_a_format_that_cannot_be_had_ends_no_run(
+    tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Any:
+        raise RuntimeError("no such\noperator")
+
+    image_folder()
+    validated = validate(tmp_path) / "validated"
+    monkeypatch.setattr(export, "as_int8", fails)
+    result = parity(exported(tmp_path, validated, network(load_dataset(validated)), variants="few"))
+    assert list(result.variants) == ["fp16"]
+    assert result.failed_variants == {USUAL.name: "RuntimeError: no such operator"}
 
 
 @pytest.mark.parametrize("kind", ["none", "group", "both"])

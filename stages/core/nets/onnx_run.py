@@ -40,7 +40,7 @@ def has_cuda_device() -> bool:
 
 
 def _provider_options(provider: Provider, cuda_graph: bool, cache: Path | None) -> list[Any]:
-    """As ONNX Runtime takes them. Full float32: no TF32."""
+    """As ONNX Runtime takes them."""
     cuda = (NAMES["cuda"], {"use_tf32": "0", "enable_cuda_graph": "1" if cuda_graph else "0"})
     if provider == "cpu":
         return [NAMES["cpu"]]

@@ -26,6 +26,7 @@ from onnxruntime.quantization import (
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from stages.core.nets.onnx_run import Inputs, feed
+from stages.core.runner.errors import Unavailable
 
 FP32, FP16 = "fp32", "fp16"
 # Activations and weights. Where activations are unsigned and weights signed, products of a CPU
@@ -42,6 +43,8 @@ METHODS = {
 }
 # What is computed in int8; a ReLU6 is a Clip.
 OPERATORS = ["Conv", "Clip", "Add"]
+# Convolutions that a network needs, with the two that may stay in float32.
+FEWEST = 3
 # Training images that ranges of activations are taken from, and how many at a time. Two methods
 # keep all activations in memory: some 20 MB per image of 160 x 160 pixels.
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 32, 8
@@ -113,8 +116,14 @@ def as_int8(model: onnx.ModelProto, how: Int8, batches: Sequence[Inputs]) -> onn
 
     Args:
         batches: of training images, which the ranges of activations are taken from.
+
+    Raises: Unavailable for a network that hardly has convolutions.
     """
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    if len(convolutions) < FEWEST:
+        raise Unavailable(
+            f"it has {len(convolutions)} convolutions; with fewer than {FEWEST}, int8 gains nothing"
+        )
     activations, weights = FORMATS[how.form]
     with tempfile.TemporaryDirectory() as folder, _silent():
         file = Path(folder) / "int8.onnx"

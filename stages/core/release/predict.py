@@ -722,9 +722,13 @@ class Model:
             raise BadModel(f"{path}: no such file; copy the whole release folder again")
         onnxruntime.set_default_logger_severity(4)
         try:
-            # Its content, not its path: so a model cannot have other files opened for it.
+            # A model is one file: what it may name beside itself is not to be opened.
+            options = onnxruntime.SessionOptions()
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", os.devnull
+            )
             self._session: Any = onnxruntime.InferenceSession(
-                path.read_bytes(), providers=["CPUExecutionProvider"]
+                path.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's classes have no base of their own
             reason = " ".join(str(error).split())[:200]
@@ -791,8 +795,11 @@ class Model:
         self.explains = len(outputs) == 2
         answers = [("probabilities", "tensor(float)", [len(self.classes)])]
         if self.explains:  # one map per class, of any side
-            side = outputs[1][2][-1:]
-            answers.append(("evidence", "tensor(float)", [len(self.classes), *side, *side]))
+            side = outputs[1][2][-1] if outputs[1][2] else 0
+            if side not in range(1, self.image_px + 1):
+                raise ValueError(f"its evidence has a side of {side}; expected pixels, or fewer")
+            answers.append(("evidence", "tensor(float)", [len(self.classes), side, side]))
+            self._side = side
         for actual, expected in (
             (inputs, [(name, "tensor(uint8)", image) for name in names]),
             (outputs, answers),
@@ -853,7 +860,18 @@ class Model:
         inputs = {"images": np.stack(images)}
         if backgrounds:
             inputs["backgrounds"] = np.stack(backgrounds)
-        outputs: list[NDArray[np.float32]] = self._session.run(None, inputs)
+        try:
+            outputs: list[NDArray[np.float32]] = self._session.run(None, inputs)
+        except Exception as error:  # onnxruntime's classes have no base of their own
+            reason = " ".join(str(error).split())[:200]
+            raise BadModel(f"the model cannot be run ({reason}); copy its release again") from None
+        probabilities = (len(images), len(self.classes))
+        shapes: list[tuple[int, ...]] = [probabilities]
+        if self.explains:
+            shapes.append((*probabilities, self._side, self._side))
+        actual = [output.shape for output in outputs]
+        if actual != shapes:
+            raise BadModel(f"the model's answers are of shape {actual}; expected {shapes}")
         return outputs
 
 
@@ -1043,7 +1061,8 @@ def answers(
             if pixels is not None:
                 row, *maps = next(rows)
                 seen = Seen(pixels, maps[0]) if maps else None
-            if row is not None and not np.isfinite(row).all():
+            parts = [] if row is None else [row] if seen is None else [row, seen.evidence]
+            if not all(np.isfinite(part).all() for part in parts):
                 row, seen, problem = None, None, "the model's answer is no number"
             yield Answer(file, row, problem, seen)
         waiting.clear()
@@ -1097,9 +1116,8 @@ def explained(seen: Seen, row: NDArray[np.float32]) -> Image.Image:
     """
     second, first = np.argsort(row, kind="stable")[-2:]
     values = seen.evidence[first] - seen.evidence[second]
-    cell = max(len(values) // 16, 1)
-    count = len(values) // cell
-    cells = values[: count * cell, : count * cell].reshape(count, cell, count, cell).sum((1, 3))
+    count = min(len(values), 16)
+    cells = np.asarray(Image.fromarray(values).resize((count, count), Image.Resampling.BOX))
     strength = cells / max(float(np.abs(cells).max()), 1e-12)
     channels = (255 * strength.clip(0, 1), 255 * (-strength).clip(0, 1), 255 * np.abs(strength))
     side = seen.pixels.shape[:2]
@@ -1119,6 +1137,23 @@ def explained(seen: Seen, row: NDArray[np.float32]) -> Image.Image:
     return both
 
 
+def new_folder(folder: Path, inputs: Iterable[Path]) -> None:
+    """Make the folder that evidence goes to.
+
+    Raises: Refused unless it is new, or empty, and apart from the images.
+    """
+    try:
+        for path in inputs:
+            if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
+                raise Refused(f"--evidence {folder}: inside {path}, whose images are looked at")
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
+    except OSError as error:
+        raise Refused(f"--evidence {folder}: cannot be written ({error.strerror})") from None
+    if not is_empty:
+        raise Refused(f"--evidence {folder}: not empty; name a new folder")
+
+
 def drawn(rows: Iterable[Answer], folder: Path) -> Iterator[Answer]:
     """The same answers; a PNG of each image and its evidence is written on the way.
 
@@ -1131,8 +1166,9 @@ def drawn(rows: Iterable[Answer], folder: Path) -> Iterator[Answer]:
             stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(answer.file).stem)[-60:]
             picture = explained(answer.seen, answer.probabilities)
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                picture.save(folder / f"{number:05d}_{stem}.png")
+                # New files alone: nothing that is there, or that a link names, is overwritten.
+                with (folder / f"{number:05d}_{stem}.png").open("xb") as file:
+                    picture.save(file, "PNG")
             except OSError as error:
                 raise Refused(
                     f"--evidence {folder}: cannot be written ({error.strerror})"
@@ -1208,7 +1244,10 @@ def main() -> int:
             usual = "model.onnx" if arguments.evidence is None else "evidence.onnx"
             model = Model(arguments.model or Path(__file__).with_name(usual))
             if arguments.evidence is not None and not model.explains:
-                raise BadModel(f"{arguments.model}: it gives no evidence; leave --model out")
+                named = arguments.model or usual
+                raise BadModel(f"{named}: it gives no evidence; take the release's evidence.onnx")
+            if arguments.evidence is not None:
+                new_folder(arguments.evidence, arguments.paths)
             ground = Background(None, "", {})
             if arguments.background is not None:
                 ground = given_background(model, arguments.background)
@@ -1222,7 +1261,7 @@ def main() -> int:
         try:
             problems = _write(arguments.format, model, rows)
             sys.stdout.flush()
-        except Refused as error:
+        except (BadModel, Refused) as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2
         except BrokenPipeError:  # who reads has seen enough, as `head` has

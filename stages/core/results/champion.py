@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.results import metrics, predictions
@@ -23,7 +24,7 @@ from stages.core.runner.errors import DataError
 SHIPPED = "shipped"
 # Two bytes per logit: a difference in the fourth digit changes no ranking that matters.
 PACKED = "<f2"
-VERSION = r"\d{1,9}\.\d{1,9}\.\d{1,9}"
+VERSION = r"(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){2}"
 
 
 def fingerprint(table: pd.DataFrame) -> str:
@@ -50,20 +51,20 @@ class Champion(BaseModel):
         release: md5 of its folder, as DVC has it.
         before: version of the release that it replaced; None for the first.
         auroc: on its test split.
-        test_split: see `fingerprint`.
+        test_split: see `fingerprint`; "" in releases of version 0.2.0, which kept no logits.
         logits: on it, (N, K) float16, little-endian, in base64.
         decisions: releases that this very test split has decided, this one among them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     version: str = Field(pattern=f"^{VERSION}$")
     release: str
     before: str | None = Field(pattern=f"^{VERSION}$")
-    auroc: float
-    test_split: str
-    logits: str
-    decisions: int = Field(ge=1)
+    auroc: float = Field(ge=0, le=1)
+    test_split: str = ""
+    logits: str = ""
+    decisions: int = Field(ge=1, default=1)
 
     def has_seen(self, table: pd.DataFrame) -> bool:
         """Whether it was measured on these very images."""
@@ -77,10 +78,13 @@ class Champion(BaseModel):
 
         Raises: DataError.
         """
-        candidate = predictions.logits(table, SHIPPED)
+        # Rounded as the champion's, so that a model is as good as itself.
+        candidate = _kept(predictions.logits(table, SHIPPED)).astype(np.float32)
         try:
             packed = np.frombuffer(base64.b64decode(self.logits, validate=True), PACKED)
             own = packed.reshape(candidate.shape).astype(np.float32)
+            if not np.isfinite(own).all():
+                raise ValueError
         except ValueError:
             raise DataError(
                 f"the champion's logits do not fit the test split's {len(table)} images and "
@@ -92,7 +96,12 @@ class Champion(BaseModel):
 
 def pack(logits: Logits) -> str:
     """Logits (N, K) as `Champion.logits` has them."""
-    return base64.b64encode(logits.astype(PACKED).tobytes()).decode()
+    return base64.b64encode(_kept(logits).tobytes()).decode()
+
+
+def _kept(logits: Logits) -> NDArray[np.float16]:
+    largest = float(np.finfo(PACKED).max)
+    return logits.clip(-largest, largest).astype(PACKED)
 
 
 @dataclass(frozen=True)
@@ -112,19 +121,30 @@ def compare(accepted: Path, candidate: Path) -> History:
     return History(champion, champion.gain_of(table) if champion.has_seen(table) else None)
 
 
-def load(path: Path) -> Champion | None:
-    """The champion in data/accepted.json, or None before the first release. Raises: DataError."""
+def parse(text: str, source: str) -> Champion | None:
+    """The champion in the text of data/accepted.json, or None before the first release.
+
+    Raises: DataError.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entry = content.get("champion")
-        return None if entry is None else Champion.model_validate(entry)
+        entry = json.loads(text).get("champion")
+        return None if entry is None else Champion.model_validate_json(json.dumps(entry))
     except ValidationError as error:
         problem = "; ".join(
             f"champion.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]
         )
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         problem = " ".join(str(error).split())
     raise DataError(
-        f"{path}: {problem}; only `python -m flows.release` writes it: take it back with git "
-        f"(git checkout -- {path})"
+        f"{source}: {problem}; only `python -m flows.release` writes it: take it back from a "
+        f"commit that has it whole (git checkout COMMIT -- {source})"
     )
+
+
+def load(path: Path) -> Champion | None:
+    """The champion in a file. Raises: DataError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable ({' '.join(str(error).split())})") from None
+    return parse(text, str(path))

@@ -7,12 +7,13 @@ that is None is null.
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Model = Literal["teacher", "student"]
 Engine = Literal["torch", "compile", "ort", "ort_graph", "tensorrt"]
+Provider = Literal["cpu", "cuda"]
 # Whole numbers stay whole, so that a count is written as one.
 Number = int | float
 
@@ -417,6 +418,7 @@ class ExportMetrics(Metrics):
         robustness: of the file on images to which something has happened over the same file on the
             images as they are, by kind (see `disturbances`).
         variants: the other files, by their names.
+        failed_variants: why others could not be written, by their names.
     """
 
     temperature: float
@@ -436,6 +438,7 @@ class ExportMetrics(Metrics):
     gain_over_teacher: Gain
     robustness: dict[Disturbed, Gain]
     variants: dict[str, Variant]
+    failed_variants: dict[str, str]
 
 
 # Above this `Latency.spread`, something else was busy.
@@ -459,7 +462,7 @@ class Latency(Metrics):
 
     model: Model
     engine: Engine
-    provider: Literal["cpu", "cuda"]
+    provider: Provider
     precision: str
     batch: int
     threads: int
@@ -487,10 +490,11 @@ class Start(Metrics):
     """What it takes to get an engine ready, in a process of its own.
 
     Attributes:
-        cold_start_ms, warm_start_ms: making it ready the first time (weights read, graph optimised,
-            engine built), and once again.
+        cold_start_ms, warm_start_ms: making it ready the first time in its process (weights read,
+            graph optimised, engine built; libraries are imported already), and once again.
         first_ms: the first call.
-        peak_mb: the most memory that its process has had, with all that it imports.
+        peak_mb: the most memory that its process had until the first call was answered, with all
+            that it imports.
     """
 
     cold_start_ms: float
@@ -540,13 +544,14 @@ class BenchmarkMetrics(Metrics):
     load: dict[str, Load]
     highest_rate: float | None
 
-    def variant_speed_ups(self, name: str) -> dict[str, float]:
+    def variant_speed_ups(self, name: str) -> dict[Provider, float]:
         """How many times as fast as float32 a format is at batch 1, by provider if measured.
 
         In the round where it is least ahead: one busy moment must not make a format fast.
         """
-        ratios = {}
-        for provider in ("cpu", "cuda"):
+        ratios: dict[Provider, float] = {}
+        providers: tuple[Provider, ...] = get_args(Provider)
+        for provider in providers:
             usual, other = (
                 self.rows.get(f"student_ort_{provider}_b1{end}") for end in ("", f"_{name}")
             )
@@ -590,14 +595,14 @@ class Offer(Metrics):
     """Whether a model in another number format ships beside the float32 one.
 
     Attributes:
-        provider: where it is fastest, compared with float32.
+        provider: where it ships; or else where it is fastest, compared with float32.
         speed_up: there, at batch 1, in the round where it is least ahead; None where nothing was
             measured.
         file: its name in the release, or None.
         reason: why it does not ship, or "".
     """
 
-    provider: Literal["cpu", "cuda"]
+    provider: Provider
     speed_up: float | None
     file: str | None
     reason: str

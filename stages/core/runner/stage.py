@@ -301,7 +301,8 @@ def main(
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             sys.exit(
                 terminal(
-                    f"error: {name}: {error.filename}: {error.strerror}; give yourself the right"
+                    f"error: {name}: {error.filename or root}: {error.strerror}; "
+                    "check its permissions"
                 )
             )
         if not disk.is_full(error):

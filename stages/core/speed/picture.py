@@ -36,7 +36,7 @@ def latencies(
         slower = 1 - np.arange(len(values)) / len(values)
         axis.plot(values, slower, label=name, color=COLOURS[colour], ls=":" if again else "-")
     axis.set(xscale="log", yscale="log", xlabel="ms per call, batch 1")
-    axis.set_ylabel("share of calls that take as long")
+    axis.set_ylabel("share of calls that take at least this long")
     for part in (axis.xaxis, axis.yaxis):
         part.set_major_formatter(PLAIN)
         part.set_minor_formatter(NullFormatter())

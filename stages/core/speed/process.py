@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -23,10 +24,12 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            # TF32 off, for PyTorch, ONNX Runtime and TensorRT alike.
+            env=os.environ | {"NVIDIA_TF32_OVERRIDE": "0"},
         )
         try:
             self.first = self._ask(job.model_dump_json())
-        except Unavailable:
+        except BaseException:
             self.kill()
             raise
         if reason := self.first.get("unavailable"):
@@ -46,18 +49,20 @@ class Process:
             status = self._process.wait()
             how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
             raise Unavailable(f"its process {how}")
-        content: dict[str, Any] = json.loads(answer)
+        try:
+            content = json.loads(answer)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise Unavailable(f"its process answered {answer[:50]!r}")
         return content
 
     def ask(self, **question: object) -> dict[str, Any]:
-        """An answer of the worker's. Raises: Unavailable if its process has died."""
-        return self._ask(json.dumps(question))
-
-    def end(self) -> float:
-        """End it; returns the largest amount of memory that it had, in MB."""
-        peak: float = self.ask(end=True)["peak_mb"]
-        self.kill()
-        return peak
+        """An answer of the worker's. Raises: Unavailable if it fails, or its process has died."""
+        answer = self._ask(json.dumps(question))
+        if reason := answer.get("unavailable"):
+            raise Unavailable(str(reason))
+        return answer
 
     def kill(self) -> None:
         """End it at once, whatever it does."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Call = Callable[[], object]
 
 # Warm-up goes on until the median of so many calls differs from that of as many before by at most
-# this share, or until this time is over.
+# this share, or until this time is over; two such blocks are run in any case.
 BLOCK, STABLE, MOST_S = 5, 0.05, 2.0
 
 
@@ -24,7 +24,7 @@ def warm_up(call: Call) -> bool:
     """Call until the time of a call is stable; returns whether it became so."""
     end = time.perf_counter() + MOST_S
     before = 0.0
-    while time.perf_counter() < end:
+    while not before or time.perf_counter() < end:
         median = float(np.median([timed(call) for _ in range(BLOCK)]))
         if abs(median - before) <= STABLE * before:
             return True
@@ -57,12 +57,14 @@ def spread(rounds: Sequence[Sequence[float]]) -> float:
 def arrivals(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
     """When requests come in `seconds`, if they know nothing of each other: a Poisson process.
 
+    One comes at once, so there is always something to time.
+
     Args:
         rate: requests per second.
     """
     draws = np.random.default_rng(seed)
     gaps = draws.exponential(1 / rate, max(int(rate * seconds * 2), 10))
-    times: NDArray[np.float64] = np.cumsum(gaps)
+    times: NDArray[np.float64] = np.cumsum(gaps) - gaps[0]
     return times[times < seconds]
 
 

@@ -29,6 +29,7 @@ class Answering:
         self._requests: dict[int, Request] = {}
         request = self._request(1)
         self._first_ms = protocol.timed(request.whole)
+        self._peak_mb = peak_mb()
         # The files are in the page cache now, and so are the libraries.
         again = engines.start(job)
         self._starts = {"cold_start_ms": self._running.start_ms, "warm_start_ms": again.start_ms}
@@ -40,8 +41,8 @@ class Answering:
         return self._requests[batch]
 
     def first(self) -> dict[str, Any]:
-        """What starting took, and the first call."""
-        return {**self._starts, "first_ms": self._first_ms}
+        """What starting took, the first call, and the most memory until then."""
+        return {**self._starts, "first_ms": self._first_ms, "peak_mb": self._peak_mb}
 
     def calls(self, batch: int, seconds: float) -> dict[str, Any]:
         """Latencies of `seconds` of calls; without copies, too, where there are any."""
@@ -58,6 +59,10 @@ class Answering:
         protocol.warm_up(request.whole)
         times = protocol.arrivals(rate, seconds, seed)
         return {"latencies_ms": protocol.answer_arrivals(request.whole, times)}
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def peak_mb() -> float:
@@ -87,16 +92,18 @@ def main() -> None:
         answer({"unavailable": str(error)})
         return
     except Exception as error:  # whatever an engine or its driver raises: a row of the table
-        reason = " ".join(str(error).split())[:200]
-        answer({"unavailable": f"{type(error).__name__}: {reason}"})
+        answer({"unavailable": _reason(error)})
         return
     answer(answering.first())
     for line in sys.stdin:
         question = json.loads(line)
         if question.get("end"):
             break
-        answer((answering.load if "rate" in question else answering.calls)(**question))
-    answer({"peak_mb": peak_mb()})
+        try:
+            answer((answering.load if "rate" in question else answering.calls)(**question))
+        except Exception as error:  # as above
+            answer({"unavailable": _reason(error)})
+    answer({})
 
 
 if __name__ == "__main__":

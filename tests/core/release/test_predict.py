@@ -342,6 +342,13 @@ def broken_release(release: Path, at: Path, how: str) -> Path:
         onnx.external_data_helper.set_external_data(weight, "../outside.bin")
         weight.ClearField("raw_data")
         model.write_bytes(other.SerializeToString())
+    elif how == "data in the current folder":
+        other = onnx.load(model)
+        weight = max(other.graph.initializer, key=lambda i: i.ByteSize())
+        (at / "inside.bin").write_bytes(onnx.numpy_helper.to_array(weight).tobytes())
+        onnx.external_data_helper.set_external_data(weight, "inside.bin")
+        weight.ClearField("raw_data")
+        model.write_bytes(other.SerializeToString())
     elif how == "a text":
         model.write_text("version https://git-lfs.github.com/spec/v1")
     elif how == "a folder":
@@ -465,6 +472,7 @@ def test_a_background_for_a_model_without(release: Path, tmp_path: Path) -> None
     ("cut model", "cannot load it ("),
     ("empty model", "cannot load it ("),
     ("data elsewhere", "cannot load it ("),
+    ("data in the current folder", "cannot load it ("),
     ("a text", "cannot load it ("),
     ("a folder", "model.onnx: no such file; copy the whole release folder again"),
     ("another model", "model.onnx: no model of this project's (its metadata lack 'classes')"),

@@ -301,7 +301,7 @@ def test_a_full_disk_is_one_line(workspace: Path) -> None:
 def test_a_folder_that_may_not_be_written_is_one_line(workspace: Path, number: int) -> None:
     toy = TOY.replace("errno.ENOSPC", str(number)).replace("str(paths.result)", "'result'")
     assert failing(workspace, toy) == [
-        f"error: toy: result: {os.strerror(number)}; give yourself the right"
+        f"error: toy: result: {os.strerror(number)}; check its permissions"
     ]
 
 

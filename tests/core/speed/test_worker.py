@@ -9,6 +9,7 @@ import pytest
 
 from stages.core.nets.net import save_net, save_teacher
 from stages.core.runner.errors import Unavailable
+from stages.core.speed import worker
 from stages.core.speed.engines import Job
 from stages.core.speed.machine import description
 from stages.core.speed.process import Process
@@ -26,7 +27,7 @@ def job(tmp_path: Path, exported: Path) -> Job:
 
 def test_it_times_calls_and_arrivals_and_ends(job: Job) -> None:
     process = Process(job)
-    assert set(process.first) == {"cold_start_ms", "warm_start_ms", "first_ms"}
+    assert set(process.first) == {"cold_start_ms", "warm_start_ms", "first_ms", "peak_mb"}
     assert all(value > 0 for value in process.first.values())
     calls = process.ask(batch=4, seconds=0.05)
     assert len(calls["latencies_ms"]) >= 5
@@ -36,8 +37,10 @@ def test_it_times_calls_and_arrivals_and_ends(job: Job) -> None:
     assert len(load["latencies_ms"]) > 5
     # Less than this process has, which must not count.
     ballast = np.ones(10**8)
-    assert 20 < Process(job).end() < ballast.nbytes / 1e6
-    process.end()
+    again = Process(job)
+    assert 20 < again.first["peak_mb"] < ballast.nbytes / 1e6
+    again.kill()
+    process.kill()
 
 
 def test_onnx_runtime_is_timed_without_pytorch(job: Job) -> None:
@@ -58,7 +61,7 @@ def test_pytorch_takes_a_model_folder(job: Job, tmp_path: Path, kind: str) -> No
         save_net(folder, net())
     process = Process(job.model_copy(update={"engine": "torch", "model": folder}))
     assert len(process.ask(batch=1, seconds=0.01)["latencies_ms"]) >= 5
-    process.end()
+    process.kill()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,25 @@ def test_an_engine_that_crashes_is_no_answer(job: Job) -> None:
     os.kill(process._process.pid, signal.SIGSEGV)
     with pytest.raises(Unavailable, match="was killed by signal 11"):
         process.ask(batch=1, seconds=0.1)
+    process.kill()
+
+
+@pytest.mark.parametrize("answer", ["noise", "[]", "5"])
+def test_what_is_no_answer_ends_the_process(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str
+) -> None:
+    (tmp_path / "noise.py").write_text(f"print({answer!r}, flush=True)\ninput()\ninput()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(worker, "__name__", "noise")
+    with pytest.raises(Unavailable, match="its process answered"):
+        Process(job)
+
+
+def test_a_question_that_fails_says_why(job: Job) -> None:
+    process = Process(job)
+    with pytest.raises(Unavailable, match="TypeError: "):
+        process.ask(batch="four", seconds=0.1)
+    assert process.ask(batch=1, seconds=0.01)["latencies_ms"], "the others go on"
     process.kill()
 
 

@@ -245,7 +245,7 @@ def test_the_release_draws_what_it_goes_by(shipped: Shipped, tmp_path: Path) -> 
     _, errors = shipped.predict(
         *arguments, "--model", str(release / "model.onnx"), at=tmp_path, status=2
     )
-    assert "gives no evidence; leave --model out" in errors[0]
+    assert "it gives no evidence; take the release's evidence.onnx" in errors[0]
     _, errors = shipped.predict(*arguments, at=tmp_path, status=2)
     assert errors[0] == "error: --evidence out/maps: not empty; name a new folder"
     _, errors = shipped.predict("in", "--evidence", "in/maps", at=tmp_path, status=2)

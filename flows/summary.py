@@ -84,7 +84,11 @@ def rows(reports: Path, stages: Collection[str]) -> list[tuple[str, str, str]]:
         lines.append(("student: parameters", size, f"teacher {teacher.parameters:,}"))
     if "refine" in stages:
         refine = read_metrics(reports / "refine" / "metrics.json", RefineMetrics)
-        lines.append(_decision("synthetic images", "accepted", refine.accepted, refine.val_gain))
+        if refine.val_gain is None:
+            lines.append(("synthetic images", "refused", "see the report"))
+        else:
+            how = (refine.accepted, refine.val_gain)
+            lines.append(_decision("synthetic images", "accepted", *how))
     benchmark = None
     if "benchmark" in stages:
         benchmark = read_metrics(reports / "benchmark" / "metrics.json", BenchmarkMetrics)

@@ -1,54 +1,61 @@
-"""Synthetic images of the rarest class, from a class-conditional GAN, judged by the teacher.
+"""Synthetic images of a class or domain, judged before any student learns from them.
+
+A generator learns against a discriminator to move real images to the rarest class, or to another
+domain (`translate`), or to make images of that class from noise (`synthesize`); `paste` does
+without a GAN, and is what a GAN has to beat. The teacher filters what is made by what it thinks of
+held-out real images, and the whole set is refused where it copies training images or lacks their
+variety. Beside the synthetic images stand as many real ones at the same resolution: the next
+stage's control.
 
 Reads:  data/validated/, data/models/teacher/
-Writes: data/augmented/ (pixels.npy, labels.npy, logits.npy), data/models/gan/, metrics, curves,
-        a picture of samples beside their nearest real images
+Writes: data/augmented/ (synthetic/ and real/: pixels.npy, labels.npy, logits.npy, views.json),
+        metrics, curves, pictures of some images and of what the teacher thinks of all of them
 Params: augment
 Run:    dvc repro augment
 """
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
-from pydantic_core import PydanticCustomError
-from torch.nn import functional as F
+from pydantic import Field
 
-from stages.core.dataset.data import Dataset, Rows, Split, load_dataset
-from stages.core.dataset.resize import resize
-from stages.core.gan import training as gan_training
-from stages.core.gan.networks import Generator
-from stages.core.gan.training import RealImages
-from stages.core.nets.inference import BATCH, run_batched
-from stages.core.nets.net import build, load_teacher, save_weights
-from stages.core.nets.weights import packaged
-from stages.core.results import metrics, pictures, report
-from stages.core.results.schema import AugmentMetrics
-from stages.core.runner import disk, stage
-from stages.core.runner.checkpoint import Checkpoint
+from stages.core.dataset.data import UNLABELLED, Dataset, load_dataset
+from stages.core.gan import paste, synthesize, translate
+from stages.core.gan.judge import Judge, Jury
+from stages.core.gan.making import FEWEST_WANTED, Made, Makers, Task
+from stages.core.nets.net import load_teacher
+from stages.core.results import pictures, report
+from stages.core.results.schema import AugmentMetrics, Fidelity
+from stages.core.runner import stage
+from stages.core.runner.errors import DataError, ParamsError
+from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
+from stages.core.training.supplement import Supplement, save_supplement, seen
 
 
-class Params(gan_training.Recipe):
+class Params(Section):
     """Section `augment`."""
 
-    image_px: int = Field(ge=16, le=256)
-    images: int = Field(ge=1)
+    mode: Literal["translate", "paste", "synthesize"]
+    to: Literal["class", "domain"]
+    translate: translate.Params
+    paste: paste.Params
+    synthesize: synthesize.Params
+    images: int = Field(ge=FEWEST_WANTED)
     keep_quantile: float = Field(gt=0, le=1)
+    min_kept: float = Field(ge=0, le=1)
+    min_authentic: float = Field(ge=0)
+    min_coverage: float = Field(ge=0)
+    view_count: int = Field(ge=1, le=1000)
+    jitter: float = Field(ge=0, lt=1)
     judge_backbone: str = Field(min_length=1)
     judge_out_indices: list[int] = Field(min_length=1)
-
-    @field_validator("image_px")
-    @classmethod
-    def _power_of_two(cls, image_px: int) -> int:
-        if image_px & (image_px - 1):
-            raise PydanticCustomError("power", "expected a power of two")
-        return image_px
+    probe_c: float = Field(gt=0)
+    seed: int = Field(ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,152 +65,186 @@ class Paths(stage.Paths):
     validated: Path = stage.reads()
     teacher: Path = stage.reads()
     augmented: Path = stage.writes()
-    gan: Path = stage.writes()
     metrics: Path = stage.writes()
     curves: Path = stage.writes()
     samples: Path = stage.writes()
+    probabilities: Path = stage.writes()
 
 
-# Images of one kind that KID is measured on, at most: its kernel has the square of this.
-MOST_JUDGED = 5000
+# Images that each kept state of a GAN is chosen by.
+AUDITION = 100
+# Images in the picture.
+SHOWN = 10
 
 
-def reduced(data: Dataset, rows: Rows, image_px: int, path: Path) -> NDArray[np.uint8]:
-    """Some images at the GAN's size, uint8 (n, image_px, image_px, C), on the disk.
+def find_task(params: Params, data: Dataset) -> Task:
+    """What the images are to show: the rarest class, or the domain of unlabelled images.
 
-    Raises: OSError when it is full.
+    Raises: ParamsError where there is no such domain. DataError for too few images of the class.
     """
-    shape = (len(rows), image_px, image_px, data.channels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images: NDArray[np.uint8] = disk.allocated(path, np.uint8, shape)
-    for start in range(0, len(rows), BATCH):
-        piece = torch.from_numpy(data.pixels[rows[start : start + BATCH]])
-        images[start : start + len(piece)] = resize(piece, image_px).numpy()
-    return images
+    train = data.rows("train")
+    labels = data.labels[train]
+    if params.to == "class":
+        label = int(np.bincount(labels, minlength=len(data.classes)).argmin())
+        wanted = train[labels == label]
+        if len(wanted) < FEWEST_WANTED:
+            raise DataError(
+                f"class {data.classes[label]!r}: found {len(wanted)} training images, expected "
+                f"{FEWEST_WANTED} at least to make others like them"
+            )
+        return Task(data.classes[label], label, wanted, train[labels != label])
+    unlabelled = data.rows(UNLABELLED)
+    known = set(data.domains[train])
+    elsewhere = unlabelled[[domain not in known for domain in data.domains[unlabelled]]]
+    if not len(elsewhere):
+        raise ParamsError(
+            "augment.to = 'domain': found no unlabelled images of another domain than those of the "
+            "training images; expected validate.target_domain, or augment.to = 'class'"
+        )
+    return Task(" and ".join(sorted(set(data.domains[elsewhere]))), None, elsewhere, train)
 
 
-def generate(
-    generator: Generator, label: int, count: int, device: torch.device, seed: int
-) -> NDArray[np.uint8]:
-    """`count` images of one class: uint8 (count, S, S, C)."""
-    draws = torch.Generator().manual_seed(seed)
-    images = []
-    with torch.inference_mode():
-        for start in range(0, count, 64):
-            n = min(64, count - start)
-            z = torch.randn(n, generator.noise, generator=draws).to(device)
-            x = generator(z, torch.full((n,), label, device=device))
-            images.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
-    return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()
+def find_makers(
+    params: Params, data: Dataset, task: Task, device: torch.device, scratch: Path
+) -> Makers:
+    """Whatever makes the images, after its training. Raises: ParamsError, TrainingDiverged."""
+    if params.mode == "paste":
+        return paste.makers(params.paste, data, task)
+    if params.mode == "translate":
+        return translate.makers(params.translate, data, task, params.seed, device, scratch)
+    return synthesize.makers(params.synthesize, data, task, params.seed, device, scratch)
 
 
-def kept_by_teacher(
-    logits: NDArray[np.float32], label: int, burn_in: int, quantile: float
-) -> NDArray[np.int64]:
-    """Indices of the images that the teacher finds like enough to their class.
+def best_step(makers: Makers, jury: Jury, seed: int) -> int:
+    """The kept state whose images teach a probe the class best, on validation; else the last."""
 
-    The teacher's cross-entropy must not exceed the `quantile` of that of the first `burn_in` images
-    (cGAN-KD, Ding et al. 2021, arXiv 2104.03164); those only set the threshold.
-    """
-    losses = F.cross_entropy(
-        torch.from_numpy(logits), torch.full((len(logits),), label), reduction="none"
-    ).numpy()
-    threshold = np.quantile(losses[:burn_in], quantile)
-    return burn_in + np.flatnonzero(losses[burn_in:] <= threshold)
+    def score(step: int) -> tuple[float, int]:
+        found = jury.score(jury.features(makers.by_step[step](AUDITION, seed).pixels))
+        if found is None:
+            return 0.0, step
+        within = found.auroc_within_groups
+        return (found.auroc if within is None else within), step
+
+    return max(makers.by_step, key=score) if len(makers.by_step) > 1 else max(makers.by_step)
+
+
+def refusal(params: Params, kept_share: float, synthetic: Fidelity | None, real: Fidelity) -> str:
+    """Why a whole set of synthetic images is left out; empty where it is not."""
+    if kept_share < params.min_kept or synthetic is None:
+        return (
+            f"the teacher finds {kept_share:.0%} of them as likely as real ones, and min_kept is "
+            f"{params.min_kept:.0%}"
+        )
+    for name, what, least in (
+        ("authentic", "no copies of training images", params.min_authentic),
+        ("coverage", "a neighbour to how many real ones", params.min_coverage),
+    ):
+        mine, theirs = getattr(synthetic, name), getattr(real, name)
+        if mine < least * theirs:
+            return (
+                f"{name} ({what}) is {mine:.3f}, {theirs:.3f} for real ones, and min_{name} is "
+                f"{least:g} times that"
+            )
+    return ""
+
+
+def supplement(
+    judge: Judge,
+    data: Dataset,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    params: Params,
+) -> Supplement:
+    """Images in seeded views, with the teacher's logits of each."""
+    views = seen(pixels, data, params.seed, params.jitter)
+    rows = np.arange(len(labels))
+    logits = np.zeros((params.view_count, len(labels), len(data.classes)), np.float32)
+    for view in range(params.view_count if len(labels) else 0):
+        logits[view] = judge.logits(views.batch(rows, view).numpy())
+    return Supplement(views, labels, logits)
+
+
+def draw(path: Path, made: Made, data: Dataset, real: NDArray[np.uint8]) -> None:
+    """Some of the images: with what they were made of, or with the real ones nearest to them."""
+    if made.sources is None:
+        pictures.beside_nearest(path, made.pixels, real, count=SHOWN)
+        return
+    sources, results = data.pixels[made.sources[:SHOWN]], made.pixels[:SHOWN]
+    change = results.astype(np.int16) - sources
+    rows = {
+        "source": [*sources],
+        "result": [*results],
+        "difference": [*(change // 2 + 128).astype(np.uint8)],
+    }
+    pictures.grid(path, rows)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Images that a student may learn from, the real ones in their place, and all figures."""
+
+    synthetic: Made
+    real: NDArray[np.uint8]
+    metrics: AugmentMetrics
+
+
+def judged(params: Params, paths: Paths, data: Dataset, makers: Makers, jury: Jury) -> Result:
+    """Make images, filter and compare them, and draw some of them."""
+    task, step = jury.task, best_step(makers, jury, params.seed + 1)
+    made = makers.by_step[step](params.images, params.seed)
+    look = jury.look(made)
+    likely = np.flatnonzero(jury.likely(made, look, params.keep_quantile))
+    passed = made.take(likely)
+    synthetic, of_real, of_other = jury.compare(look.take(likely))
+    kept_share = len(likely) / len(made.labels)
+    refused = refusal(params, kept_share, synthetic, of_real)
+    draw(paths.samples, passed, data, jury.resized(task.wanted))
+    by_name = {"synthetic": look.take(likely), "real": jury.real, "other": jury.other}
+    chances = {k: jury.probability(seen) for k, seen in by_name.items() if task.label is not None}
+    pictures.histograms(paths.probabilities, chances, x=f"the teacher's probability of {task.to}")
+    if refused:
+        passed = passed.take(np.empty(0, np.int64))
+    places = passed.sources
+    if places is None or task.label is not None:
+        places = np.random.default_rng(params.seed).choice(task.wanted, len(passed.labels))
+    figures = AugmentMetrics(
+        mode=params.mode,
+        to=task.to,
+        images=len(passed.labels),
+        kept_share=kept_share,
+        refused=refused or None,
+        ended_early=makers.failure,
+        **({"snapshot": step} if step else {}),
+        synthetic=synthetic,
+        real=of_real,
+        other=of_other,
+    )
+    return Result(passed, jury.resized(places), figures)
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
-    """Train the GAN, make images of the rarest class, filter and measure them."""
+    """Make images and judge them; write those that may be used beside their control."""
     device = resources.torch_device()
     data = load_dataset(paths.validated)
+    task = find_task(params, data)
+    makers = find_makers(params, data, task, device, paths.scratch)
     teacher = load_teacher(paths.teacher).to(device)
-    train = data.rows("train")
-    labels = data.labels[train]
-    rarest = int(np.bincount(labels).argmin())
-    small = reduced(data, train, params.image_px, paths.scratch / "real.npy")
-    real = RealImages(
-        torch.from_numpy(small), torch.from_numpy(labels), len(data.classes), data.symmetries
+    count = 2 * params.images * (1 + params.view_count)
+    judge = Judge(
+        data, teacher, params.judge_backbone, params.judge_out_indices, device, images=count
     )
-    generator, curves = gan_training.train(real, params, device, Checkpoint(paths.scratch, "gan"))
-
-    candidates = generate(generator, rarest, 2 * params.images, device, params.seed)
-    large = resize(torch.from_numpy(candidates), data.image_px)
-    logits = run_batched(teacher, lambda rows: large[rows], np.arange(len(candidates)), device)
-    chosen = kept_by_teacher(logits, rarest, params.images, params.keep_quantile)
-    fakes = candidates[chosen]
-
-    kid, kid_real = measure(fakes, data, rarest, params, device)
-    save(paths, data, generator, fakes, logits[chosen], rarest)
-    curves.to_csv(paths.curves, index=False)
-    pictures.beside_nearest(paths.samples, fakes, small[labels == rarest])
-    report.write_metrics(
-        paths.metrics,
-        AugmentMetrics(
-            **{"class": data.classes[rarest]},
-            images=len(fakes),
-            kept_share=len(fakes) / params.images,
-            teacher_agrees=float((logits.argmax(1) == rarest).mean()),
-            kid=kid,
-            kid_real=kid_real,
-        ),
+    jury = Jury(
+        judge, data, task, image_px=makers.image_px, probe_c=params.probe_c, seed=params.seed
     )
-
-
-def measure(
-    fakes: NDArray[np.uint8], data: Dataset, label: int, params: Params, device: torch.device
-) -> tuple[float, float]:
-    """KID of the fakes, and of real training images, against the held-out reals of the class.
-
-    In the standardised features of an ImageNet network that judges nothing else, on at most
-    `MOST_JUDGED` images of each kind.
-    """
-    judge = build(
-        params.judge_backbone,
-        packaged(params.judge_backbone),
-        out_indices=params.judge_out_indices,
-        data=data,
-    ).to(device)
-
-    def features(images: Callable[[Rows], torch.Tensor], count: int) -> NDArray[np.float32]:
-        every = np.arange(count)
-        if count > MOST_JUDGED:
-            every = np.sort(np.random.default_rng(0).choice(every, MOST_JUDGED, replace=False))
-        return run_batched(judge.features, images, every, device)
-
-    def as_small(images: torch.Tensor) -> torch.Tensor:
-        # The reals as small as the fakes are, so that sharpness alone tells nothing.
-        return resize(resize(images, params.image_px), data.image_px)
-
-    def real(split: Split) -> NDArray[np.float32]:
-        rows = data.rows(split)
-        rows = rows[data.labels[rows] == label]
-        return features(lambda r: as_small(torch.from_numpy(data.pixels[rows[r]])), len(rows))
-
-    train, val = real("train"), real("val")
-    synthetic = torch.from_numpy(fakes)
-    fake = features(lambda r: resize(synthetic[r], data.image_px), len(fakes))
-    mean, spread = train.mean(0), train.std(0) + 1e-3
-    train, val, fake = ((x - mean) / spread for x in (train, val, fake))
-    return metrics.kernel_distance(fake, val), metrics.kernel_distance(train, val)
-
-
-def save(
-    paths: Paths,
-    data: Dataset,
-    generator: Generator,
-    images: NDArray[np.uint8],
-    logits: NDArray[np.float32],
-    label: int,
-) -> None:
-    """Write the synthetic images with the teacher's logits, and the generator."""
-    paths.augmented.mkdir()
-    np.save(paths.augmented / "pixels.npy", images)
-    np.save(paths.augmented / "logits.npy", logits)
-    np.save(paths.augmented / "labels.npy", np.full(len(images), label, dtype=np.int64))
-    paths.gan.mkdir()
-    save_weights(generator, paths.gan / "model.safetensors")
-    config = {"classes": data.classes, "image_px": images.shape[1], "channels": data.channels}
-    (paths.gan / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    result = judged(params, paths, data, makers, jury)
+    labels = result.synthetic.labels
+    for name, pixels in {"synthetic": result.synthetic.pixels, "real": result.real}.items():
+        views = supplement(judge, data, pixels, labels, params)
+        save_supplement(paths.augmented / name, pixels, views)
+    makers.curves.to_csv(paths.curves, index=False)
+    report.write_metrics(paths.metrics, result.metrics)
+    said = result.metrics.refused or f"{len(labels)} images passed"
+    print(f"synthetic images: {said}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,6 @@ import torch
 from stages import augment, distill, teacher
 from stages.core.dataset.data import load_dataset
 from stages.core.dataset.views import Views
-from stages.core.gan import training as gan_training
-from stages.core.gan.training import RealImages
-from stages.core.runner.checkpoint import Checkpoint
 from stages.core.training.targets import load_targets, save_targets
 from tests.benchmarks import synthetic
 from tests.benchmarks.project import paths, resources, section, validate_stage
@@ -81,14 +78,13 @@ def probe(work: Path) -> None:
 
 
 def gan(work: Path) -> None:
-    """The GAN's real images from what `validate` has left, and a few of its steps."""
+    """A few steps of the GAN on what `validate` has left."""
     data = load_dataset(work / "stage" / "validated")
-    params = section("augment", augment.Params).model_copy(update={"steps": GAN_STEPS})
-    rows = data.rows("train")
-    small = augment.reduced(data, rows, params.image_px, work / "scratch" / "real.npy")
-    labels = torch.from_numpy(data.labels[rows])
-    real = RealImages(torch.from_numpy(small), labels, len(data.classes), "all")
-    gan_training.train(real, params, torch.device("cpu"), Checkpoint(work / "scratch", "gan"))
+    params = section("augment", augment.Params)
+    short = params.translate.model_copy(update={"steps": GAN_STEPS})
+    params = params.model_copy(update={"translate": short})
+    task = augment.find_task(params, data)
+    augment.find_makers(params, data, task, torch.device("cpu"), work / "scratch")
 
 
 def peak(work: Path, step: str) -> float:

@@ -35,7 +35,8 @@ PARAMS: dict[str, Any] = {
     "split": "stratified_group", "folds": 4, "fold": 0, "val_folds": 3,
     "val_split": "representative", "seed": 0,
     "max_share_error": 0.5, "target_domain": None, "labelled_share": 1.0,
-    "labelled_by": "image", "labelled_draw": 0, "drift_warn": 0.1, "drift_fail": 0.25,
+    "labelled_by": "image", "labelled_draw": 0, "scarce_images": None,
+    "drift_warn": 0.1, "drift_fail": 0.25,
 }  # fmt: skip
 
 RESOURCES = load_yaml(ROOT / "params.yaml")["resources"] | {"device": "cpu", "threads": 1}

@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 RESOURCES = Resources(device="cpu", threads=1, processes=1, cache_gb=1)
 PICTURES = {
     "validate": ["grid", "complaints"], "teacher": ["curves"], "distill": ["curves"],
-    "augment": ["samples"], "export": ["ranking", "reliability", "mistakes"],
+    "augment": ["samples", "probabilities"], "export": ["ranking", "reliability", "mistakes"],
     "benchmark": ["latency", "distribution"],
 }  # fmt: skip
 
@@ -58,6 +58,11 @@ OVER_CHANCE = {
     "within_groups": {"gain": 0.31, "low": 0.2251, "high": 0.39},
 }  # fmt: skip
 NOT_SHOWN = {"gain": 0.012, "low": -0.003, "high": 0.027}
+FIDELITY = {
+    **dict.fromkeys(("precision", "recall", "density", "coverage", "authentic"), 0.5),
+    "probability": 0.4, "kernel_distance": {"mean": 0.3, "deviation": 0.1},
+    "classification_score": {"auroc": 0.7, "auroc_within_groups": 0.6},
+}  # fmt: skip
 
 
 def predicted(margins: NDArray[np.float64]) -> pd.DataFrame:
@@ -105,11 +110,12 @@ def reports(root: Path) -> None:
             "validation": {"student": {"auroc": 0.8}, "control": {"auroc": 0.8}},
         },
         "augment": {
-            "class": "defective", "images": 9, "kept_share": 0.9, "teacher_agrees": 0.9,
-            "kid": 1.0, "kid_real": 0.1,
+            "mode": "translate", "to": "defective", "images": 9, "kept_share": 0.9,
+            "refused": None, "ended_early": None, "snapshot": 1000,
+            **dict.fromkeys(("synthetic", "real", "other"), FIDELITY),
         },
         "refine": {
-            "accepted": False, "winner": "distilled",
+            "accepted": False, "winner": "distilled", "seeds": 2,
             "val_auroc": {"distilled": 0.8, "real": 0.8, "synthetic": 0.7},
             "val_auroc_within_groups": {"distilled": 0.81, "real": 0.82, "synthetic": 0.71},
             "distilled": quality(0.86), "real": quality(0.86), "synthetic": quality(0.8),
@@ -306,7 +312,7 @@ def test_labels_are_shown_as_they_are(paths: check.Paths) -> None:
     change(paths.export / "metrics.json", "confusion", {NASTY: counts, "defective": counts})
     quoted = NASTY.replace('"', '""')
     (paths.export / "parts.csv").write_text(PARTS.replace("module 3", f'"{quoted}"'))
-    change(paths.augment / "metrics.json", "class", f'" onerror="{NASTY}')
+    change(paths.augment / "metrics.json", "to", f'" onerror="{NASTY}')
     change(paths.validate / "metrics.json", "layout", NASTY)
     change(paths.validate / "metrics.json", "splits.train.classes", {NASTY: 1, "defective": 2})
     run(paths)

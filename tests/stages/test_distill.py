@@ -1,33 +1,25 @@
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from stages import distill, refine
+from stages import distill
 from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import load_net, load_teacher, save_teacher
 from stages.core.results import metrics, predictions
-from stages.core.results.schema import Gain
 from stages.core.runner.errors import ParamsError
 from stages.core.training.targets import load_targets
-from tests.conftest import RECIPE, RowsFitted
-from tests.helpers.classroom import LITE, Classroom, close, enrolled, filled, params, same
+from tests.conftest import RowsFitted
+from tests.helpers.classroom import LITE, Classroom, close, enrolled, params, same
 from tests.stages.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Tensors = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
-    return enrolled(tmp_path_factory.mktemp("distill"), target=True)
 
 
 @pytest.fixture(scope="module")
@@ -84,110 +76,6 @@ def test_what_the_teacher_does_not_have_is_refused(
         ParamsError, match=r"the teacher's deepest feature map is 2; .* found \[0, 3\]"
     ):
         distill.initial_weights(params(weights="teacher", out_indices=[0, 3]), paths)
-
-
-REFINE = refine.Params.model_validate(
-    {
-        "synthetic_share": 0.25, "temperature": 2.0, "alpha": 0.5, "frozen_groups": 2,
-        "recipe": RECIPE, "seed": 5,
-    }
-)  # fmt: skip
-
-
-def refine_paths(classroom: Classroom, name: str) -> refine.Paths:
-    """Paths of a refinement with two black images as synthetic ones."""
-    augmented = classroom.root / "augmented"
-    augmented.mkdir(exist_ok=True)
-    by_file: dict[str, np.ndarray[Any, Any]] = {
-        "pixels": np.zeros((2, 16, 16, 1), np.uint8),
-        "logits": np.zeros((2, 2), np.float32),
-        "labels": np.zeros(2, np.int64),
-    }
-    for file, values in by_file.items():
-        np.save(augmented / f"{file}.npy", values)
-    paths: refine.Paths = filled(
-        refine.Paths, classroom.root / name, validated=classroom.validated,
-        targets=classroom.targets, student=classroom.distil().paths.student, augmented=augmented,
-    )  # fmt: skip
-    return paths
-
-
-@pytest.mark.parametrize(
-    ("lows", "accepted"),
-    [
-        ((0.001, 0.002), True),
-        ((0.001, -0.001), False),
-        ((-0.001, 0.002), False),
-        ((0.001, None), False),
-    ],
-)
-def test_synthetic_images_must_be_shown_to_help(
-    lows: tuple[float, float | None],
-    accepted: bool,
-    classroom: Classroom,
-    rows_fitted: RowsFitted,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Over real images alone and over no refinement, each clear of zero; a gain is not enough."""
-    paths = refine_paths(classroom, f"refine {lows}")
-    rows_fitted()
-    real = metrics.paired_gain
-    gains = [Gain(gain=0.01, low=low, high=None if low is None else 0.02) for low in lows]
-
-    def on_validation(*arrays: Any) -> Gain:
-        return gains.pop(0) if gains else real(*arrays)
-
-    monkeypatch.setattr(metrics, "paired_gain", on_validation)
-    refine.run(REFINE, paths=paths, resources=RESOURCES)
-    figures = json.loads(paths.metrics.read_text())
-    assert figures["accepted"] is accepted
-    assert figures["winner"] == ("synthetic" if accepted else "distilled")
-    keys = ("val_gain_over_real", "val_gain_over_distilled")
-    assert tuple(figures[key]["low"] for key in keys) == lows
-    files = [
-        {file.name: file.read_bytes() for file in folder.iterdir()}
-        for folder in (paths.refined, paths.student)
-    ]
-    assert files[0].keys() == files[1].keys()
-    if not accepted:
-        assert files[0] == files[1]
-    assert ("not shown to help" in capsys.readouterr().out) is not accepted
-
-
-def test_refinement_learns_from_what_the_student_did(
-    classroom: Classroom, rows_fitted: RowsFitted
-) -> None:
-    root, data = classroom.root, classroom.data
-    paths = refine_paths(classroom, "refine")
-    refine.run(REFINE, paths=paths, resources=RESOURCES)
-    figures = json.loads(paths.metrics.read_text())
-    assert np.isfinite(figures["real"]["nll"])
-    distilled, images = load_net(paths.student), Views(data.pixels, 0, 0, "all").plain
-    on_val, on_test = (
-        metrics.ranking(logits_of(distilled, images, rows), data.labels[rows], data.groups[rows])
-        for rows in (data.rows("val"), data.rows("test"))
-    )
-    assert figures["val_auroc"]["distilled"] == pytest.approx(on_val.auroc)
-    within = figures["val_auroc_within_groups"]["distilled"]
-    assert within == pytest.approx(on_val.auroc_within_groups)
-    assert figures["distilled"]["auroc"] == pytest.approx(on_test.auroc)
-    within = figures["distilled"]["auroc_within_groups"]
-    assert within == pytest.approx(on_test.auroc_within_groups)
-    assert "within_groups" in figures["gain_over_real"]
-    table = pd.read_csv(paths.predictions)
-    assert table["file_name"].tolist() == data.files[data.rows("test")].tolist()
-    real = predictions.logits(table, "real")
-    assert metrics.auroc(real, table["label"].to_numpy()) == pytest.approx(figures["real"]["auroc"])
-    assert predictions.logits(table, "synthetic").shape == real.shape
-
-    fitted = rows_fitted()
-    again = {name: root / f"refine again {name}" for name in refine.Paths.outputs()}
-    refine.run(REFINE, paths=dataclasses.replace(paths, **again), resources=RESOURCES)
-    assert len(fitted) == 2
-    for rows in fitted:
-        assert np.array_equal(rows, data.distillation_rows)
-    assert (data.labels[data.distillation_rows] < 0).any()
 
 
 def test_both_have_the_statistics_of_all_that_the_student_learns_from(

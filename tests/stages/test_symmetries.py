@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.linear_model import LogisticRegression
 
 from stages import augment, export, ingest, teacher
@@ -14,6 +13,7 @@ from stages.core.dataset.data import load_dataset
 from stages.core.dataset.resize import resize
 from stages.core.dataset.symmetries import Symmetries
 from stages.core.dataset.views import Views
+from stages.core.gan import translate
 from stages.core.nets.net import build, save_net
 from stages.core.nets.weights import packaged
 from stages.core.runner.params import load_section
@@ -176,8 +176,7 @@ def test_the_teacher_shows_the_datas_symmetries(tmp_path: Path, data: Path) -> N
 def test_the_gan_shows_the_datas_symmetries(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "load_teacher", lambda _: torch.nn.Identity())
-    monkeypatch.setattr(augment, "RealImages", captured)
+    monkeypatch.setattr(translate, "RealImages", captured)
     section = load_section(ROOT / "params.yaml", "augment", augment.Params)
     paths = filled(augment.Paths, tmp_path / "augment", validated=data, teacher=tmp_path)
     with pytest.raises(Captured) as caught:

@@ -12,7 +12,7 @@ from stages.core.nets.net import load_teacher
 from stages.core.results import metrics
 from stages.core.runner.errors import ParamsError
 from stages.core.training.targets import load_targets
-from tests.helpers.classroom import VIEWS, Classroom, close, enrolled, filled
+from tests.helpers.classroom import VIEWS, Classroom, close, filled
 from tests.stages.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,11 +21,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def params(**changes: Any) -> targets.Params:
     values = {"view_count": VIEWS, "features": True, "jitter": 0.1, "seed": 2}
     return targets.Params(**{**values, "mix": "none", "average_views": False, **changes})
-
-
-@pytest.fixture(scope="module")
-def classroom(tmp_path_factory: pytest.TempPathFactory) -> Classroom:
-    return enrolled(tmp_path_factory.mktemp("targets"), target=True)
 
 
 @pytest.mark.parametrize("view", range(VIEWS))

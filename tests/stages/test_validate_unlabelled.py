@@ -292,3 +292,26 @@ def test_the_draw_of_all_labels_is_none(tmp_path: Path, image_folder: MakeFolder
         out = run(tmp_path, labelled_share=1.0, labelled_draw=draw, labelled_by=by)
         contents.append([(out / "validated" / file).read_bytes() for file in files])
     assert contents[0] == contents[1]
+
+
+def test_the_rarest_class_can_be_made_scarce(
+    tmp_path: Path, image_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only in training, and never without a trace."""
+    image_folder(groups=24)
+    before = manifest(run(tmp_path)).set_index("file_name")
+    few, more = (
+        manifest(run(tmp_path, scarce_images=n, labelled_draw=3)).set_index("file_name")
+        for n in (3, 7)
+    )
+    counts = before[before["split"] == "train"]["label"].value_counts()
+    rarest = counts.sort_index().idxmin()
+    for after, count in ((few, 3), (more, 7)):
+        left_out = before.index.difference(after.index)
+        assert len(left_out) == counts[rarest] - count
+        assert set(before.loc[left_out, "split"]) == {"train"}
+        assert set(before.loc[left_out, "label"]) == {rarest}
+        assert after.equals(before.loc[after.index])
+    assert set(few.index) < set(more.index)
+    said = f"training images left out on purpose: {counts[rarest] - 3} of the rarest class"
+    assert said in capsys.readouterr().out

@@ -1,7 +1,8 @@
-"""The loop in which generator and discriminator train against each other."""
+"""The loop in which generator and discriminator train against each other, whatever the game."""
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -9,72 +10,57 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stages.core.dataset.symmetries import NUMBERS, Symmetries
-from stages.core.dataset.views import turn
 from stages.core.gan.diffaugment import augment
+from stages.core.gan.game import Game, Round
 from stages.core.gan.losses import gradient_penalty, pairing_loss
-from stages.core.gan.networks import Discriminator, Generator
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.errors import TrainingDiverged
 from stages.core.runner.params import Section
 from stages.core.runner.progress import Progress
 
-# Symmetries, by number, that leave a rectangular pattern upright.
-UPRIGHT = (0, 2, 4, 6)
 CHECKPOINT_EVERY = 100
+# The generator is kept after each of so many equal parts of the training.
+SNAPSHOTS = 3
+# Images that are looked at for collapse, and how much less than real ones they may differ.
+WATCHED = 32
+LEAST_DIVERSITY = 0.1
 
 
 class Recipe(Section):
-    """How long, how fast and how strictly both players train; part of the section `augment`."""
+    """How long, how fast and how strictly both players train."""
 
     width: int = Field(ge=8, le=512, multiple_of=8)
-    noise: int = Field(ge=1, le=1024)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=2, le=1024)
     learning_rate: float = Field(gt=0, le=0.1)
     penalty: float = Field(ge=0)
     penalty_every: int = Field(ge=1)
     average_decay: float = Field(ge=0, lt=1)
-    seed: int = Field(ge=0)
 
 
-class RealImages:
-    """Batches of real images in which all classes are drawn alike, whatever their shares."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a game ends with.
 
-    def __init__(
-        self, images: Tensor, labels: Tensor, classes: int, symmetries: Symmetries
-    ) -> None:
-        """Take uint8 (N, S, S, C) images, int64 (N,) labels, and the dataset's symmetries."""
-        self._images = images
-        self._symmetries = torch.tensor([s for s in NUMBERS[symmetries] if s in UPRIGHT])
-        self._members = [torch.nonzero(labels == k)[:, 0] for k in range(classes)]
-        self.image_px, self.channels, self.classes = images.shape[1], images.shape[3], classes
+    Attributes:
+        generators: the averaged generator, in evaluation mode, by the steps that it had after each
+            part of the training.
+        curves: one row per checkpoint: step, both losses, diversity.
+        failure: why it ended before its last step; None where it did not.
+    """
 
-    def batch(self, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) in -1 to 1, turned at random, and their labels (B,)."""
-        labels = torch.randint(len(self._members), (size,), generator=draws)
-        at = torch.rand(size, generator=draws)
-        rows = torch.stack(
-            [
-                self._members[k][int(u * len(self._members[k]))]
-                for k, u in zip(labels.tolist(), at, strict=True)
-            ]
-        )
-        numbers = torch.randint(len(self._symmetries), (len(rows),), generator=draws)
-        images = turn(self._images[rows], self._symmetries[numbers])
-        images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return images, labels
+    generators: dict[int, nn.Module]
+    curves: pd.DataFrame
+    failure: str | None
 
 
 class Players:
     """Generator, discriminator, the generator's moving average, and what trains them."""
 
-    def __init__(self, real: RealImages, recipe: Recipe, device: torch.device) -> None:
-        torch.manual_seed(recipe.seed)
-        self._real, self._recipe, self._device = real, recipe, device
-        shape = (real.classes, real.channels, real.image_px, recipe.width)
-        self.generator = Generator(*shape, recipe.noise)
-        self.discriminator = Discriminator(*shape)
+    def __init__(self, game: Game, recipe: Recipe, seed: int, device: torch.device) -> None:
+        torch.manual_seed(seed)
+        self._game, self._recipe, self._seed, self._device = game, recipe, seed, device
+        self.generator, self.discriminator = game.generator(), game.discriminator()
         self.average = copy.deepcopy(self.generator)
         for net in self._nets().values():
             net.to(device).to(memory_format=torch.channels_last)
@@ -109,53 +95,45 @@ class Players:
         """Step `number` (from 0) of both; its randomness follows from (seed, number).
 
         Returns: the losses, by player.
-
-        Raises: TrainingDiverged.
         """
-        draws = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + number)
-        loss_d = self._step_discriminator(draws, penalized=number % self._recipe.penalty_every == 0)
-        loss_g = self._step_generator(draws)
-        recipe = self._recipe
-        if not torch.isfinite(loss_g + loss_d):
-            raise TrainingDiverged(
-                f"GAN: a loss is not finite in step {number + 1}; lower augment.learning_rate (now "
-                f"{recipe.learning_rate:g}) or raise augment.penalty (now {recipe.penalty:g})"
-            )
+        draws = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        penalized = number % self._recipe.penalty_every == 0
+        loss_d = self._step_discriminator(self._draw(draws), draws, penalized=penalized)
+        loss_g = self._step_generator(self._draw(draws), draws)
         # The average must not remember the first steps: its decay grows up to the parameter.
-        decay = min(recipe.average_decay, (1 + number) / (10 + number))
+        decay = min(self._recipe.average_decay, (1 + number) / (10 + number))
         update_average(self.average, self.generator, decay)
         return {"generator": loss_g.item(), "discriminator": loss_d.item()}
 
-    def _batch(self, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Real images, labels and noise."""
-        size = self._recipe.batch_size
-        real, labels = self._real.batch(size, draws)
-        noise = torch.randn(size, self._recipe.noise, generator=draws)
-        return real.to(self._device), labels.to(self._device), noise.to(self._device)
+    def _draw(self, draws: torch.Generator) -> Round:
+        return self._game.draw(self._recipe.batch_size, draws).to(self._device)
 
-    def _step_discriminator(self, draws: torch.Generator, *, penalized: bool) -> Tensor:
-        real, labels, noise = self._batch(draws)
-        fake = self.generator(noise, labels).detach()
-        real_seen = augment(real, draws).requires_grad_()
-        fake_seen = augment(fake, draws).requires_grad_()
-        real_score = self.discriminator(real_seen, labels)
-        fake_score = self.discriminator(fake_seen, labels)
+    def _step_discriminator(
+        self, round_: Round, draws: torch.Generator, *, penalized: bool
+    ) -> Tensor:
+        with torch.no_grad():
+            fake, _ = self._game.fake(self.generator, round_)
+        # The penalties are on the images themselves, not on what augmentation makes of them.
+        real = round_.real.requires_grad_(penalized)
+        fake.requires_grad_(penalized)
+        real_score = self.discriminator(augment(real, draws), round_.labels)
+        fake_score = self.discriminator(augment(fake, draws), round_.labels)
         loss = pairing_loss(real_score, fake_score)
         total = loss
         if penalized:
-            r1 = gradient_penalty(real_score, real_seen)
-            r2 = gradient_penalty(fake_score, fake_seen)
+            # Every so many steps, with so many times the weight (Karras et al. 2020, appendix B).
+            r1, r2 = gradient_penalty(real_score, real), gradient_penalty(fake_score, fake)
             total = loss + self._recipe.penalty_every * self._recipe.penalty / 2 * (r1 + r2)
         self._descend("discriminator", total)
         return loss.detach()
 
-    def _step_generator(self, draws: torch.Generator) -> Tensor:
-        real, labels, noise = self._batch(draws)
-        fake_score = self.discriminator(augment(self.generator(noise, labels), draws), labels)
+    def _step_generator(self, round_: Round, draws: torch.Generator) -> Tensor:
+        fake, cost = self._game.fake(self.generator, round_)
+        fake_score = self.discriminator(augment(fake, draws), round_.labels)
         with torch.no_grad():
-            real_score = self.discriminator(augment(real, draws), labels)
+            real_score = self.discriminator(augment(round_.real, draws), round_.labels)
         loss = pairing_loss(fake_score, real_score)
-        self._descend("generator", loss)
+        self._descend("generator", loss + cost)
         return loss.detach()
 
     def _descend(self, player: str, loss: Tensor) -> None:
@@ -163,33 +141,73 @@ class Players:
         torch.autograd.backward(loss)
         self._optimizers[player].step()
 
+    @torch.no_grad()
+    def diversity(self) -> float:
+        """How much fakes differ from each other, as a share of how much real images do."""
+        watched = self._game.draw(WATCHED, torch.Generator().manual_seed(self._seed))
+        watched = watched.to(self._device)
+        fake, _ = self._game.fake(self.average, watched)
+        return float(fake.std(0).mean() / watched.real.std(0).mean().clamp(min=1e-6))
+
+
+def _failure(losses: Mapping[str, float], step: int, recipe: Recipe) -> str | None:
+    if torch.isfinite(torch.tensor(list(losses.values()))).all():
+        return None
+    return (
+        f"diverged: a loss is not finite in step {step}; lower the GAN's learning_rate (now "
+        f"{recipe.learning_rate:g}) or raise its penalty (now {recipe.penalty:g})"
+    )
+
 
 def train(
-    real: RealImages, recipe: Recipe, device: torch.device, checkpoint: Checkpoint
-) -> tuple[Generator, pd.DataFrame]:
-    """The averaged generator in evaluation mode, and the curves of both players.
+    game: Game, recipe: Recipe, seed: int, device: torch.device, checkpoint: Checkpoint
+) -> Outcome:
+    """Train both players; a run that goes on from a checkpoint ends with the same weights.
 
-    A run that goes on from a checkpoint ends with the same weights.
+    A game that diverges or collapses ends there, with the generators that were kept before.
 
-    Raises: TrainingDiverged.
+    Raises: TrainingDiverged where none was.
     """
-    players = Players(real, recipe, device)
+    players = Players(game, recipe, seed, device)
     curves: list[dict[str, float]] = []
+    kept: dict[int, dict[str, Any]] = {}
     first = 0
     if (state := checkpoint.load()) is not None:
         players.load(state)
-        curves, first = state["curves"], state["step"]
+        curves, kept, first = state["curves"], state["kept"], state["step"]
+    parts = {recipe.steps * (k + 1) // SNAPSHOTS for k in range(SNAPSHOTS)} - {0}
     progress = Progress("GAN", recipe.steps, done=first)
+    failure = None
     for number in range(first, recipe.steps):
         losses = players.step(number)
         done = number + 1
         where = f"step {done}/{recipe.steps}"
         progress.step(where=where)
-        if done % CHECKPOINT_EVERY == 0 or done == recipe.steps:
-            curves.append({"step": done, **losses})
-            progress.step(0, where=where, figures=losses)
-            checkpoint.save(players.state() | {"curves": curves, "step": done})
-    return players.average.eval(), pd.DataFrame(curves)
+        if failure := _failure(losses, done, recipe):
+            break
+        if done % CHECKPOINT_EVERY and done not in parts:
+            continue
+        diversity = players.diversity()
+        curves.append({"step": done, **losses, "diversity": diversity})
+        progress.step(0, where=where, figures=curves[-1] | {"step": done})
+        if diversity < LEAST_DIVERSITY:
+            failure = (
+                f"collapsed: in step {done}, synthetic images differ {diversity:.2f} times as much "
+                "as real ones do; train for fewer steps, or raise the GAN's penalty (now "
+                f"{recipe.penalty:g})"
+            )
+            break
+        if done in parts:
+            kept[done] = copy.deepcopy(players.average.state_dict())
+        checkpoint.save(players.state() | {"curves": curves, "kept": kept, "step": done})
+    if not kept:
+        raise TrainingDiverged(f"GAN {failure}")
+    if failure:
+        print(f"GAN {failure}; going on with what was kept before", flush=True)
+    generators = {step: copy.deepcopy(players.average).eval() for step in kept}
+    for step, generator in generators.items():
+        generator.load_state_dict(kept[step])
+    return Outcome(generators, pd.DataFrame(curves), failure)
 
 
 @torch.no_grad()

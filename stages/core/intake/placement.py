@@ -22,6 +22,7 @@ from stages.core.intake.splits import (
     assign,
     leaking,
     leaking_unlabelled,
+    superfluous,
     towards,
     with_hidden_labels,
 )
@@ -47,6 +48,7 @@ class Placement(Section):
     labelled_share: float = Field(gt=0, le=1)
     labelled_by: Unit
     labelled_draw: int = Field(ge=0)
+    scarce_images: int | None = Field(ge=2)
 
     @field_validator("fold")
     @classmethod
@@ -83,6 +85,7 @@ def place(
         given = fit["split"] if method == "column" else None
         table, left_out = _without_leaks(table, fit, given, pairs, quarantine)
         leaks["left_out"] += left_out
+        table = _make_scarce(table, params, quarantine)
         table = _hide_labels(table.reset_index(drop=True), params)
         torn = method == "random" and _splits_tear_groups(table)
         share = (1 / params.folds, params.max_share_error) if method == "hash" else None
@@ -175,6 +178,19 @@ def _without_leaks(
     leaks = leaking_unlabelled(pd.concat([table, gone]), pairs).drop(gone.index, errors="ignore")
     reasons = "a near duplicate, or its group, is in the " + leaks + " split"
     return quarantine.leave_out(table, reasons, "leak"), len(leaks)
+
+
+def _make_scarce(table: pd.DataFrame, params: Placement, quarantine: Quarantine) -> pd.DataFrame:
+    """`table` without most of the rarest class's training images, if the params say so."""
+    if params.scarce_images is None:
+        return table
+    spare = superfluous(table, params.scarce_images, params.labelled_draw)
+    reasons = pd.Series("one of the rarest class's; left out on purpose", index=spare)
+    say(
+        f"training images left out on purpose: {len(spare)} of the rarest class "
+        f"(validate.scarce_images: {params.scarce_images})"
+    )
+    return quarantine.leave_out(table, reasons, "not used")
 
 
 def _hide_labels(table: pd.DataFrame, params: Placement) -> pd.DataFrame:

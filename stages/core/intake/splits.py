@@ -223,6 +223,20 @@ def with_hidden_labels(manifest: pd.DataFrame, share: float, by: Unit, draw: int
     return manifest.assign(split=manifest["split"].mask(manifest.index.isin(hidden), UNLABELLED))
 
 
+def superfluous(manifest: pd.DataFrame, count: int, draw: int) -> "pd.Index[int]":
+    """The rarest class's training images but `count` of them, drawn at random by the seed `draw`.
+
+    With the same draw, a larger count keeps all images that a smaller one keeps.
+
+    Args:
+        manifest: columns label and split.
+    """
+    train = manifest[manifest["split"] == "train"]
+    rarest = train["label"].value_counts().sort_index().idxmin()
+    candidates = train.index[train["label"] == rarest]
+    return candidates[np.random.default_rng(draw).permutation(len(candidates))[count:]]
+
+
 def _group_order(train: pd.DataFrame, draw: int) -> "pd.Series[int]":
     """The number of each image's group in a random order, from 0."""
     names = sorted(train["group"].unique())

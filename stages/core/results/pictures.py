@@ -166,6 +166,20 @@ def curves(path: Path, series: Mapping[str, pd.Series], *, x: str, y: str) -> No
     save(figure, path)
 
 
+def histograms(path: Path, values: Mapping[str, NDArray[np.floating]], *, x: str) -> None:
+    """Distributions of numbers from 0 to 1, as shares of each in ten equal bins."""
+    figure, axis = plt.subplots(figsize=(5.5, 3.0))
+    edges = np.linspace(0, 1, 11)
+    for number, (name, numbers) in enumerate(values.items()):
+        shares = np.histogram(numbers, edges)[0] / max(len(numbers), 1)
+        axis.stairs(shares, edges, label=name, color=COLOURS[number % len(COLOURS)], lw=1.8)
+    axis.set(xlabel=x, ylabel="share of the images", xlim=(0, 1))
+    if values:
+        axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
 def learning_curves(table: Path, picture: Path, histories: Sequence[pd.DataFrame]) -> None:
     """Write and draw the histories of several trainings: with epoch, net and val_auroc."""
     together = pd.concat(histories)

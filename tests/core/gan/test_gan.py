@@ -1,27 +1,76 @@
+"""The two players, and the loop that trains them."""
+
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from stages import augment
 from stages.core.dataset.symmetries import Symmetries, turned
 from stages.core.gan import training
 from stages.core.gan.diffaugment import augment as diffaugment
+from stages.core.gan.game import Game, RealImages, as_pixels, scaled
 from stages.core.gan.losses import gradient_penalty, pairing_loss
-from stages.core.gan.networks import Discriminator, Generator
-from stages.core.gan.training import RealImages
+from stages.core.gan.networks import NOISE_CHANNELS, NOISE_PX, Discriminator, Generator, Translator
+from stages.core.gan.synthesize import Synthesis
+from stages.core.gan.translate import Translation
 from stages.core.runner.checkpoint import Checkpoint
+from stages.core.runner.errors import TrainingDiverged
+
+CPU = torch.device("cpu")
+RECIPE: dict[str, Any] = {
+    "width": 8, "steps": 8, "batch_size": 4, "learning_rate": 1e-3, "penalty": 1.0,
+    "penalty_every": 2, "average_decay": 0.9,
+}  # fmt: skip
+
+
+def recipe(**changes: Any) -> training.Recipe:
+    return training.Recipe.model_validate(RECIPE | changes)
+
+
+def images(count: int, side: int = 32, seed: int = 0) -> Any:
+    draws = np.random.default_rng(seed)
+    return draws.integers(0, 256, (count, side, side, 1), dtype=np.uint8)
+
+
+def real(pixels: Any, labels: Any) -> RealImages:
+    return RealImages(pixels, np.arange(len(pixels)), np.asarray(labels, np.int64), "all")
+
+
+def synthesis() -> Game:
+    return Synthesis(real(images(10), np.arange(10) % 2), classes=2, width=8, noise=4)
+
+
+def translation() -> Game:
+    zeros = np.zeros(10)
+    return Translation(real(images(10), zeros), real(images(10, seed=1), zeros), 8, 0.5)
+
+
+GAMES = {"synthesize": synthesis, "translate": translation}
 
 
 def test_shapes() -> None:
     generator = Generator(classes=2, channels=1, image_px=32, width=8, noise=5)
     discriminator = Discriminator(classes=2, channels=1, image_px=32, width=8)
     labels = torch.tensor([0, 1, 1])
-    images = generator(torch.randn(3, 5), labels)
-    assert images.shape == (3, 1, 32, 32)
-    assert images.abs().max() <= 1
-    assert discriminator(images, labels).shape == (3,)
+    made = generator(torch.randn(3, 5), labels)
+    assert made.shape == (3, 1, 32, 32)
+    assert made.abs().max() <= 1
+    assert discriminator(made, labels).shape == (3,)
+
+
+@pytest.mark.parametrize("image_px", [32, 64, 96, 160, 224, 352])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_translation_starts_near_the_identity(image_px: int, channels: int) -> None:
+    translator = Translator(channels, width=8)
+    x = torch.rand(2, channels, image_px, image_px) * 2 - 1
+    noise = torch.randn(2, NOISE_CHANNELS, NOISE_PX, NOISE_PX)
+    added = translator(x, noise)
+    assert added.shape == x.shape
+    assert added.abs().max() < 0.1
+    scores = Discriminator(1, channels, image_px, width=8)(x + added, torch.zeros(2).long())
+    assert scores.shape == (2,)
 
 
 def test_the_label_matters_to_both_players() -> None:
@@ -37,10 +86,10 @@ def test_the_label_matters_to_both_players() -> None:
 
 def test_gradient_penalty_of_a_linear_score() -> None:
     weight = torch.randn(1, 2, 4, 4, dtype=torch.float64)
-    images = torch.randn(5, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    scores = (images * weight).sum((1, 2, 3))
+    x = torch.randn(5, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    scores = (x * weight).sum((1, 2, 3))
     expected = float(weight.square().sum())
-    assert float(gradient_penalty(scores, images).detach()) == pytest.approx(expected)
+    assert float(gradient_penalty(scores, x).detach()) == pytest.approx(expected)
 
 
 def test_pairing_loss() -> None:
@@ -50,22 +99,20 @@ def test_pairing_loss() -> None:
 
 
 def test_augmentation_is_seeded_and_passes_gradients() -> None:
-    images = torch.rand(4, 1, 32, 32, requires_grad=True)
-    first = diffaugment(images, torch.Generator().manual_seed(1))
-    again = diffaugment(images, torch.Generator().manual_seed(1))
-    other = diffaugment(images, torch.Generator().manual_seed(2))
+    x = torch.rand(4, 1, 32, 32, requires_grad=True)
+    first = diffaugment(x, torch.Generator().manual_seed(1))
+    again = diffaugment(x, torch.Generator().manual_seed(1))
+    other = diffaugment(x, torch.Generator().manual_seed(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     torch.autograd.backward(first.sum())
-    assert images.grad is not None
-    assert images.grad.abs().sum() > 0
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
 
 
-def test_the_filter_keeps_what_the_teacher_finds_likely() -> None:
-    margin = np.concatenate([np.linspace(-1, 1, 100), [-5.0, 5.0, 0.9]])
-    logits = np.stack([-margin, margin], 1).astype(np.float32)
-    chosen_rows = augment.kept_by_teacher(logits, label=1, burn_in=100, quantile=0.9)
-    assert chosen_rows.tolist() == [101, 102]
+def test_pixels_survive_the_scale_of_the_players() -> None:
+    pixels = torch.from_numpy(images(3))
+    assert torch.equal(as_pixels(scaled(pixels)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -75,39 +122,37 @@ def test_the_filter_keeps_what_the_teacher_finds_likely() -> None:
 def test_real_images_are_shown_in_the_chosen_symmetries(
     choice: Symmetries, numbers: list[int]
 ) -> None:
-    """Those of them that leave a rectangular pattern upright, and drawn as ever."""
-    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), dtype=np.uint8)
-    real = RealImages(torch.from_numpy(image), torch.zeros(1, dtype=torch.long), 1, choice)
-    seen, _ = real.batch(100, torch.Generator().manual_seed(5))
-    pixels = ((seen + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    draws = torch.Generator().manual_seed(5)
-    torch.randint(1, (100,), generator=draws)
-    torch.rand(100, generator=draws)
-    drawn = torch.randint(len(numbers), (100,), generator=draws)
-    expected = [turned(image, numbers[k])[0] for k in drawn]
-    assert np.array_equal(pixels, np.stack(expected))
-    assert len({x.tobytes() for x in expected}) == len(numbers)
+    """Those of them that leave a rectangular pattern upright."""
+    image = images(1, side=8)
+    batches = RealImages(image, np.zeros(1, np.int64), np.zeros(1, np.int64), choice)
+    seen, _ = batches.batch(100, torch.Generator().manual_seed(5))
+    shown = {x.numpy().tobytes() for x in as_pixels(seen)}
+    assert shown == {np.ascontiguousarray(turned(image, k)[0]).tobytes() for k in numbers}
+
+
+def test_classes_are_drawn_alike() -> None:
+    pixels = images(40, side=8)
+    batches = real(pixels, np.r_[np.ones(2), np.zeros(38)])
+    seen, labels = batches.batch(400, torch.Generator().manual_seed(0))
+    assert 0.4 < float(labels.float().mean()) < 0.6
+    ones = {x.numpy().tobytes() for x in as_pixels(seen)[labels == 1]}
+    expected = {
+        np.ascontiguousarray(turned(pixels, k)[i]).tobytes() for k in (0, 2, 4, 6) for i in (0, 1)
+    }
+    assert ones == expected
 
 
 class Killed(Exception):
     pass
 
 
-def test_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", GAMES)
+def test_resumes_bit_for_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 3)
-    params = augment.Params(
-        image_px=16, width=8, noise=4, steps=8, batch_size=4, learning_rate=1e-3, penalty=1.0,
-        penalty_every=2, average_decay=0.9, images=4, keep_quantile=0.9,
-        judge_backbone="tf_efficientnet_lite0", judge_out_indices=[0], seed=0,
-    )  # fmt: skip
-    images = torch.randint(0, 256, (10, 16, 16, 1), dtype=torch.uint8)
-    labels = torch.arange(10) % 2
 
-    def train(name: str) -> dict[str, torch.Tensor]:
-        checkpoint = Checkpoint(tmp_path / name, "gan")
-        real = RealImages(images, labels, 2, "all")
-        net, _ = training.train(real, params, torch.device("cpu"), checkpoint)
-        return net.state_dict()
+    def train(folder: str) -> training.Outcome:
+        checkpoint = Checkpoint(tmp_path / folder, "gan")
+        return training.train(GAMES[name](), recipe(), 7, CPU, checkpoint)
 
     undisturbed = train("a")
     pairing = pairing_loss
@@ -125,4 +170,92 @@ def test_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         train("b")
     monkeypatch.setattr(training, "pairing_loss", pairing)
     resumed = train("b")
-    assert all(torch.equal(undisturbed[k], resumed[k]) for k in undisturbed)
+    assert undisturbed.curves.equals(resumed.curves)
+    assert undisturbed.generators.keys() == resumed.generators.keys() == {2, 5, 8}
+    for step, generator in undisturbed.generators.items():
+        mine, other = generator.state_dict(), resumed.generators[step].state_dict()
+        assert all(torch.equal(mine[k], other[k]) for k in mine)
+
+
+def test_a_game_that_diverges_ends_with_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairing, calls = pairing_loss, 0
+
+    def explodes(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return pairing(better, worse) * (float("nan") if calls > 12 else 1)
+
+    monkeypatch.setattr(training, "pairing_loss", explodes)
+    outcome = training.train(translation(), recipe(), 7, CPU, Checkpoint(tmp_path, "gan"))
+    assert outcome.failure is not None
+    assert "diverged" in outcome.failure
+    assert "step 7" in outcome.failure
+    assert outcome.generators.keys() == {2, 5}
+    for generator in outcome.generators.values():
+        assert all(torch.isfinite(p).all() for p in generator.parameters())
+
+
+def test_divergence_before_anything_was_kept_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "pairing_loss", lambda a, b: (a - b).mean() * float("inf"))
+    with pytest.raises(TrainingDiverged, match="a loss is not finite in step 1; lower"):
+        training.train(synthesis(), recipe(), 7, CPU, Checkpoint(tmp_path, "gan"))
+
+
+def test_a_game_that_collapses_ends_with_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 5 on, every noise gives the same image."""
+    fake, calls = Synthesis.fake, 0
+
+    def alike(self: Synthesis, generator: Any, round_: Any) -> Any:
+        nonlocal calls
+        made, cost = fake(self, generator, round_)
+        calls += 1
+        return (made[:1].expand_as(made) if calls > 9 else made), cost
+
+    monkeypatch.setattr(Synthesis, "fake", alike)
+    outcome = training.train(synthesis(), recipe(steps=9), 7, CPU, Checkpoint(tmp_path, "gan"))
+    assert outcome.failure is not None
+    assert "collapsed: in step 6" in outcome.failure
+    assert outcome.generators.keys() == {3}
+
+
+def two_modes(count: int) -> Any:
+    """Half the images have a bright square in the upper half, half in the lower one."""
+    pixels = np.full((count, 32, 32, 1), 40, np.uint8)
+    pixels[::2, 4:12, 4:28] = 220
+    pixels[1::2, 20:28, 4:28] = 220
+    return pixels
+
+
+def upper(made: torch.Tensor) -> Any:
+    """Whether each image (B, 1, 32, 32) is bright above and dark below."""
+    above, below = made[:, 0, 4:12, 4:28].mean((1, 2)), made[:, 0, 20:28, 4:28].mean((1, 2))
+    assert (((above > 0) & (below < 0)) | ((above < 0) & (below > 0))).float().mean() > 0.9
+    return above > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GAMES)
+def test_both_modes_of_a_toy_are_found(name: str, tmp_path: Path) -> None:
+    """No symmetry would find the other one."""
+
+    def of(pixels: Any) -> RealImages:
+        zeros = np.zeros(len(pixels), np.int64)
+        return RealImages(pixels, np.arange(len(pixels)), zeros, "none")
+
+    dark = np.full((64, 32, 32, 1), 40, np.uint8)
+    if name == "synthesize":
+        game: Game = Synthesis(of(two_modes(64)), classes=1, width=16, noise=8)
+    else:
+        game = Translation(of(two_modes(64)), of(dark), 16, 0.0)
+    how = recipe(width=16, steps=900, batch_size=16, learning_rate=2e-3)
+    outcome = training.train(game, how, 1, CPU, Checkpoint(tmp_path, "gan"))
+    round_ = game.draw(200, torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        made, _ = game.fake(outcome.generators[900], round_)
+    assert 0.1 < float(upper(made).float().mean()) < 0.9

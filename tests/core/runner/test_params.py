@@ -25,7 +25,7 @@ def broken(tmp_path: Path, old: str, new: str) -> Path:
         ("device: auto", "device: tpu", ["resources.device = 'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ("  dir: data/elpv", "  dir: null", ["data.dir = None", "string"]),
         ("\ncheck:", "\nchecks:", ["checks: no stage has this name"]),
-        ("image_px: 64", "image_px: 48", ["augment.image_px = 48", "a power of two"]),
+        ("image_px: 64", "image_px: 48", ["augment.synthesize.image_px = 48", "a power of two"]),
         ("[1, 32]", "[8, 32]", ["benchmark.batches = [8, 32]", "1 among them"]),
         ("[1, 32]", "[1, 0]", ["benchmark.batches.1 = 0", "greater than or equal to 1"]),
         ("temperature: 2.0", "temperature: [", ["not readable as YAML"]),

@@ -19,8 +19,9 @@ from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.training import losses
 from stages.core.training.inputs import Inputs
 from stages.core.training.student import Lesson, distillation_loss, label_loss
+from stages.core.training.supplement import Supplement
 from stages.core.training.targets import Targets, load_targets, save_targets
-from stages.refine import Synthetic, with_synthetic
+from stages.refine import with_supplement
 from stages.teacher import fit_probe
 from tests.conftest import dataset, outputs
 
@@ -288,23 +289,23 @@ def test_relations_need_whole_batches(method: str, monkeypatch: pytest.MonkeyPat
 
 
 class Mixed:
-    """What `with_synthetic` makes of a batch: what was kept, what was drawn, the value."""
+    """What `with_supplement` makes of a batch: the real rows, what was drawn, the value."""
 
     def __init__(self, *, share: float, seed: int = 3) -> None:
         self.data = dataset(n=20, classes=3)
         self.net, self.real_rows = student(self.data), np.array([])
         self.drawn: list[Any] = []
         draws = np.random.default_rng(8)
-        self.synthetic = Synthetic(
-            torch.from_numpy(draws.integers(0, 256, (50, 32, 32, 1), dtype=np.uint8)),
-            torch.from_numpy(draws.normal(0, 3, (50, 3)).astype(np.float32)),
-            torch.from_numpy(draws.integers(3, size=50)),
-        )
+        pixels = draws.integers(0, 256, (50, 32, 32, 1), dtype=np.uint8)
+        self.pixels = torch.from_numpy(pixels)
+        self.logits = draws.normal(0, 3, (1, 50, 3)).astype(np.float32)
+        self.labels = draws.integers(3, size=50)
+        added = Supplement(Views(pixels, 0, 0, "none"), self.labels, self.logits)
         self.net.register_forward_pre_hook(self._see)
-        self.loss = with_synthetic(self._real, self.synthetic, lesson(), share, seed)
+        self.loss = with_supplement(self._real, added, lesson(), share, seed)
 
     def _see(self, _: Any, seen_images: tuple[Tensor]) -> None:
-        same = (seen_images[0][:, None] == self.synthetic.pixels).flatten(2).all(2)
+        same = (seen_images[0][:, None] == self.pixels).flatten(2).all(2)
         assert (same.sum(1) == 1).all()
         self.drawn = same.int().argmax(1).tolist()
 
@@ -319,43 +320,31 @@ class Mixed:
             return float(self.loss(self.net, rows, epoch))
 
     def naive(self, count: int) -> float:
-        pixels, teacher, labels = (
-            x[self.drawn]
-            for x in (self.synthetic.pixels, self.synthetic.logits, self.synthetic.labels)
-        )
+        pixels, labels = self.pixels[self.drawn], torch.from_numpy(self.labels[self.drawn])
+        teacher = torch.from_numpy(self.logits[0, self.drawn])
         with torch.inference_mode():
             logits = self.net.head(self.net.features(pixels)).double().numpy()
         network = naive_kd(logits, teacher, labels, temperature=3.0, alpha=0.3)
         real = 10.0 + float(self.real_rows.mean())
-        return (real * (count - len(self.drawn)) + network * len(self.drawn)) / count
+        return (real * count + network * len(self.drawn)) / (count + len(self.drawn))
 
 
 @pytest.mark.parametrize(
-    ("share", "batch", "synthetic"),
-    [(0.25, 8, 2), (0.25, 7, 2), (0.25, 2, 0), (0.9, 10, 9), (0.9, 4, 3), (0.9, 2, 1), (0.5, 8, 4)],
+    ("share", "batch", "added"),
+    [(0.25, 8, 2), (0.25, 7, 2), (0.25, 1, 1), (0.9, 10, 9), (0.5, 8, 4), (2.0, 4, 8)],
 )
-def test_synthetic_images_are_a_share_of_the_batch(
-    share: float, batch: int, synthetic: int
-) -> None:
+def test_images_are_added_to_the_batch(share: float, batch: int, added: int) -> None:
+    """All real images stay."""
     mixed = Mixed(share=share)
     rows = mixed.data.rows("train")[::-1][:batch]
     result = mixed.value(rows, 2)
-    assert len(mixed.drawn) == synthetic
-    assert len(mixed.real_rows) == batch - synthetic
-    assert set(mixed.real_rows) <= set(rows)
+    assert len(mixed.drawn) == added
+    assert np.array_equal(mixed.real_rows, rows)
     assert mixed.epoch == 2
-    assert result == pytest.approx(mixed.naive(batch) if synthetic else 10 + rows.mean(), rel=1e-4)
+    assert result == pytest.approx(mixed.naive(batch), rel=1e-4)
 
 
-@pytest.mark.parametrize("share", [0.25, 0.9])
-def test_a_last_batch_of_one_image_stays_real(share: float) -> None:
-    mixed = Mixed(share=share)
-    assert mixed.value(np.array([7]), 0) == 17.0
-    assert mixed.real_rows.tolist() == [7]
-    assert mixed.drawn == []
-
-
-def test_synthetic_images_are_drawn_anew_and_the_same_again() -> None:
+def test_added_images_are_drawn_anew_and_the_same_again() -> None:
     rows = dataset(n=20).rows("train")
 
     def drawn(rows: Rows, epoch: int, seed: int = 3) -> list[int]:

@@ -1,0 +1,98 @@
+"""What the two players play for: one class per way of making images, each in a file of its own."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stages.core.dataset.data import Rows
+from stages.core.dataset.symmetries import NUMBERS, Symmetries
+from stages.core.dataset.views import turn
+
+# Symmetries, by number, that leave a rectangular pattern upright.
+UPRIGHT = (0, 2, 4, 6)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one move of a player is about.
+
+    Attributes:
+        real: float (B, C, S, S) in -1 to 1.
+        labels: int64 (B,), of the real images, and what the fakes are to be.
+        noise: float, what the generator may draw on.
+        sources: images (B, C, S, S) that the fakes start from; None where they start from noise.
+    """
+
+    real: Tensor
+    labels: Tensor
+    noise: Tensor
+    sources: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Round":
+        """The same on another device."""
+        sources = None if self.sources is None else self.sources.to(device)
+        return Round(self.real.to(device), self.labels.to(device), self.noise.to(device), sources)
+
+
+class Game(Protocol):
+    """A way of making images with two players."""
+
+    def generator(self) -> nn.Module:
+        """A new one, its weights drawn by PyTorch's global random numbers."""
+
+    def discriminator(self) -> nn.Module:
+        """As `generator`."""
+
+    def draw(self, size: int, draws: torch.Generator) -> Round:
+        """A random round of `size` images, on the CPU."""
+
+    def fake(self, generator: nn.Module, round_: Round) -> tuple[Tensor, Tensor]:
+        """The generator's images (B, C, S, S), and what they cost it besides, a scalar."""
+
+
+class RealImages:
+    """Random batches of some of the real images, read from the disk as they are drawn."""
+
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        rows: Rows,
+        labels: NDArray[np.int64],
+        symmetries: Symmetries,
+    ) -> None:
+        """Take pixels (N, S, S, C), which of them (M,), those images' labels (M,).
+
+        `symmetries` are the dataset's.
+        """
+        self._pixels, self._rows, self._labels = pixels, rows, labels
+        self._symmetries = np.array([s for s in NUMBERS[symmetries] if s in UPRIGHT])
+        self._members = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+        self.image_px, self.channels = pixels.shape[1], pixels.shape[3]
+
+    def batch(self, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (B, C, S, S) in -1 to 1, turned at random, and their labels (B,).
+
+        All labels are drawn alike, whatever their shares.
+        """
+        label, member, symmetry = torch.rand(3, size, generator=draws, dtype=torch.float64).numpy()
+        members = [self._members[k] for k in (label * len(self._members)).astype(int)]
+        chosen = np.array([m[int(u * len(m))] for m, u in zip(members, member, strict=True)])
+        numbers = self._symmetries[(symmetry * len(self._symmetries)).astype(int)]
+        images = torch.from_numpy(self._pixels[self._rows[chosen]])
+        turned = turn(images, torch.from_numpy(numbers))
+        return scaled(turned), torch.from_numpy(self._labels[chosen])
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 (B, S, S, C) to float (B, C, S, S) in -1 to 1."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """Float (B, C, S, S) in -1 to 1, or beyond, to uint8 (B, S, S, C)."""
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,229 @@
+"""What the teacher, and a network that is no part of the chain, think of synthetic images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from torch import Tensor, nn
+
+from stages.core.dataset.data import Dataset, Rows
+from stages.core.dataset.resize import resize
+from stages.core.gan import fidelity
+from stages.core.gan.making import Made, Task
+from stages.core.nets.frozen import Frozen
+from stages.core.nets.inference import BATCH, batched
+from stages.core.nets.net import Ensemble, Net, build
+from stages.core.nets.weights import packaged
+from stages.core.results.schema import Auroc, Fidelity
+
+
+class _Features(nn.Module):
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.net.features(images),)
+
+
+class _Logits(nn.Module):
+    def __init__(self, teacher: Ensemble) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.teacher(images),)
+
+
+class Judge:
+    """Features and the teacher's logits of images of any size."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        teacher: Ensemble,
+        backbone: str,
+        out_indices: Sequence[int],
+        device: torch.device,
+        *,
+        images: int,
+    ) -> None:
+        """Prepare both.
+
+        Args:
+            data: whose size and channels the images have in the end.
+            teacher: on `device`.
+            backbone: of the other network, in timm; its packaged ImageNet weights.
+            images: about how many both are going to see.
+        """
+        net = build(backbone, packaged(backbone), out_indices=[*out_indices], data=data).to(device)
+        example = torch.from_numpy(np.array(data.pixels[:2]))
+        self._image_px = data.image_px
+        self._features = Frozen(_Features(net), example, images=images)
+        self._logits = Frozen(_Logits(teacher), example, images=images)
+
+    def _run(self, frozen: Frozen, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        out = []
+        for piece in batched(pixels, BATCH):
+            images = resize(torch.from_numpy(np.ascontiguousarray(piece)), self._image_px)
+            out.append(frozen(images)[0].float().cpu().numpy())
+        return np.concatenate(out)
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(M, S, S, C) to (M, F)."""
+        return self._run(self._features, pixels)
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(M, S, S, C) to (M, K)."""
+        return self._run(self._logits, pixels)
+
+
+# Images of one kind that are compared, at most: distances between all pairs take their square.
+MOST_COMPARED = 500
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Some images as the jury sees them: features (M, F) and the teacher's logits (M, K)."""
+
+    features: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+    def take(self, chosen: NDArray[np.int64]) -> "Seen":
+        """Some of them."""
+        return Seen(self.features[chosen], self.logits[chosen])
+
+
+class Jury:
+    """Compares images with the real ones that a task wants, all at the same resolution.
+
+    The real training images are split at random: against one half others are measured, and the
+    other half shows what real images reach. Features are standardised by those of all of them.
+
+    Attributes:
+        task: what is wanted.
+        real, other: the half that others are not measured against, and as many training images of
+            other classes or domains.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        data: Dataset,
+        task: Task,
+        *,
+        image_px: int,
+        probe_c: float,
+        seed: int,
+    ) -> None:
+        """Look at the real images.
+
+        Args:
+            image_px: side of the images that are made.
+            probe_c: scikit-learn's C, of the probe of `fidelity.classification_score`.
+        """
+        self._judge, self._data, self.task = judge, data, task
+        self._image_px, self._probe_c = image_px, probe_c
+        self._mean, self._deviation = np.float32(0), np.float32(1)
+
+        def some(rows: Rows) -> Rows:
+            return np.random.default_rng(seed).permutation(rows)[:MOST_COMPARED]
+
+        wanted, others, self._val = some(task.wanted), some(task.sources), data.rows("val")
+        features = self.features(self.resized(wanted))
+        self._mean, self._deviation = features.mean(0), features.std(0) + 1e-3
+        self._wanted = (features - self._mean) / self._deviation
+        self._others = self.features(self.resized(others))
+        self._on_val = self.features(self.resized(self._val))
+        half = len(wanted) // 2
+        self._half = self._wanted[half:]
+        self.real, self.other = (
+            Seen(seen[:half], judge.logits(self.resized(rows[:half])))
+            for seen, rows in ((self._wanted, wanted), (self._others, others))
+        )
+
+    def resized(self, rows: Rows) -> NDArray[np.uint8]:
+        """Real images at the resolution of those that are made."""
+        return resize(torch.from_numpy(self._data.pixels[rows]), self._image_px).numpy()
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Standardised features (M, F) of images (M, S, S, C)."""
+        return (self._judge.features(pixels) - self._mean) / self._deviation
+
+    def look(self, made: Made) -> Seen:
+        """What was made, as the jury sees it."""
+        return Seen(self.features(made.pixels), self._judge.logits(made.pixels))
+
+    def likely(self, made: Made, seen: Seen, quantile: float) -> NDArray[np.bool_]:
+        """Which of the images the teacher finds as likely to show their class as real ones.
+
+        Its cross-entropy must not exceed the `quantile` of that of the real validation images of
+        the same class. (cGAN-KD, Ding et al. 2021, arXiv 2104.03164, takes the quantile of the
+        GAN's own images, which lets that share through whatever they look like.)
+        """
+        keeps = np.ones(len(made.labels), bool)
+        for label in np.unique(made.labels):
+            rows = self._val[self._data.labels[self._val] == label]
+            if len(rows):
+                real = _surprise(self._judge.logits(self.resized(rows)), label)
+                mine = made.labels == label
+                keeps[mine] = _surprise(seen.logits[mine], label) <= np.quantile(real, quantile)
+        return keeps
+
+    def score(self, features: NDArray[np.float32]) -> Auroc | None:
+        """What a probe that learns the class from images of these features reaches on validation.
+
+        None for images that show no class.
+        """
+        if self.task.label is None:
+            return None
+        return fidelity.classification_score(
+            features,
+            self._others,
+            self._on_val,
+            (self._data.labels[self._val] == self.task.label).astype(np.int64),
+            self._data.groups[self._val],
+            self._probe_c,
+        )
+
+    def probability(self, seen: Seen) -> NDArray[np.float32]:
+        """The teacher's probability of the class (M,)."""
+        assert self.task.label is not None
+        return np.exp(-_surprise(seen.logits, self.task.label))
+
+    def compare(self, seen: Seen) -> tuple[Fidelity | None, Fidelity, Fidelity]:
+        """All figures of some images, of real ones and of others: of as many of each.
+
+        Returns: None in place of the figures of fewer than two.
+        """
+        kinds = [self.real, self.other, *([seen] if len(seen.logits) >= 2 else [])]
+        first = np.arange(min(len(kind.logits) for kind in kinds))
+        real, other, *mine = (kind.take(first) for kind in kinds)
+        return (
+            self._figures(mine[0], self._authentic(mine[0])) if mine else None,
+            self._figures(real, fidelity.authentic_among(self._wanted)),
+            self._figures(other, self._authentic(other)),
+        )
+
+    def _authentic(self, seen: Seen) -> float:
+        return fidelity.authentic(seen.features, self._wanted)
+
+    def _figures(self, seen: Seen, authentic: float) -> Fidelity:
+        figures = fidelity.neighbourhoods(seen.features, self._half)
+        if (score := self.score(seen.features)) is not None:
+            figures["classification_score"] = score
+            figures["probability"] = float(self.probability(seen).mean())
+        return Fidelity(
+            authentic=authentic,
+            kernel_distance=fidelity.kernel_distance(seen.features, self._half),
+            **figures,
+        )
+
+
+def _surprise(logits: NDArray[np.float32], label: int) -> NDArray[np.float32]:
+    """Cross-entropy (M,) in nats of images that are to show a class."""
+    loss: NDArray[np.float32] = -log_softmax(logits, axis=1)[:, label]
+    return loss

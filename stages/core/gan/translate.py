@@ -1,0 +1,93 @@
+"""Real images moved to another class or domain: an unpaired translation at their full size."""
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stages.core.dataset.data import Dataset, Rows
+from stages.core.gan import training
+from stages.core.gan.game import RealImages, Round, as_pixels, scaled
+from stages.core.gan.making import Made, Maker, Makers, Task, labels_of
+from stages.core.gan.networks import NOISE_CHANNELS, NOISE_PX, Discriminator, Translator
+from stages.core.nets.inference import BATCH, batched
+from stages.core.runner.checkpoint import Checkpoint
+
+
+class Params(training.Recipe):
+    """Section `augment.translate`."""
+
+    sparsity: float = Field(ge=0)
+
+
+class Translation:
+    """The generator adds something to a source image, as little as it can.
+
+    So backgrounds, sharpness and variety are the real images' own.
+    """
+
+    def __init__(self, real: RealImages, sources: RealImages, width: int, sparsity: float) -> None:
+        """Take where the images are to arrive, and where they start from.
+
+        Args:
+            real: images of the wanted class or domain, all under label 0.
+            sources: of the others.
+            width: channels of both players at half the resolution.
+            sparsity: weight of the mean absolute value of what is added, in -1 to 1.
+        """
+        self._real, self._sources = real, sources
+        self._width, self._sparsity = width, sparsity
+
+    def generator(self) -> nn.Module:
+        return Translator(self._real.channels, self._width)
+
+    def discriminator(self) -> nn.Module:
+        return Discriminator(1, self._real.channels, self._real.image_px, self._width)
+
+    def draw(self, size: int, draws: torch.Generator) -> Round:
+        real, labels = self._real.batch(size, draws)
+        sources, _ = self._sources.batch(size, draws)
+        return Round(real, labels, noise(size, draws), sources)
+
+    def fake(self, generator: nn.Module, round_: Round) -> tuple[Tensor, Tensor]:
+        assert round_.sources is not None
+        added = cast(Tensor, generator(round_.sources, round_.noise))
+        return (round_.sources + added).clamp(-1, 1), self._sparsity * added.abs().mean()
+
+
+def makers(
+    params: Params, data: Dataset, task: Task, seed: int, device: torch.device, scratch: Path
+) -> Makers:
+    """Train the translator. Raises: TrainingDiverged."""
+
+    def images(rows: Rows) -> RealImages:
+        return RealImages(data.pixels, rows, np.zeros(len(rows), np.int64), data.symmetries)
+
+    game = Translation(images(task.wanted), images(task.sources), params.width, params.sparsity)
+    outcome = training.train(game, params, seed, device, Checkpoint(scratch, "gan"))
+
+    def maker(generator: nn.Module) -> Maker:
+        def make(count: int, seed: int) -> Made:
+            sources = np.random.default_rng(seed).choice(task.sources, count)
+            draws = torch.Generator().manual_seed(seed)
+            pixels = []
+            with torch.inference_mode():
+                for rows in batched(sources, BATCH):
+                    x = scaled(torch.from_numpy(data.pixels[rows])).to(device)
+                    drawn = noise(len(rows), draws).to(device)
+                    pixels.append(as_pixels(x + generator(x, drawn)).cpu())
+            labels = labels_of(task, data.labels, sources)
+            return Made(torch.cat(pixels).numpy(), labels, sources)
+
+        return make
+
+    by_step = {step: maker(net) for step, net in outcome.generators.items()}
+    return Makers(by_step, data.image_px, outcome.curves, outcome.failure)
+
+
+def noise(size: int, draws: torch.Generator) -> Tensor:
+    """What the translator may draw on: (size, NOISE_CHANNELS, NOISE_PX, NOISE_PX)."""
+    return torch.randn(size, NOISE_CHANNELS, NOISE_PX, NOISE_PX, generator=draws)

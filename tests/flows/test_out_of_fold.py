@@ -211,7 +211,6 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 def test_two_tiny_folds_and_going_on(workspace: Workspace) -> None:
     """The second call finds one fold done, runs the other, and writes the table."""
     workspace.set("validate", "folds", 2)
-    workspace.set("augment", "steps", 20)
     command = [sys.executable, "-m", "flows.out_of_fold"]
     output = workspace.run([*command, "--minutes", "0.01"])
     assert "1 of 2 folds are left; call again" in output, output

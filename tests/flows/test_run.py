@@ -31,8 +31,8 @@ FILES = {
     "data/models/teacher/member_0": ["config.json", "model.safetensors"],
     "data/targets": ["plain.npy", "views.json", "views.npy"],
     "data/models/student": ["config.json", "model.safetensors"],
-    "data/augmented": ["labels.npy", "logits.npy", "pixels.npy"],
-    "data/models/gan": ["config.json", "model.safetensors"],
+    "data/augmented": ["real", "synthetic"],
+    "data/augmented/synthetic": ["labels.npy", "logits.npy", "pixels.npy", "views.json"],
     "data/models/refined": ["config.json", "model.safetensors"],
     "data/models/onnx": ["evidence.onnx", "fp16.onnx", "fp32.onnx", f"{USUAL.name}.onnx"],
     "data/release": [
@@ -104,7 +104,7 @@ def test_metrics_are_stable(trained: tuple[Workspace, str]) -> None:
     teacher, distill = workspace.metrics("teacher"), workspace.metrics("distill")
     assert {"probe", "finetuned", "parameters"} <= set(teacher)
     assert {"student", "control", "parameters"} <= set(distill)
-    assert {"kid", "kid_real"} <= set(workspace.metrics("augment"))
+    assert {"synthetic", "real", "other"} <= set(workspace.metrics("augment"))
     assert {"accepted", "winner"} <= set(workspace.metrics("refine"))
     assert workspace.metrics("export")["parity"]["decisions_changed"] == 0
     rows = workspace.metrics("benchmark")["rows"]

@@ -4,8 +4,6 @@ After CutPaste (Li et al. 2021, arXiv 2104.04015) and copy-paste (Ghiasi et al. 
 2012.07177), without masks: the regions are random.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -41,27 +39,26 @@ def regions(count: int, side: int, area: float, draws: np.random.Generator) -> N
 def blended(
     sources: NDArray[np.uint8], donors: NDArray[np.uint8], region: NDArray[np.float32]
 ) -> NDArray[np.uint8]:
-    """The donors' region in the sources, as bright along its edge as these: uint8 (B, P, P, C)."""
+    """The donors' regions (B, P, P) in the sources (B, P, P, C): the same shape, uint8.
+
+    Donors are brought to the sources' median first, so that an edge shows where they differ alone.
+    """
     into, piece = sources.astype(np.float32), donors.astype(np.float32)
-    mask = region[..., None]
-    edge = mask * (1 - mask) + 1e-6
-    shift = (edge * (into - piece)).sum((1, 2), keepdims=True) / edge.sum((1, 2), keepdims=True)
-    mixed = into + mask * (piece + shift - into)
+    shift = np.median(into, (1, 2), keepdims=True) - np.median(piece, (1, 2), keepdims=True)
+    mixed = into + region[..., None] * (piece + shift - into)
     pixels: NDArray[np.uint8] = mixed.round().clip(0, 255).astype(np.uint8)
     return pixels
 
 
-def donors_for(
-    sources: Rows, task: Task, groups: NDArray[np.int64], draws: np.random.Generator
-) -> Rows:
-    """For each source a wanted image: of its own group where that has one, else any."""
-    at_home: Mapping[int, Rows] = {
-        group: task.wanted[groups[task.wanted] == group] for group in np.unique(groups[sources])
-    }
+def donors_for(sources: Rows, task: Task, data: Dataset, draws: np.random.Generator) -> Rows:
+    """For each source a wanted image: of its group if there is one, or its domain, else any."""
     chosen = []
     for source in sources:
-        own = at_home[int(groups[source])]
-        chosen.append(draws.choice(own if len(own) else task.wanted))
+        near = task.wanted
+        for kind in (data.domains, data.groups):
+            closer = near[kind[near] == kind[source]]
+            near = closer if len(closer) else near
+        chosen.append(draws.choice(near))
     return np.array(chosen, dtype=np.int64)
 
 
@@ -77,7 +74,7 @@ def makers(params: Params, data: Dataset, task: Task) -> Makers:
     def make(count: int, seed: int) -> Made:
         draws = np.random.default_rng(seed)
         sources = draws.choice(task.sources, count)
-        donors = donors_for(sources, task, data.groups, draws)
+        donors = donors_for(sources, task, data, draws)
         pixels = np.empty((count, *data.pixels.shape[1:]), np.uint8)
         for start in range(0, count, 32):
             s, d = sources[start : start + 32], donors[start : start + 32]

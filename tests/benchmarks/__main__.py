@@ -13,6 +13,7 @@ from tests.benchmarks import (
     bench_accelerator,
     bench_decode,
     bench_distill,
+    bench_gan,
     bench_latency,
     bench_memory,
     bench_pipeline,
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "accelerator": bench_accelerator.run,
     "pointing": bench_pointing.run,
     "latency": bench_latency.run,
+    "gan": bench_gan.run,
 }
 
 

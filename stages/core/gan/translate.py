@@ -58,33 +58,40 @@ class Translation:
         return (round_.sources + added).clamp(-1, 1), self._sparsity * added.abs().mean()
 
 
-def makers(
-    params: Params, data: Dataset, task: Task, seed: int, device: torch.device, scratch: Path
-) -> Makers:
-    """Train the translator. Raises: TrainingDiverged."""
+def game(params: Params, data: Dataset, task: Task) -> Translation:
+    """The game of a task."""
 
     def images(rows: Rows) -> RealImages:
         return RealImages(data.pixels, rows, np.zeros(len(rows), np.int64), data.symmetries)
 
-    game = Translation(images(task.wanted), images(task.sources), params.width, params.sparsity)
-    outcome = training.train(game, params, seed, device, Checkpoint(scratch, "gan"))
+    return Translation(images(task.wanted), images(task.sources), params.width, params.sparsity)
 
-    def maker(generator: nn.Module) -> Maker:
-        def make(count: int, seed: int) -> Made:
-            sources = np.random.default_rng(seed).choice(task.sources, count)
-            draws = torch.Generator().manual_seed(seed)
-            pixels = []
-            with torch.inference_mode():
-                for rows in batched(sources, BATCH):
-                    x = scaled(torch.from_numpy(data.pixels[rows])).to(device)
-                    drawn = noise(len(rows), draws).to(device)
-                    pixels.append(as_pixels(x + generator(x, drawn)).cpu())
-            labels = labels_of(task, data.labels, sources)
-            return Made(torch.cat(pixels).numpy(), labels, sources)
 
-        return make
+def maker(generator: nn.Module, data: Dataset, task: Task, device: torch.device) -> Maker:
+    """What translates random sources of a task with a generator on `device`."""
 
-    by_step = {step: maker(net) for step, net in outcome.generators.items()}
+    def make(count: int, seed: int) -> Made:
+        sources = np.random.default_rng(seed).choice(task.sources, count)
+        draws = torch.Generator().manual_seed(seed)
+        pixels = []
+        with torch.inference_mode():
+            for rows in batched(sources, BATCH):
+                x = scaled(torch.from_numpy(data.pixels[rows])).to(device)
+                drawn = noise(len(rows), draws).to(device)
+                pixels.append(as_pixels(x + generator(x, drawn)).cpu())
+        labels = labels_of(task, data.labels, sources)
+        return Made(torch.cat(pixels).numpy(), labels, sources)
+
+    return make
+
+
+def makers(
+    params: Params, data: Dataset, task: Task, seed: int, device: torch.device, scratch: Path
+) -> Makers:
+    """Train the translator. Raises: TrainingDiverged."""
+    players = game(params, data, task)
+    outcome = training.train(players, params, seed, device, Checkpoint(scratch, "gan"))
+    by_step = {k: maker(net, data, task, device) for k, net in outcome.generators.items()}
     return Makers(by_step, data.image_px, outcome.curves, outcome.failure)
 
 

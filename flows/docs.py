@@ -260,16 +260,17 @@ class Figures:
     def results(self) -> str:
         """The last run's models beside each other, as a table in Markdown.
 
-        Without those columns that it has no figures for.
+        Without those columns, and models, that it has no figures for.
         """
-        keys = [key for _, _, key in MODELS]
+        models = [model for model in MODELS if f"{model[2]}.auroc" in self._flat]
+        keys = [key for _, _, key in models]
         columns = {
             heading: column
             for heading, column in COLUMNS.items()
             if any(f"{key}.{column}" in self._flat for key in keys)
         }
         rows = [["", "parameters", *columns]]
-        for name, parameters, key in MODELS:
+        for name, parameters, key in models:
             figures = [_text(self.metric(f"{key}.{column}")) for column in columns.values()]
             rows.append([name, _text(self.metric(parameters)), *figures])
         return _table(rows)

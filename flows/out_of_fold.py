@@ -173,17 +173,22 @@ def figures(table: pd.DataFrame) -> list[dict[str, str]]:
 def decisions(table: pd.DataFrame, max_temperature: float) -> list[dict[str, str]]:
     """What validation decides in each run, checked on all labelled images.
 
-    Synthetic images, by AUROC within each fold; calibration, by the mean cross-entropy of groups
-    that the temperature was not fitted on. 95 % intervals over all groups.
+    Synthetic images, by AUROC within each fold that did not refuse them; calibration, by the mean
+    cross-entropy of groups that the temperature was not fitted on. 95 % intervals over all groups.
     """
     labels, groups = _truth(table)
     logits = {name: predictions.logits(table, name) for name in ("synthetic", "real", "student")}
+    folds = [
+        places
+        for places in table.groupby(FOLD).indices.values()
+        if logits["synthetic"].size and np.isfinite(logits["synthetic"][places]).all()
+    ]
     rows: list[tuple[str, Difference, Difference | None]] = []
-    for name, reference in (("real", "real ones alone"), ("student", "no refinement")):
+    for name, reference in (("real", "real ones"), ("student", "no refinement")) if folds else ():
         better, worse = logits["synthetic"], logits[name]
         pairs = [
             Paired(better[places], worse[places], labels[places], groups[places])
-            for places in table.groupby(FOLD).indices.values()
+            for places in folds
         ]
         gain = mean_paired_gain(pairs)
         what = f"synthetic images instead of {reference}: AUROC"

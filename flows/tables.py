@@ -110,8 +110,8 @@ class Figures:
     def gain(self, trial: str, heading: str) -> Gain | None:
         """Mean paired gain of one model over another, over seeds and the places on the grid.
 
-        Returns: None if a model would be compared with itself, if one of the two was not run, or
-            if they were tested on different images.
+        Returns: None if a model would be compared with itself, if one of the two was not run
+            everywhere, or if they were tested on different images.
         """
         models, rows = self._models(trial, heading), self._rows_of_pairs(trial, heading)
         if self.is_of_itself(trial, heading) or not rows:
@@ -123,6 +123,8 @@ class Figures:
                 predictions.of_all_seeds(table, model.split("/")[1])
                 for table, model in zip(tables, models, strict=True)
             )
+            if not (left and right):
+                return None
             if tables[0]["file_name"].tolist() != tables[1]["file_name"].tolist():
                 return None
             labels, groups = self._truth(both[0], tables[0])

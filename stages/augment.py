@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from stages.core.dataset.background import divided
 from stages.core.dataset.data import UNLABELLED, Dataset, load_dataset
 from stages.core.gan import paste, synthesize, translate
 from stages.core.gan.judge import Judge, Jury
@@ -31,7 +33,7 @@ from stages.core.nets.net import load_teacher
 from stages.core.results import pictures, report
 from stages.core.results.schema import AugmentMetrics, Fidelity
 from stages.core.runner import stage
-from stages.core.runner.errors import DataError, ParamsError
+from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
 from stages.core.training.supplement import Supplement, save_supplement, seen
@@ -73,26 +75,22 @@ class Paths(stage.Paths):
 
 # Images that each kept state of a GAN is chosen by.
 AUDITION = 100
-# Images in the picture.
-SHOWN = 10
+# Images in the picture, and real ones among which the nearest are looked for.
+SHOWN, MOST_SEARCHED = 10, 1000
+# From fewer real images, no share says whether synthetic ones copy them or lack their variety.
+FEWEST_JUDGED = 20
 
 
 def find_task(params: Params, data: Dataset) -> Task:
     """What the images are to show: the rarest class, or the domain of unlabelled images.
 
-    Raises: ParamsError where there is no such domain. DataError for too few images of the class.
+    Raises: ParamsError where there is no such domain.
     """
     train = data.rows("train")
     labels = data.labels[train]
     if params.to == "class":
         label = int(np.bincount(labels, minlength=len(data.classes)).argmin())
-        wanted = train[labels == label]
-        if len(wanted) < FEWEST_WANTED:
-            raise DataError(
-                f"class {data.classes[label]!r}: found {len(wanted)} training images, expected "
-                f"{FEWEST_WANTED} at least to make others like them"
-            )
-        return Task(data.classes[label], label, wanted, train[labels != label])
+        return Task(data.classes[label], label, train[labels == label], train[labels != label])
     unlabelled = data.rows(UNLABELLED)
     known = set(data.domains[train])
     elsewhere = unlabelled[[domain not in known for domain in data.domains[unlabelled]]]
@@ -117,35 +115,54 @@ def find_makers(
 
 def best_step(makers: Makers, jury: Jury, seed: int) -> int:
     """The kept state whose images teach a probe the class best, on validation; else the last."""
+    if jury.task.label is None or len(makers.by_step) == 1:
+        return max(makers.by_step)
 
     def score(step: int) -> tuple[float, int]:
         found = jury.score(jury.features(makers.by_step[step](AUDITION, seed).pixels))
-        if found is None:
-            return 0.0, step
+        assert found is not None
         within = found.auroc_within_groups
         return (found.auroc if within is None else within), step
 
-    return max(makers.by_step, key=score) if len(makers.by_step) > 1 else max(makers.by_step)
+    return max(makers.by_step, key=score)
 
 
-def refusal(params: Params, kept_share: float, synthetic: Fidelity | None, real: Fidelity) -> str:
-    """Why a whole set of synthetic images is left out; empty where it is not."""
+def refusal(
+    params: Params, kept_share: float, synthetic: Fidelity | None, real: Fidelity, wanted: int
+) -> str:
+    """Why a whole set of synthetic images is left out; empty where it is not.
+
+    Args:
+        wanted: number of real training images.
+    """
     if kept_share < params.min_kept or synthetic is None:
         return (
-            f"the teacher finds {kept_share:.0%} of them as likely as real ones, and min_kept is "
+            f"the teacher's filter kept {kept_share:.1%} of them, and min_kept is "
             f"{params.min_kept:.0%}"
         )
     for name, what, least in (
-        ("authentic", "no copies of training images", params.min_authentic),
-        ("coverage", "a neighbour to how many real ones", params.min_coverage),
+        ("authentic", "the share of them that are no copies", params.min_authentic),
+        ("coverage", "the share of real images that have a neighbour here", params.min_coverage),
     ):
         mine, theirs = getattr(synthetic, name), getattr(real, name)
-        if mine < least * theirs:
+        if wanted >= FEWEST_JUDGED and mine < least * theirs:
             return (
-                f"{name} ({what}) is {mine:.3f}, {theirs:.3f} for real ones, and min_{name} is "
-                f"{least:g} times that"
+                f"{name}, {what}, is {mine:.3f}; for real images it is {theirs:.3f}, and "
+                f"min_{name} asks for {least:g} times that"
             )
     return ""
+
+
+def consistent(made: Made, data: Dataset) -> Made:
+    """Images with their background beside them: the source's own, and the quotient of both."""
+    if data.rules.background != "both":
+        return made
+    pixels = made.pixels.copy()
+    if made.sources is not None:
+        pixels[..., 2] = data.pixels[made.sources, ..., 2]
+    cell, background = (pixels[..., k].astype(np.float32) for k in (0, 2))
+    pixels[..., 1] = divided(cell, background).astype(np.uint8)
+    return Made(pixels, made.labels, made.sources)
 
 
 def supplement(
@@ -164,9 +181,10 @@ def supplement(
     return Supplement(views, labels, logits)
 
 
-def draw(path: Path, made: Made, data: Dataset, real: NDArray[np.uint8]) -> None:
+def draw(path: Path, made: Made, data: Dataset, jury: Jury) -> None:
     """Some of the images: with what they were made of, or with the real ones nearest to them."""
     if made.sources is None:
+        real = jury.resized(jury.task.wanted[:MOST_SEARCHED])
         pictures.beside_nearest(path, made.pixels, real, count=SHOWN)
         return
     sources, results = data.pixels[made.sources[:SHOWN]], made.pixels[:SHOWN]
@@ -191,14 +209,14 @@ class Result:
 def judged(params: Params, paths: Paths, data: Dataset, makers: Makers, jury: Jury) -> Result:
     """Make images, filter and compare them, and draw some of them."""
     task, step = jury.task, best_step(makers, jury, params.seed + 1)
-    made = makers.by_step[step](params.images, params.seed)
+    made = consistent(makers.by_step[step](params.images, params.seed), data)
     look = jury.look(made)
     likely = np.flatnonzero(jury.likely(made, look, params.keep_quantile))
     passed = made.take(likely)
     synthetic, of_real, of_other = jury.compare(look.take(likely))
     kept_share = len(likely) / len(made.labels)
-    refused = refusal(params, kept_share, synthetic, of_real)
-    draw(paths.samples, passed, data, jury.resized(task.wanted))
+    refused = refusal(params, kept_share, synthetic, of_real, len(task.wanted))
+    draw(paths.samples, passed, data, jury)
     by_name = {"synthetic": look.take(likely), "real": jury.real, "other": jury.other}
     chances = {k: jury.probability(seen) for k, seen in by_name.items() if task.label is not None}
     pictures.histograms(paths.probabilities, chances, x=f"the teacher's probability of {task.to}")
@@ -222,29 +240,56 @@ def judged(params: Params, paths: Paths, data: Dataset, makers: Makers, jury: Ju
     return Result(passed, jury.resized(places), figures)
 
 
+def nothing(params: Params, paths: Paths, data: Dataset, task: Task, reason: str) -> Result:
+    """Where no images can be made: none, and why."""
+    pictures.grid(paths.samples, {})
+    pictures.histograms(paths.probabilities, {}, x=f"the teacher's probability of {task.to}")
+    pixels = np.empty((0, *data.pixels.shape[1:]), np.uint8)
+    figures = AugmentMetrics(
+        mode=params.mode, to=task.to, images=0, kept_share=0.0, refused=reason, ended_early=None
+    )
+    return Result(Made(pixels, np.empty(0, np.int64), None), pixels, figures)
+
+
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Make images and judge them; write those that may be used beside their control."""
     device = resources.torch_device()
     data = load_dataset(paths.validated)
     task = find_task(params, data)
-    makers = find_makers(params, data, task, device, paths.scratch)
     teacher = load_teacher(paths.teacher).to(device)
     count = 2 * params.images * (1 + params.view_count)
     judge = Judge(
         data, teacher, params.judge_backbone, params.judge_out_indices, device, images=count
     )
-    jury = Jury(
-        judge, data, task, image_px=makers.image_px, probe_c=params.probe_c, seed=params.seed
-    )
-    result = judged(params, paths, data, makers, jury)
+    curves = pd.DataFrame({"step": []})
+    if len(task.wanted) < FEWEST_WANTED:
+        reason = f"there are only {len(task.wanted)} real training images of {task.to}"
+        result = nothing(params, paths, data, task, reason)
+    else:
+        try:
+            makers = find_makers(params, data, task, device, paths.scratch)
+        except TrainingDiverged as error:
+            result = nothing(params, paths, data, task, str(error))
+        else:
+            curves = makers.curves
+            jury = Jury(
+                judge,
+                data,
+                task,
+                image_px=makers.image_px,
+                probe_c=params.probe_c,
+                seed=params.seed,
+            )
+            result = judged(params, paths, data, makers, jury)
     labels = result.synthetic.labels
     for name, pixels in {"synthetic": result.synthetic.pixels, "real": result.real}.items():
         views = supplement(judge, data, pixels, labels, params)
         save_supplement(paths.augmented / name, pixels, views)
-    makers.curves.to_csv(paths.curves, index=False)
+    curves.to_csv(paths.curves, index=False)
     report.write_metrics(paths.metrics, result.metrics)
-    said = result.metrics.refused or f"{len(labels)} images passed"
-    print(f"synthetic images: {said}", flush=True)
+    refused = result.metrics.refused
+    said = f"refused: {refused}" if refused else f"{len(labels)} passed"
+    print(f"synthetic images {said}", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from stages.core.runner import stage
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
 from stages.core.training.fit import Loss, Recipe
+from stages.core.training.inputs import Inputs
 from stages.core.training.student import Lesson, distillation_loss, label_loss
 from stages.core.training.supplement import Supplement, load_supplement
 from stages.core.training.targets import Targets, load_targets
@@ -97,6 +98,7 @@ class Refiner:
     ) -> None:
         self._params, self._paths, self._data, self._targets = params, paths, data, targets
         self._trainer = Trainer(data, targets.views, paths, resources)
+        self._inputs: Inputs | None = None
 
     def distilled(self) -> Net:
         """The student as distillation left it."""
@@ -107,8 +109,11 @@ class Refiner:
         params, rows = self._params, self._data.distillation_rows
         net = self.distilled()
         net.freeze_lowest(params.frozen_groups)
-        view_count = min(self._targets.view_count, params.recipe.epochs)
-        inputs = self._trainer.inputs(net, rows, view_count)
+        if self._inputs is None:
+            # All of them have the same frozen layers, and so the same inputs.
+            view_count = min(self._targets.view_count, params.recipe.epochs)
+            self._inputs = self._trainer.inputs(net, rows, view_count)
+        inputs = self._inputs
         lessons = {
             alpha: Lesson(
                 method="kd", standardize_logits=False, temperature=params.temperature, alpha=alpha

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -72,6 +71,6 @@ def run(work: Path, scale: float) -> Iterator[Result]:
     yield from figures(jury, jury.other, "functional", "functional cells as they are")
     for seconds, generator in kept.items():
         made = translate.maker(generator, data, task, cpu)(IMAGES, params.seed)
-        pixels = np.ascontiguousarray(made.pixels)
-        seen = Seen(jury.features(pixels), judge.logits(pixels))
-        yield from figures(jury, seen, f"{seconds}_s", f"translated, after {seconds} s of training")
+        yield from figures(
+            jury, jury.look(made), f"{seconds}_s", f"translated, after {seconds} s of training"
+        )

@@ -1,5 +1,6 @@
 """Synthetic images: what they are made from, and what must be refused."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,12 @@ import pytest
 
 from stages import augment
 from stages.core.dataset.data import Dataset
-from stages.core.gan import paste
+from stages.core.gan import paste, translate
 from stages.core.gan.judge import Jury
 from stages.core.gan.making import Made, Makers, Task
 from stages.core.nets.net import load_teacher
 from stages.core.results.schema import AugmentMetrics
-from stages.core.runner.errors import DataError, ParamsError
+from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.runner.params import parse_section
 from stages.core.training.supplement import load_supplement
 from tests.conftest import ROOT
@@ -124,19 +125,56 @@ def test_only_translation_makes_another_domain(mode: str, run: Callable[..., Any
 
 def test_another_domain_must_be_there(run: Callable[..., Any], classroom: Classroom) -> None:
     data = classroom.data
-    here = {**vars(data), "domains": np.full(len(data.labels), "mono", object)}
+    here = dataclasses.replace(data, domains=np.full(len(data.labels), "mono", object))
     with pytest.raises(ParamsError, match=r"expected validate\.target_domain, or"):
-        augment.find_task(params(to="domain"), Dataset(**here))
+        augment.find_task(params(to="domain"), here)
 
 
-def test_three_images_are_too_few_to_make_others_like_them(classroom: Classroom) -> None:
+def test_from_three_images_nothing_is_made(
+    run: Callable[..., Any], classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images are no must, so the run goes on without them."""
     data = classroom.data
     train = data.rows("train")
     wanted = train[data.labels[train] == 1]
     splits = data.splits.copy()
     splits[wanted[3:]] = ""
-    with pytest.raises(DataError, match="'cracked': found 3 training images, expected 4 at least"):
-        augment.find_task(params(), Dataset(**{**vars(data), "splits": splits}))
+    few = dataclasses.replace(data, splits=splits)
+    monkeypatch.setattr(augment, "load_dataset", lambda _: few)
+    figures, paths = run()
+    assert figures["refused"] == "there are only 3 real training images of cracked"
+    assert "real" not in figures
+    assert not len(np.load(paths.augmented / "synthetic" / "labels.npy"))
+    assert paths.samples.stat().st_size
+
+
+def test_where_a_gan_diverges_nothing_is_made(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*_: Any) -> Makers:
+        raise TrainingDiverged("GAN diverged: a loss is not finite in step 1")
+
+    monkeypatch.setattr(translate, "makers", diverges)
+    figures, _ = run()
+    assert figures["refused"] == "GAN diverged: a loss is not finite in step 1"
+    assert figures["images"] == 0
+
+
+def test_backgrounds_stay_consistent(classroom: Classroom) -> None:
+    """Of three channels, the third is the source's, and the second the quotient of both."""
+    data = classroom.data
+    draws = np.random.default_rng(0)
+    pixels = draws.integers(20, 200, (4, 8, 8, 3), dtype=np.uint8)
+    rules = dataclasses.replace(data.rules, background="both")
+    three = dataclasses.replace(data, rules=rules, pixels=pixels)
+    new = draws.integers(20, 200, (2, 8, 8, 3), dtype=np.uint8)
+    made = Made(new, np.ones(2, np.int64), np.arange(2))
+    whole = augment.consistent(made, three)
+    assert np.array_equal(whole.pixels[..., 0], made.pixels[..., 0])
+    assert np.array_equal(whole.pixels[..., 2], pixels[:2, ..., 2])
+    quotient = 128 * whole.pixels[..., 0].astype(float) / whole.pixels[..., 2]
+    assert np.abs(whole.pixels[..., 1] - quotient.clip(0, 255)).max() <= 1
+    assert augment.consistent(made, data) is made
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, pick: Callable[[Dataset, Task, int], Any]) -> None:
@@ -161,22 +199,27 @@ def replays(data: Dataset, task: Task, count: int) -> Any:
 
 
 def one_image(data: Dataset, task: Task, count: int) -> Any:
-    """Noise keeps the images from being copies."""
-    noise = np.random.default_rng(0).integers(-30, 30, (count, *data.pixels.shape[1:]))
+    """The same one, with some noise."""
+    noise = np.random.default_rng(0).integers(-30, 31, (count, *data.pixels.shape[1:]))
     return (data.pixels[task.wanted[0]] + noise).clip(0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
     ("pick", "gate", "words"),
     [
-        (replays, "min_authentic", "authentic (no copies of training images) is 0.000"),
-        (one_image, "min_coverage", "coverage (a neighbour to how many real ones) is "),
+        (replays, "min_authentic", "authentic, the share of them that are no copies, is 0.000"),
+        (
+            one_image,
+            "min_coverage",
+            "coverage, the share of real images that have a neighbour here, is ",
+        ),
     ],
 )
 def test_replays_and_a_single_image_are_refused(
     pick: Any, gate: str, words: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, pick)
+    monkeypatch.setattr(augment, "FEWEST_JUDGED", 4)
     figures, paths = run(mode="paste", **{gate: 0.9})
     assert words in figures["refused"]
     assert figures["images"] == 0
@@ -207,4 +250,4 @@ def test_what_the_filter_rejects_is_refused(
     figures, _ = run(mode="paste", min_kept=0.1)
     assert figures["kept_share"] == 0
     assert figures["synthetic"] is None
-    assert "the teacher finds 0% of them as likely as real ones" in figures["refused"]
+    assert "the teacher's filter kept 0.0% of them, and min_kept is 10%" in figures["refused"]

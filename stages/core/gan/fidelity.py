@@ -1,18 +1,20 @@
-"""How like the real images of a class others are: figures of features, none of which sees pixels.
+"""How like the real images of a class others are.
 
-The features are those of a network that judges nothing else. Every figure means something only
-beside that of a like number of real images.
+Most figures are of features, those of a network that judges nothing else. Every figure means
+something only beside that of a like number of real images.
 """
 
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from stages.core.dataset.resize import resize
+from stages.core.dataset.symmetries import NUMBERS, Symmetries, turned
 from stages.core.results import metrics
 from stages.core.results.schema import Auroc, KernelDistance
 
@@ -20,6 +22,8 @@ Features = NDArray[np.float32]
 
 # Neighbours that make a ball around each image, as Naeem et al. recommend.
 NEIGHBOURS = 5
+# Side of the images that are compared for copies.
+THUMBNAIL_PX = 32
 # Random subsets that a kernel distance is computed on, each of half the images.
 SUBSETS = 20
 
@@ -79,30 +83,34 @@ def kernel_distance(images: Features, real: Features) -> KernelDistance:
     return KernelDistance(mean=float(np.mean(values)), deviation=float(np.std(values, ddof=1)))
 
 
-def authentic(images: Features, training: Features) -> float:
-    """Share of the images that are no copies of training images.
+def thumbnails(pixels: NDArray[np.generic]) -> Features:
+    """Images (M, S, S, C) as they are compared for copies: (M, F), small and so without noise."""
+    small = resize(torch.from_numpy(np.ascontiguousarray(pixels)), THUMBNAIL_PX).numpy()
+    return small.reshape(len(small), -1).astype(np.float32)
 
-    An image is a copy if it is as near to its nearest training image as that image's own nearest
-    neighbour in training is, or nearer (Alaa et al. 2022, arXiv 2102.08921, section 3.3).
+
+def authentic(
+    images: NDArray[np.uint8], training: NDArray[np.uint8], symmetries: Symmetries
+) -> float:
+    """Share of the images that are no copies of training images, as `thumbnails` show them.
+
+    An image is a copy if it, or what one of the symmetries makes of it, is as near to its nearest
+    training image as that image's own nearest neighbour in training is, or nearer (Alaa et al.
+    2022, arXiv 2102.08921, section 3.3).
 
     Args:
-        images: (M, F).
-        training: (N, F), N at least 2.
+        images: uint8 (M, S, S, C).
+        training: uint8 (N, S, S, C), N at least 2.
     """
-    distance, nearest = NearestNeighbors(n_neighbors=1).fit(training).kneighbors(images)
-    apart = _distances(training, training, 2)[:, 1]
-    return float((distance[:, 0] > apart[nearest[:, 0]]).mean())
-
-
-def authentic_among(training: Features) -> float:
-    """The same of real images: each training image (of N, 3 at least) against all the others."""
-    distances = pairwise_distances(training)
-    np.fill_diagonal(distances, np.inf)
-    first, second = np.argsort(distances, 1, kind="stable")[:, :2].T
-    own = np.arange(len(training))
-    # The nearest image's own nearest neighbour, the image itself left out.
-    rival = np.where(first[first] == own, second[first], first[first])
-    return float((distances[own, first] > distances[first, rival]).mean())
+    known = thumbnails(training)
+    variants = [thumbnails(turned(images, number)) for number in NUMBERS[symmetries]]
+    finder = NearestNeighbors(n_neighbors=1).fit(known)
+    found = [finder.kneighbors(variant) for variant in variants]
+    distances = np.stack([distance[:, 0] for distance, _ in found])
+    nearest = np.stack([place[:, 0] for _, place in found])
+    best = distances.argmin(0), np.arange(len(images))
+    apart = _distances(known, known, 2)[:, 1]
+    return float((distances[best] > apart[nearest[best]]).mean())
 
 
 def classification_score(

@@ -12,8 +12,10 @@ from stages.core.dataset.data import Rows
 from stages.core.dataset.symmetries import NUMBERS, Symmetries
 from stages.core.dataset.views import turn
 
-# Symmetries, by number, that leave a rectangular pattern upright.
+# Symmetries, by number, that keep horizontal lines horizontal.
 UPRIGHT = (0, 2, 4, 6)
+# Images that are looked at for collapse.
+WATCHED = 32
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Game(Protocol):
 
     def fake(self, generator: nn.Module, round_: Round) -> tuple[Tensor, Tensor]:
         """The generator's images (B, C, S, S), and what they cost it besides, a scalar."""
+
+    def diversity(
+        self, generator: nn.Module, draws: torch.Generator, device: torch.device
+    ) -> float:
+        """How much what the generator adds differs between images; near 0 once it has collapsed."""
 
 
 class RealImages:

@@ -81,20 +81,31 @@ class Judge:
         return self._run(self._logits, pixels)
 
 
-# Images of one kind that are compared, at most: distances between all pairs take their square.
-MOST_COMPARED = 500
+# Images of one kind that are compared, at most: distances between all pairs take their square. For
+# copies, which take less, more are.
+MOST_COMPARED, MOST_COPIED = 500, 20_000
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Some images as the jury sees them: features (M, F) and the teacher's logits (M, K)."""
+    """Some images as the jury sees them.
 
+    Attributes:
+        pixels: uint8 (M, S, S, C).
+        features: (M, F), standardised.
+        logits: (M, K), the teacher's.
+    """
+
+    pixels: NDArray[np.uint8]
     features: NDArray[np.float32]
     logits: NDArray[np.float32]
 
+    def __len__(self) -> int:
+        return len(self.pixels)
+
     def take(self, chosen: NDArray[np.int64]) -> "Seen":
         """Some of them."""
-        return Seen(self.features[chosen], self.logits[chosen])
+        return Seen(self.pixels[chosen], self.features[chosen], self.logits[chosen])
 
 
 class Jury:
@@ -129,33 +140,49 @@ class Jury:
         self._image_px, self._probe_c = image_px, probe_c
         self._mean, self._deviation = np.float32(0), np.float32(1)
 
-        def some(rows: Rows) -> Rows:
-            return np.random.default_rng(seed).permutation(rows)[:MOST_COMPARED]
+        def some(rows: Rows, most: int) -> Rows:
+            return np.random.default_rng(seed).permutation(rows)[:most]
 
-        wanted, others, self._val = some(task.wanted), some(task.sources), data.rows("val")
-        features = self.features(self.resized(wanted))
+        wanted, others = (some(rows, MOST_COMPARED) for rows in (task.wanted, task.sources))
+        features = self._features_of(wanted)
         self._mean, self._deviation = features.mean(0), features.std(0) + 1e-3
-        self._wanted = (features - self._mean) / self._deviation
-        self._others = self.features(self.resized(others))
-        self._on_val = self.features(self.resized(self._val))
+        features = (features - self._mean) / self._deviation
         half = len(wanted) // 2
-        self._half = self._wanted[half:]
-        self.real, self.other = (
-            Seen(seen[:half], judge.logits(self.resized(rows[:half])))
-            for seen, rows in ((self._wanted, wanted), (self._others, others))
-        )
+        self._half, self._half_rows = features[half:], wanted[half:]
+        self._training = self._thumbnails_of(some(task.wanted, MOST_COPIED))
+        self.real = self._seen(self.resized(wanted[:half]), features[:half])
+        # What the probe learns as the other class is not what stands for them here.
+        half = min(half, len(others) // 2)
+        self.other = self._seen(self.resized(others[:half]))
+        self._others = self._features_of(others[half:])
+        self._val = data.rows("val")
+        self._on_val = self._features_of(self._val if task.label is not None else self._val[:0])
 
     def resized(self, rows: Rows) -> NDArray[np.uint8]:
         """Real images at the resolution of those that are made."""
         return resize(torch.from_numpy(self._data.pixels[rows]), self._image_px).numpy()
 
+    def _thumbnails_of(self, rows: Rows) -> NDArray[np.uint8]:
+        parts = [self._data.pixels[batch] for batch in batched(rows, BATCH)]
+        small = [resize(torch.from_numpy(x), fidelity.THUMBNAIL_PX).numpy() for x in parts]
+        return np.concatenate(small)
+
+    def _features_of(self, rows: Rows) -> NDArray[np.float32]:
+        """Standardised features of real images (M, F)."""
+        parts = [self.features(self.resized(batch)) for batch in batched(rows, BATCH)]
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Standardised features (M, F) of images (M, S, S, C)."""
         return (self._judge.features(pixels) - self._mean) / self._deviation
 
+    def _seen(self, pixels: NDArray[np.uint8], features: NDArray[np.float32] | None = None) -> Seen:
+        known = self.features(pixels) if features is None else features
+        return Seen(pixels, known, self._judge.logits(pixels))
+
     def look(self, made: Made) -> Seen:
         """What was made, as the jury sees it."""
-        return Seen(self.features(made.pixels), self._judge.logits(made.pixels))
+        return self._seen(made.pixels)
 
     def likely(self, made: Made, seen: Seen, quantile: float) -> NDArray[np.bool_]:
         """Which of the images the teacher finds as likely to show their class as real ones.
@@ -164,13 +191,13 @@ class Jury:
         the same class. (cGAN-KD, Ding et al. 2021, arXiv 2104.03164, takes the quantile of the
         GAN's own images, which lets that share through whatever they look like.)
         """
-        keeps = np.ones(len(made.labels), bool)
+        keeps = np.zeros(len(made.labels), bool)
         for label in np.unique(made.labels):
             rows = self._val[self._data.labels[self._val] == label]
-            if len(rows):
-                real = _surprise(self._judge.logits(self.resized(rows)), label)
-                mine = made.labels == label
-                keeps[mine] = _surprise(seen.logits[mine], label) <= np.quantile(real, quantile)
+            parts = [self._judge.logits(self.resized(batch)) for batch in batched(rows, BATCH)]
+            most = np.quantile(_surprise(np.concatenate(parts), label), quantile)
+            mine = made.labels == label
+            keeps[mine] = _surprise(seen.logits[mine], label) <= most
         return keeps
 
     def score(self, features: NDArray[np.float32]) -> Auroc | None:
@@ -199,25 +226,23 @@ class Jury:
 
         Returns: None in place of the figures of fewer than two.
         """
-        kinds = [self.real, self.other, *([seen] if len(seen.logits) >= 2 else [])]
-        first = np.arange(min(len(kind.logits) for kind in kinds))
+        kinds = [self.real, self.other, *([seen] if len(seen) >= 2 else [])]
+        first = np.arange(min(map(len, kinds)))
         real, other, *mine = (kind.take(first) for kind in kinds)
         return (
-            self._figures(mine[0], self._authentic(mine[0])) if mine else None,
-            self._figures(real, fidelity.authentic_among(self._wanted)),
-            self._figures(other, self._authentic(other)),
+            self._figures(mine[0], self._training) if mine else None,
+            self._figures(real, self._thumbnails_of(self._half_rows)),
+            self._figures(other, self._training),
         )
 
-    def _authentic(self, seen: Seen) -> float:
-        return fidelity.authentic(seen.features, self._wanted)
-
-    def _figures(self, seen: Seen, authentic: float) -> Fidelity:
+    def _figures(self, seen: Seen, training: NDArray[np.uint8]) -> Fidelity:
+        """All figures; `training` are the images that they may be copies of."""
         figures = fidelity.neighbourhoods(seen.features, self._half)
         if (score := self.score(seen.features)) is not None:
             figures["classification_score"] = score
             figures["probability"] = float(self.probability(seen).mean())
         return Fidelity(
-            authentic=authentic,
+            authentic=fidelity.authentic(seen.pixels, training, self._data.symmetries),
             kernel_distance=fidelity.kernel_distance(seen.features, self._half),
             **figures,
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.core.dataset.data import Dataset, Rows
 from stages.core.dataset.resize import resize
 from stages.core.gan import training
-from stages.core.gan.game import RealImages, Round, as_pixels
+from stages.core.gan.game import WATCHED, RealImages, Round, as_pixels
 from stages.core.gan.making import Made, Maker, Makers, Task
 from stages.core.gan.networks import Discriminator, Generator
 from stages.core.nets.inference import BATCH, batched
@@ -39,9 +39,14 @@ class Params(training.Recipe):
 class Synthesis:
     """Noise and a class become an image; real images of all classes are drawn alike."""
 
-    def __init__(self, real: RealImages, classes: int, width: int, noise: int) -> None:
-        """Take the real images at the GAN's size; see `Generator` for the rest."""
-        self._real, self._noise = real, noise
+    def __init__(
+        self, real: RealImages, wanted: RealImages, classes: int, width: int, noise: int
+    ) -> None:
+        """Take the real images at the GAN's size; see `Generator` for the rest.
+
+        `wanted` are those of the one class that images are made of in the end.
+        """
+        self._real, self._wanted, self._noise = real, wanted, noise
         self._shape = (classes, real.channels, real.image_px, width)
 
     def generator(self) -> nn.Module:
@@ -57,6 +62,15 @@ class Synthesis:
     def fake(self, generator: nn.Module, round_: Round) -> tuple[Tensor, Tensor]:
         images = cast(Tensor, generator(round_.noise, round_.labels))
         return images, images.new_zeros(())
+
+    def diversity(
+        self, generator: nn.Module, draws: torch.Generator, device: torch.device
+    ) -> float:
+        """Deviation between images of the wanted class, as a share of that of real ones."""
+        real, labels = self._wanted.batch(WATCHED, draws)
+        round_ = Round(real, labels, torch.randn(WATCHED, self._noise, generator=draws)).to(device)
+        made, _ = self.fake(generator, round_)
+        return float(made.std(0).mean() / round_.real.std(0).mean().clamp(min=1e-6))
 
 
 def reduced(data: Dataset, rows: Rows, image_px: int, path: Path) -> NDArray[np.uint8]:
@@ -87,8 +101,12 @@ def makers(
         )
     rows = np.sort(np.concatenate([task.wanted, task.sources]))
     small = reduced(data, rows, params.image_px, scratch / "real.npy")
-    real = RealImages(small, np.arange(len(rows)), data.labels[rows], data.symmetries)
-    game = Synthesis(real, len(data.classes), params.width, params.noise)
+
+    def images(chosen: Rows) -> RealImages:
+        return RealImages(small, chosen, data.labels[rows[chosen]], data.symmetries)
+
+    every, of_class = np.arange(len(rows)), np.flatnonzero(data.labels[rows] == task.label)
+    game = Synthesis(images(every), images(of_class), len(data.classes), params.width, params.noise)
     outcome = training.train(game, params, seed, device, Checkpoint(scratch, "gan"))
 
     def maker(generator: nn.Module, label: int) -> Maker:

@@ -21,8 +21,7 @@ from stages.core.runner.progress import Progress
 CHECKPOINT_EVERY = 100
 # The generator is kept after each of so many equal parts of the training.
 SNAPSHOTS = 3
-# Images that are looked at for collapse, and how much less than real ones they may differ.
-WATCHED = 32
+# A game whose diversity is lower has collapsed.
 LEAST_DIVERSITY = 0.1
 
 
@@ -143,11 +142,9 @@ class Players:
 
     @torch.no_grad()
     def diversity(self) -> float:
-        """How much fakes differ from each other, as a share of how much real images do."""
-        watched = self._game.draw(WATCHED, torch.Generator().manual_seed(self._seed))
-        watched = watched.to(self._device)
-        fake, _ = self._game.fake(self.average, watched)
-        return float(fake.std(0).mean() / watched.real.std(0).mean().clamp(min=1e-6))
+        """See `Game.diversity`: of the averaged generator, always on the same draws."""
+        draws = torch.Generator().manual_seed(self._seed)
+        return self._game.diversity(self.average, draws, self._device)
 
 
 def _failure(losses: Mapping[str, float], step: int, recipe: Recipe) -> str | None:
@@ -190,11 +187,12 @@ def train(
         diversity = players.diversity()
         curves.append({"step": done, **losses, "diversity": diversity})
         progress.step(0, where=where, figures=curves[-1] | {"step": done})
-        if diversity < LEAST_DIVERSITY:
+        # Not below: that is False of NaN.
+        if not diversity >= LEAST_DIVERSITY:
             failure = (
-                f"collapsed: in step {done}, synthetic images differ {diversity:.2f} times as much "
-                "as real ones do; train for fewer steps, or raise the GAN's penalty (now "
-                f"{recipe.penalty:g})"
+                f"collapsed: in step {done}, what it makes of one image is much like what it makes "
+                f"of another (diversity {diversity:.2f}, expected {LEAST_DIVERSITY:g} at least); "
+                f"train for fewer steps, or raise the GAN's penalty (now {recipe.penalty:g})"
             )
             break
         if done in parts:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stages.core.dataset.data import Dataset, Rows
 from stages.core.gan import training
-from stages.core.gan.game import RealImages, Round, as_pixels, scaled
+from stages.core.gan.game import WATCHED, RealImages, Round, as_pixels, scaled
 from stages.core.gan.making import Made, Maker, Makers, Task, labels_of
 from stages.core.gan.networks import NOISE_CHANNELS, NOISE_PX, Discriminator, Translator
 from stages.core.nets.inference import BATCH, batched
@@ -56,6 +56,14 @@ class Translation:
         assert round_.sources is not None
         added = cast(Tensor, generator(round_.sources, round_.noise))
         return (round_.sources + added).clamp(-1, 1), self._sparsity * added.abs().mean()
+
+    def diversity(
+        self, generator: nn.Module, draws: torch.Generator, device: torch.device
+    ) -> float:
+        """Deviation between what is added to different images, as a share of its mean size."""
+        round_ = self.draw(WATCHED, draws).to(device)
+        added = cast(Tensor, generator(round_.sources, round_.noise))
+        return float(added.std(0).mean() / added.abs().mean().clamp(min=1e-12))
 
 
 def game(params: Params, data: Dataset, task: Task) -> Translation:

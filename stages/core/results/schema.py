@@ -314,9 +314,10 @@ class AugmentMetrics(Metrics):
         refused: why all of them are left out; None where they are not.
         ended_early: why the GAN's training ended before its last step; None where it did not.
         snapshot: number of steps of the generator that made the images; left out without a GAN.
-        synthetic: those that passed the filter, against half of the real training images; None
-            where fewer than two did.
-        real: the other half of the real ones, against the same.
+        synthetic: those that passed the filter, against half of the real training images, and as
+            copies of all of them; None where fewer than two did.
+        real: the other half of the real ones, against the same. This and what follows are left out
+            where no images could be made.
         other: as many training images of the other classes or domains, untouched.
     """
 
@@ -327,9 +328,9 @@ class AugmentMetrics(Metrics):
     refused: str | None
     ended_early: str | None
     snapshot: int | None = None
-    synthetic: Fidelity | None
-    real: Fidelity
-    other: Fidelity
+    synthetic: Fidelity | None = None
+    real: Fidelity | None = None
+    other: Fidelity | None = None
 
 
 class ValidationAuroc(Metrics):

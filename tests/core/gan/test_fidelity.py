@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from stages.core.dataset.symmetries import turned
 from stages.core.gan import fidelity
-
-DRAWS = np.random.default_rng(0)
 
 
 def normal(count: int, shift: float = 0.0, seed: int = 0) -> NDArray[np.float32]:
@@ -67,22 +66,39 @@ def test_one_image_again_and_again_covers_nothing() -> None:
     assert figures["coverage"] < 0.1
 
 
-def test_copies_are_no_authentic_images() -> None:
-    training = normal(200, seed=1)
-    assert fidelity.authentic(training[:50], training) == 0
-    assert fidelity.authentic(training[:50] + 1e-4, training) == 0
-    among = fidelity.authentic_among(training)
-    assert fidelity.authentic(normal(400, seed=2), training) == pytest.approx(among, abs=0.1)
-    assert fidelity.authentic(normal(50, shift=5, seed=3), training) > among
+def smooth(count: int, seed: int) -> NDArray[np.uint8]:
+    """Images (count, 64, 64, 1) of broad spots."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1)).astype(np.uint8)
+    return coarse.repeat(8, 1).repeat(8, 2)
 
 
-def test_real_images_among_themselves_are_as_defined() -> None:
-    training = normal(60, seed=4)
+@pytest.mark.parametrize("number", [0, 3, 6])
+@pytest.mark.parametrize("noise", [0, 8])
+def test_copies_are_found_turned_and_with_noise(number: int, noise: int) -> None:
+    training = smooth(60, seed=1)
+    stain = np.random.default_rng(2).integers(-noise, noise + 1, training.shape)
+    noisy = (training + stain).clip(0, 255).astype(np.uint8)
+    copies = np.ascontiguousarray(turned(noisy, number)).astype(np.uint8)
+    assert fidelity.authentic(copies[:30], training, "all") == 0
+
+
+def test_new_images_are_authentic_as_often_as_real_ones() -> None:
+    new = fidelity.authentic(smooth(100, seed=2), smooth(100, seed=1), "none")
+    assert new == pytest.approx(0.5, abs=0.3)
+    far = np.full((10, 64, 64, 1), 255, np.uint8)
+    assert fidelity.authentic(far, smooth(100, seed=1), "none") == 1
+
+
+def test_authenticity_is_as_defined() -> None:
+    images, training = smooth(20, seed=3), smooth(30, seed=4)
+    small = [fidelity.thumbnails(x).astype(float) for x in (images, training)]
     expected = []
-    for i, x in enumerate(training):
-        others = np.delete(training, i, 0)
-        expected.append(fidelity.authentic(x[None], others))
-    assert fidelity.authentic_among(training) == pytest.approx(np.mean(expected))
+    for x in small[0]:
+        distances = np.linalg.norm(small[1] - x, axis=1)
+        nearest = int(distances.argmin())
+        apart = np.delete(np.linalg.norm(small[1] - small[1][nearest], axis=1), nearest).min()
+        expected.append(distances[nearest] > apart)
+    assert fidelity.authentic(images, training, "none") == pytest.approx(np.mean(expected))
 
 
 def test_the_kernel_distance_has_a_deviation() -> None:

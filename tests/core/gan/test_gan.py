@@ -39,7 +39,8 @@ def real(pixels: Any, labels: Any) -> RealImages:
 
 
 def synthesis() -> Game:
-    return Synthesis(real(images(10), np.arange(10) % 2), classes=2, width=8, noise=4)
+    every = real(images(10), np.arange(10) % 2)
+    return Synthesis(every, real(images(10)[1::2], np.ones(5)), classes=2, width=8, noise=4)
 
 
 def translation() -> Game:
@@ -205,23 +206,45 @@ def test_divergence_before_anything_was_kept_is_an_error(
         training.train(synthesis(), recipe(), 7, CPU, Checkpoint(tmp_path, "gan"))
 
 
+@pytest.mark.parametrize("name", GAMES)
 def test_a_game_that_collapses_ends_with_what_was_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From step 5 on, every noise gives the same image."""
-    fake, calls = Synthesis.fake, 0
+    """From step 5 on, every noise gives the same image, or every source the same stain."""
+    network: Any = {"synthesize": Generator, "translate": Translator}[name]
+    forward, calls = network.forward, 0
 
-    def alike(self: Synthesis, generator: Any, round_: Any) -> Any:
+    def alike(self: Any, *inputs: torch.Tensor) -> torch.Tensor:
         nonlocal calls
-        made, cost = fake(self, generator, round_)
         calls += 1
-        return (made[:1].expand_as(made) if calls > 9 else made), cost
+        made: torch.Tensor = forward(self, *inputs)
+        return made[:1].expand_as(made) if calls > 10 else made
 
-    monkeypatch.setattr(Synthesis, "fake", alike)
-    outcome = training.train(synthesis(), recipe(steps=9), 7, CPU, Checkpoint(tmp_path, "gan"))
+    monkeypatch.setattr(network, "forward", alike)
+    how = recipe(steps=9)
+    outcome = training.train(GAMES[name](), how, 7, CPU, Checkpoint(tmp_path, "gan"))
     assert outcome.failure is not None
     assert "collapsed: in step 6" in outcome.failure
     assert outcome.generators.keys() == {3}
+
+
+def test_weights_that_are_no_numbers_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of a step may be finite and its gradients not."""
+    descend, calls = training.Players._descend, 0
+
+    def poisons(self: training.Players, player: str, loss: torch.Tensor) -> None:
+        nonlocal calls
+        descend(self, player, loss)
+        calls += 1
+        if calls == 10:
+            next(self.generator.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(training.Players, "_descend", poisons)
+    outcome = training.train(translation(), recipe(), 7, CPU, Checkpoint(tmp_path, "gan"))
+    assert outcome.failure is not None
+    assert outcome.generators.keys() == {2}
 
 
 def two_modes(count: int) -> Any:
@@ -250,7 +273,8 @@ def test_both_modes_of_a_toy_are_found(name: str, tmp_path: Path) -> None:
 
     dark = np.full((64, 32, 32, 1), 40, np.uint8)
     if name == "synthesize":
-        game: Game = Synthesis(of(two_modes(64)), classes=1, width=16, noise=8)
+        toy = of(two_modes(64))
+        game: Game = Synthesis(toy, toy, classes=1, width=16, noise=8)
     else:
         game = Translation(of(two_modes(64)), of(dark), 16, 0.0)
     how = recipe(width=16, steps=900, batch_size=16, learning_rate=2e-3)

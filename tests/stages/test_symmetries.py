@@ -178,9 +178,10 @@ def test_the_gan_shows_the_datas_symmetries(
 ) -> None:
     monkeypatch.setattr(translate, "RealImages", captured)
     section = load_section(ROOT / "params.yaml", "augment", augment.Params)
-    paths = filled(augment.Paths, tmp_path / "augment", validated=data, teacher=tmp_path)
+    images = load_dataset(data)
+    task = augment.find_task(section, images)
     with pytest.raises(Captured) as caught:
-        augment.run(section, paths=paths, resources=RESOURCES)
+        augment.find_makers(section, images, task, torch.device("cpu"), tmp_path)
     assert caught.value.args[0][3] == "mirror"
 
 

@@ -220,7 +220,7 @@ def test_two_tiny_folds_and_going_on(workspace: Workspace) -> None:
     assert "default-fold0" not in output.partition("| trial |")[0], output
     decided = output.partition("| decision ")[2]
     assert re.findall(r"(instead of .+?):.+ \| (?:not )?shown \|", decided) == [
-        "instead of real ones alone", "instead of no refinement", "instead of 1",
+        "instead of real ones", "instead of no refinement", "instead of 1",
     ], output  # fmt: skip
     table = pd.read_csv(result)
     assert f"{len(table)} images: data/reports/out_of_fold/default.csv" in output

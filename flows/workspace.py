@@ -70,8 +70,13 @@ def merge(
     for key, value in overlay.items():
         name = f"{section}.{key}" if section else str(key)
         if key not in params:
-            close = difflib.get_close_matches(str(key), [str(known) for known in params], 1)
-            advice = f"; is {close[0]} meant?" if close else f"; there are {', '.join(params)}"
+            # A key that has moved into a part of its section, or one that is misspelt.
+            inside = [f"{k}.{key}" for k, v in params.items() if isinstance(v, dict) and key in v]
+            known = [str(each) for each in params]
+            close = inside or difflib.get_close_matches(str(key), known, 1)
+            advice = (
+                f"; is {' or '.join(close)} meant?" if close else f"; there are {', '.join(params)}"
+            )
             raise ParamsError(f"{source}: {name} = {value!r}: params.yaml has no such key{advice}")
         if isinstance(params[key], dict) and isinstance(value, dict) and name not in FREE:
             merge(params[key], value, source=source, section=name)

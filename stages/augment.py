@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from stages.core.dataset.background import divided
 from stages.core.dataset.data import UNLABELLED, Dataset, load_dataset
@@ -58,6 +59,15 @@ class Params(Section):
     judge_out_indices: list[int] = Field(min_length=1)
     probe_c: float = Field(gt=0)
     seed: int = Field(ge=0)
+
+    @field_validator("to")
+    @classmethod
+    def _only_translation_makes_a_domain(cls, to: str, info: ValidationInfo) -> str:
+        if to == "domain" and info.data.get("mode", "translate") != "translate":
+            raise PydanticCustomError(
+                "domain", "expected class: only mode translate makes a domain"
+            )
+        return to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +115,7 @@ def find_task(params: Params, data: Dataset) -> Task:
 def find_makers(
     params: Params, data: Dataset, task: Task, device: torch.device, scratch: Path
 ) -> Makers:
-    """Whatever makes the images, after its training. Raises: ParamsError, TrainingDiverged."""
+    """Whatever makes the images, after its training. Raises: TrainingDiverged."""
     if params.mode == "paste":
         return paste.makers(params.paste, data, task)
     if params.mode == "translate":

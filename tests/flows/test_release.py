@@ -236,10 +236,10 @@ def test_a_remote_that_fails_is_named(project: Repository) -> None:
     assert CURRENT not in project.git("tag", "--list").split()
 
 
-@pytest.mark.slow
-def test_a_release_that_was_only_written_down_is_no_champion(
+def release_and_die_at_the_next_commit(
     project: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A release, and one of another model that is written down and no more."""
     release.release(project.root, "minor")
     project.model.write_bytes(b"second")
     project.run()
@@ -247,6 +247,13 @@ def test_a_release_that_was_only_written_down_is_no_champion(
         patched.setattr(release, "git", dying("commit"))
         with pytest.raises(KeyboardInterrupt):
             release.release(project.root, "minor")
+
+
+@pytest.mark.slow
+def test_a_release_that_was_only_written_down_is_no_champion(
+    project: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_and_die_at_the_next_commit(project, monkeypatch)
     project.model.write_bytes(b"third")
     project.run()
     assert release.release(project.root, "minor") == "1.1.0"
@@ -280,13 +287,7 @@ def test_tags_that_are_not_here_or_are_anothers_are_told_of(project: Repository)
 def test_a_tag_of_the_same_number_is_not_taken_for_ones_own(
     project: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release.release(project.root, "minor")
-    project.model.write_bytes(b"second")
-    project.run()
-    with monkeypatch.context() as patched:
-        patched.setattr(release, "git", dying("commit"))
-        with pytest.raises(KeyboardInterrupt):
-            release.release(project.root, "minor")
+    release_and_die_at_the_next_commit(project, monkeypatch)
     project.git("tag", "model@v1.1.0", "model@v1.0.0^{commit}")
     with pytest.raises(ReleaseRefused, match=r"model@v1\.1\.0: a tag of another release"):
         release.release(project.root, "minor")

@@ -28,6 +28,10 @@ def test_merge_changes_only_what_is_named() -> None:
             {"alpha": {"y": {"epoch": 1}}},
             "alpha.y.epoch = 1: params.yaml has no such key; is epochs meant?",
         ),
+        (
+            {"alpha": {"epochs": 1}},
+            "alpha.epochs = 1: params.yaml has no such key; is y.epochs meant?",
+        ),
     ],
 )
 def test_merge_refuses_unknown_keys(overlay: dict[str, object], words: str) -> None:

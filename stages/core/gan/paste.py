@@ -12,7 +12,6 @@ from scipy.ndimage import gaussian_filter
 
 from stages.core.dataset.data import Dataset, Rows
 from stages.core.gan.making import Made, Makers, Task
-from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section
 
 # Size of a region's bumps, and width of its soft edge, as shares of the image's side and of the
@@ -63,12 +62,8 @@ def donors_for(sources: Rows, task: Task, data: Dataset, draws: np.random.Genera
 
 
 def makers(params: Params, data: Dataset, task: Task) -> Makers:
-    """Raises: ParamsError where it is to show a domain."""
-    if task.label is None:
-        raise ParamsError(
-            "augment.mode = 'paste': it makes images of a class; for another domain, expected "
-            "augment.mode = 'translate'"
-        )
+    """What pastes regions of images of the wanted class, which there must be."""
+    assert task.label is not None
     label = task.label
 
     def make(count: int, seed: int) -> Made:

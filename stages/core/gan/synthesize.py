@@ -19,7 +19,6 @@ from stages.core.gan.networks import Discriminator, Generator
 from stages.core.nets.inference import BATCH, batched
 from stages.core.runner import disk
 from stages.core.runner.checkpoint import Checkpoint
-from stages.core.runner.errors import ParamsError
 
 
 class Params(training.Recipe):
@@ -90,15 +89,11 @@ def reduced(data: Dataset, rows: Rows, image_px: int, path: Path) -> NDArray[np.
 def makers(
     params: Params, data: Dataset, task: Task, seed: int, device: torch.device, scratch: Path
 ) -> Makers:
-    """Train the GAN on the images of all classes.
+    """Train the GAN on the images of all classes; there must be a wanted one.
 
-    Raises: ParamsError where it is to show a domain. TrainingDiverged.
+    Raises: TrainingDiverged.
     """
-    if task.label is None:
-        raise ParamsError(
-            "augment.mode = 'synthesize': it makes images of a class; for another domain, expected "
-            "augment.mode = 'translate'"
-        )
+    assert task.label is not None
     rows = np.sort(np.concatenate([task.wanted, task.sources]))
     small = reduced(data, rows, params.image_px, scratch / "real.npy")
 

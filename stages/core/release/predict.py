@@ -1054,7 +1054,7 @@ def answers(
         grounds = [
             ground for _, pixels, ground, _ in waiting if pixels is not None and ground is not None
         ]
-        rows = iter(zip(*model.run(images, grounds))) if images else iter(())  # noqa: B905
+        rows = iter(zip(*model.run(images, grounds))) if images else iter(())  # noqa: B905, from 3.10 on
         for file, pixels, _, problem in waiting:
             row: NDArray[np.float32] | None = None
             seen = None

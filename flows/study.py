@@ -27,6 +27,8 @@ DATA, CODE, DEVICE = "data", "code", "device"
 TEXTS = (TRIAL, "name", PARAMS, DATA, CODE, COMMIT, DEVICE, STATE, MESSAGE)
 # What a metric's name ends with that is the AUROC within groups.
 WITHIN = "_within_groups"
+# No stage's metric, but the table's own: of the last class, at 5 % false alarms.
+RECALL = "recall_at_5_percent_false_alarms"
 
 
 class Study(Section):
@@ -40,7 +42,8 @@ class Study(Section):
         trials: a params overlay by name.
         grid: dotted key of params.yaml to its values; every trial is run with all combinations.
         show: heading to dotted metric (STAGE.KEY): the columns of the summary. Beside each AUROC
-            stands the one within groups.
+            stands the one within groups. STAGE.MODEL.recall_at_5_percent_false_alarms is computed
+            from the predictions, for two classes.
         models: name to the metrics of one model (STAGE.MODEL), in which the keys of `show` are then
             looked up: the summary has a line for each. Without it, one line per trial.
         gains: heading to two models, the better one and its reference. A model is a name

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_curve
 
 from flows.study import (
     CODE,
@@ -11,6 +12,7 @@ from flows.study import (
     DATA,
     DEVICE,
     MESSAGE,
+    RECALL,
     STATE,
     TRIAL,
     WITHIN,
@@ -24,6 +26,7 @@ from stages.core.results.escape import markdown_cell
 from stages.core.results.metrics import (
     Groups,
     Labels,
+    Logits,
     Paired,
     auroc,
     auroc_within_groups,
@@ -34,6 +37,22 @@ from stages.core.results.schema import Gain, intervals_note
 
 # Longer lists of names give their number instead.
 MOST_NAMES = 6
+FALSE_ALARMS = 0.05
+
+
+def recall_at_false_alarms(logits: Logits, labels: Labels) -> float:
+    """The highest recall of the second of two classes with at most `FALSE_ALARMS` of the first.
+
+    Args:
+        logits: (N, K).
+        labels: (N,).
+
+    Returns: NaN for more than two classes.
+    """
+    if logits.shape[1] != 2:
+        return np.nan
+    false_alarms, recalls, _ = roc_curve(labels, logits[:, 1] - logits[:, 0])
+    return float(recalls[false_alarms <= FALSE_ALARMS].max())
 
 
 class Figures:
@@ -55,14 +74,14 @@ class Figures:
         self._row_at = {(row["name"], row["_place"]): row for _, row in self.done.iterrows()}
         self._predictions = results.predictions
         for key in study.metrics:
-            if key.endswith(WITHIN):
+            if key.endswith((WITHIN, RECALL)):
                 self._fill(key)
 
     def _fill(self, key: str) -> None:
-        """Compute an AUROC within groups for the rows from before it was a metric.
+        """Compute `RECALL`, and AUROC within groups for the rows from before it was a metric.
 
         From the predictions on the test split, whose models are named as their metrics are:
-        STAGE.MODEL.auroc_within_groups. Others stay empty.
+        STAGE.MODEL.KEY. Others stay empty.
         """
         if key not in self.done:
             self.done[key] = np.nan
@@ -74,7 +93,11 @@ class Figures:
             if any(column.startswith(f"{model}/") for column in table):
                 labels, groups = self._truth(self.done.loc[index], table)
                 logits = predictions.logits(table, model)
-                self.done.loc[index, key] = auroc_within_groups(logits, labels, groups)
+                self.done.loc[index, key] = (
+                    recall_at_false_alarms(logits, labels)
+                    if key.endswith(RECALL)
+                    else auroc_within_groups(logits, labels, groups)
+                )
 
     def _predicted(self, row: pd.Series) -> pd.DataFrame:
         """A row's predictions; without the models that it does not have."""

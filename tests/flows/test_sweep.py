@@ -410,6 +410,19 @@ def test_figures_within_groups_of_old_rows_are_those_of_the_predictions(tmp_path
     assert line.startswith(f"| one | 2 | 0.500 | {within + 0.05:.3f} ± 0.071 |")
 
 
+def test_recall_at_few_false_alarms_is_counted_from_the_predictions(tmp_path: Path) -> None:
+    """Against a threshold that two of the forty images of the first class reach."""
+    show = {"recall": "distill.student.recall_at_5_percent_false_alarms"}
+    study = STUDY.model_copy(update={"show": show, "gains": {}})
+    results, table = Results(tmp_path, "s"), predicted(1.0, seed=0)
+    results.add(all_trials(study)[0], ROW, table)
+    score = (table["student/class 1"].astype("float16") - table["student/class 0"]).to_numpy()
+    third_highest = np.sort(score[table["label"] == 0])[-3]
+    recall = float((score[table["label"] == 1] > third_highest).mean())
+    assert 0.1 < recall < 0.9
+    assert summary(study, results).splitlines()[2] == f"| one | 1 | {recall:.3f} |"
+
+
 def test_without_groups_there_is_no_figure_within_them(tmp_path: Path) -> None:
     """Though near duplicates may have formed groups that have two classes."""
     results = Results(tmp_path, "s")

@@ -9,8 +9,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stages.core.nets.net import VARIANCE_FLOOR, Net
+
+
+def place_of_maximum(feature_map: Tensor) -> Tensor:
+    """(B, C, H, W) to the first of the H x W positions with the maximum, (B, C).
+
+    By rows and then in one row: ONNX Runtime finds maxima several times faster than their places.
+    """
+    row = feature_map.amax(3).argmax(2)
+    index = row[:, :, None, None].expand(-1, -1, 1, feature_map.shape[3])
+    return row * feature_map.shape[3] + feature_map.gather(2, index).squeeze(2).argmax(2)
 
 
 def contributions(feature_map: Tensor, weight: Tensor) -> Tensor:
@@ -27,16 +38,17 @@ def contributions(feature_map: Tensor, weight: Tensor) -> Tensor:
     of_mean, of_deviation, of_maximum = (
         weight[:, kind * channels : (kind + 1) * channels] for kind in range(3)
     )
-    x = feature_map.flatten(2)
-    centred = x - x.mean(2, keepdim=True)
-    squares = centred * centred
-    deviation = (squares.mean(2) + VARIANCE_FLOOR).sqrt()
+    # Step for step what `statistics` does, so that ONNX Runtime computes it once for both.
+    mean = feature_map.mean((2, 3))
+    squares = (feature_map - mean[:, :, None, None]).square()
+    deviation = (squares.mean((2, 3)) + VARIANCE_FLOOR).sqrt()
     by_deviation = of_deviation / (height * width * deviation[:, None, :])
-    total = torch.matmul(of_mean / (height * width), x) + torch.matmul(by_deviation, squares)
+    x = feature_map.flatten(2)
+    total = torch.matmul(of_mean / (height * width), x)
+    total = total + torch.matmul(by_deviation, squares.flatten(2))
     total = total + VARIANCE_FLOOR * by_deviation.sum(2, keepdim=True)
-    highest, place = x.max(2)
-    added = of_maximum * highest[:, None, :]
-    total = total.scatter_add(2, place[:, None, :].expand_as(added), added)
+    added = of_maximum * feature_map.amax((2, 3))[:, None, :]
+    total = total.scatter_add(2, place_of_maximum(feature_map)[:, None, :].expand_as(added), added)
     return total.reshape(-1, total.shape[1], height, width)
 
 
@@ -45,8 +57,9 @@ def enlarged(values: Tensor, side: torch.Size) -> Tensor:
     (height, width), (more_rows, more_columns) = values.shape[2:], side
     down, right = more_rows // height, more_columns // width
     if (down * height, right * width) == (more_rows, more_columns):
-        shares = (values / (down * right))[:, :, :, None, :, None]
-        return shares.expand(-1, -1, -1, down, -1, right).flatten(4, 5).flatten(2, 3)
+        channels = values.shape[1]
+        share = values.new_full((channels, 1, down, right), 1 / (down * right))
+        return F.conv_transpose2d(values, share, stride=(down, right), groups=channels)
     for dim, size in ((2, more_rows), (3, more_columns)):
         source = torch.arange(size) * values.shape[dim] // size
         pixels = torch.bincount(source).to(values).unsqueeze(1 if dim == 2 else 0)
@@ -78,10 +91,11 @@ class Evidence(nn.Module):
             end = start + 3 * feature_map.shape[1]
             parts.append(contributions(feature_map, weight[:, start:end]))
             start = end
-        # From the deepest upwards, so that most of the enlarging is done on small maps.
+        # From the deepest upwards, so that most of the work is done on small maps.
         total = parts.pop()
+        constant = head.linear.bias - weight @ head.mean
+        total = total + constant[None, :, None, None] / (total.shape[2] * total.shape[3])
         while parts:
             finer = parts.pop()
             total = finer + enlarged(total, finer.shape[2:])
-        constant = head.linear.bias - weight @ head.mean
-        return total + constant[None, :, None, None] / (total.shape[2] * total.shape[3])
+        return total

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.nets.evidence import Evidence, contributions, enlarged
+from stages.core.nets.evidence import Evidence, contributions, enlarged, place_of_maximum
 from stages.core.nets.net import statistics
 from tests.helpers.exported import net
 
@@ -23,6 +23,13 @@ def test_contributions_add_up_to_the_statistics() -> None:
     shares = contributions(maps, weight)
     assert shares.shape == (3, 2, 6, 5)
     assert torch.allclose(shares.sum((2, 3)), statistics(maps) @ weight.T, atol=1e-5)
+
+
+def test_the_place_of_a_maximum_is_the_first_one() -> None:
+    torch.manual_seed(0)
+    maps = torch.randint(0, 4, (3, 4, 6, 5)).float()
+    assert torch.equal(place_of_maximum(maps), maps.flatten(2).argmax(2))
+    assert torch.equal(place_of_maximum(torch.zeros(1, 2, 3, 3)), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("kind", range(3))

@@ -14,7 +14,7 @@ import numpy as np
 
 from stages.core.nets.net import load_teacher
 from stages.core.nets.onnx_export import export
-from stages.core.results.schema import Engine
+from stages.core.results.schema.speed import Engine
 from stages.core.runner import runtime
 from stages.core.speed.engines import Job
 from stages.core.speed.process import Process

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from flows import ROOT, study, summary, tables
 from flows.ui import flatten
-from stages.core.results.schema import Difference
+from stages.core.results.schema.base import Difference
 from stages.core.runner.errors import AtelierError, ParamsError, Unavailable
 
 REPORTS = Path("data/reports")

@@ -37,7 +37,7 @@ from stages.core.results import metrics, predictions
 from stages.core.results.calibration import calibrate
 from stages.core.results.escape import spreadsheet_cell
 from stages.core.results.metrics import Paired, mean_paired_gain
-from stages.core.results.schema import Difference
+from stages.core.results.schema.base import Difference
 from stages.core.runner.disk import settle
 from stages.core.runner.errors import AtelierError, DataError, ParamsError
 from stages.core.runner.params import load_yaml

@@ -42,7 +42,8 @@ from stages.core.results.champion import (
     read_predictions,
 )
 from stages.core.results.report import read_metrics
-from stages.core.results.schema import CheckMetrics, ExportMetrics
+from stages.core.results.schema.shipped import ExportMetrics
+from stages.core.results.schema.verdict import CheckMetrics
 from stages.core.runner import digest, lock
 from stages.core.runner.disk import settle
 from stages.core.runner.errors import AtelierError, ReleaseRefused, WorkspaceFailed

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from flows.graph import Graph
 from flows.ui import flatten
+from stages.core.results.every_stage import SCHEMA
 from stages.core.results.report import read_metrics
-from stages.core.results.schema import SCHEMA
 from stages.core.runner.disk import settle
 from stages.core.runner.params import Section, load_yaml, parse_section
 

@@ -13,19 +13,13 @@ from flows import ROOT
 from stages.core.intake.listing import list_folder
 from stages.core.release.predict import READABLE
 from stages.core.results.report import read_metrics
-from stages.core.results.schema import (
-    Auroc,
-    BenchmarkMetrics,
-    CheckMetrics,
-    Difference,
-    DistillMetrics,
-    ExportMetrics,
-    Gain,
-    RefineMetrics,
-    TeacherMetrics,
-    ValidateMetrics,
-    count_intervals,
-)
+from stages.core.results.schema.base import Auroc, Difference, Gain, count_intervals
+from stages.core.results.schema.data import ValidateMetrics
+from stages.core.results.schema.shipped import ExportMetrics
+from stages.core.results.schema.speed import BenchmarkMetrics
+from stages.core.results.schema.synthetic import RefineMetrics
+from stages.core.results.schema.training import DistillMetrics, TeacherMetrics
+from stages.core.results.schema.verdict import CheckMetrics
 from stages.core.runner.errors import DataError
 from stages.core.runner.params import load_yaml
 from stages.core.runner.text import terminal

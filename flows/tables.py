@@ -33,7 +33,7 @@ from stages.core.results.metrics import (
     group_shares,
     mean_paired_gain,
 )
-from stages.core.results.schema import Gain, intervals_note
+from stages.core.results.schema.base import Gain, intervals_note
 
 # Longer lists of names give their number instead.
 MOST_NAMES = 6

@@ -32,7 +32,7 @@ from stages.core.gan.judge import Judge, Jury
 from stages.core.gan.making import FEWEST_WANTED, Made, Makers, Task
 from stages.core.nets.net import load_teacher
 from stages.core.results import pictures, report
-from stages.core.results.schema import AugmentMetrics, Fidelity
+from stages.core.results.schema.synthetic import AugmentMetrics, Fidelity
 from stages.core.runner import stage
 from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.runner.params import Section

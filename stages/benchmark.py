@@ -27,7 +27,7 @@ from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.nets.net import load_teacher
 from stages.core.nets.onnx_export import export
 from stages.core.results import pictures, report
-from stages.core.results.schema import BenchmarkMetrics, Engine, Latency, Load, Model, Start
+from stages.core.results.schema.speed import BenchmarkMetrics, Engine, Latency, Load, Model, Start
 from stages.core.runner import digest, runtime, stage
 from stages.core.runner.errors import Unavailable
 from stages.core.runner.params import Section

@@ -21,8 +21,9 @@ from pydantic import Field
 
 from stages.core.release import page, predict
 from stages.core.release.page import Parts
-from stages.core.results import report
+from stages.core.results import every_stage, report
 from stages.core.results.champion import History, compare
+from stages.core.results.every_stage import Reports
 from stages.core.results.gates import (
     CHAMPION,
     LEAST_GROUP,
@@ -33,8 +34,9 @@ from stages.core.results.gates import (
     shortfall,
     surely,
 )
-from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Disturbed, Gate, Offer, Provider, Variant
+from stages.core.results.schema.shipped import Disturbed, Variant
+from stages.core.results.schema.speed import Provider
+from stages.core.results.schema.verdict import CheckMetrics, Gate, Offer
 from stages.core.runner import stage
 from stages.core.runner.errors import GateFailed, ParamsError
 from stages.core.runner.params import Section
@@ -208,7 +210,9 @@ def offers(params: Params, reports: Reports) -> dict[str, Offer]:
     export = reports.export
     ratios = {name: reports.benchmark.variant_speed_ups(name) for name in export.variants}
     judged = {
-        name: Offer(provider="cpu", speed_up=None, file=None, reason=f"not written: {reason}")
+        name: Offer(
+            provider="cpu", speed_up=None, val_loss=None, file=None, reason=f"not written: {reason}"
+        )
         for name, reason in export.failed_variants.items()
     }
     for name, variant in export.variants.items():
@@ -223,7 +227,11 @@ def offers(params: Params, reports: Reports) -> dict[str, Offer]:
                 f"check.min_variant_speed_up is {params.min_variant_speed_up:g}"
             )
         judged[name] = Offer(
-            provider=provider, speed_up=speed_up, file=None, reason=reason or "another is faster"
+            provider=provider,
+            speed_up=speed_up,
+            val_loss=variant.val_loss,
+            file=None,
+            reason=reason or "another is faster",
         )
     for provider in PROVIDERS:
         fit = {
@@ -236,7 +244,9 @@ def offers(params: Params, reports: Reports) -> dict[str, Offer]:
         if fit:
             first = max(fit, key=fit.__getitem__)
             file = f"model_{first.partition('_')[0]}_{provider}.onnx"
-            judged[first] = Offer(provider=provider, speed_up=fit[first], file=file, reason="")
+            judged[first] = judged[first].model_copy(
+                update={"provider": provider, "speed_up": fit[first], "file": file, "reason": ""}
+            )
     return judged
 
 
@@ -267,8 +277,8 @@ def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Judge, report, release. Raises: GateFailed, after report and metrics are written."""
-    folders = {name: getattr(paths, name) for name in report.STAGES}
-    reports = report.read_reports(folders)
+    folders = {name: getattr(paths, name) for name in every_stage.STAGES}
+    reports = every_stage.read_reports(folders)
     parts = page.read_parts(paths.export)
     history = compare(paths.accepted, paths.export / "predictions.csv")
     verdicts = gates(params, reports, parts, history)

@@ -26,7 +26,8 @@ from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, build, count_macs, count_parameters, load_teacher, save_net
 from stages.core.nets.weights import Weights, checked_source, load_weights
 from stages.core.results import metrics, predictions, report
-from stages.core.results.schema import Auroc, DistillMetrics, Seeds, Spread
+from stages.core.results.schema.base import Auroc
+from stages.core.results.schema.training import DistillMetrics, Seeds, Spread
 from stages.core.runner import stage
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.runtime import Resources

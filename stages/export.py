@@ -48,7 +48,7 @@ from stages.core.results import metrics, operating_point, predictions, report, r
 from stages.core.results.calibration import calibrate
 from stages.core.results.operating_point import OperatingPoint
 from stages.core.results.review import Probabilities
-from stages.core.results.schema import Disturbed, ExportMetrics, Parity, Thresholds, Variant
+from stages.core.results.schema.shipped import Disturbed, ExportMetrics, Parity, Thresholds, Variant
 from stages.core.runner import runtime, stage
 from stages.core.runner.errors import Unavailable
 from stages.core.runner.params import Section

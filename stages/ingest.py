@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import Field
 
 from stages.core.results import report
-from stages.core.results.schema import IngestMetrics
+from stages.core.results.schema.data import IngestMetrics
 from stages.core.runner import digest, stage
 from stages.core.runner.errors import DataError
 from stages.core.runner.params import Section

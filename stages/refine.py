@@ -25,7 +25,8 @@ from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, load_net, save_net
 from stages.core.results import metrics, predictions, report
-from stages.core.results.schema import Auroc, Gain, RefineMetrics, ValidationAuroc
+from stages.core.results.schema.base import Auroc, Gain
+from stages.core.results.schema.synthetic import RefineMetrics, ValidationAuroc
 from stages.core.runner import stage
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources

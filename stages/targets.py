@@ -25,7 +25,7 @@ from stages.core.nets.frozen import Frozen
 from stages.core.nets.inference import BATCH, as_half, batched
 from stages.core.nets.net import Ensemble, load_teacher
 from stages.core.results import metrics, report
-from stages.core.results.schema import TargetsMetrics
+from stages.core.results.schema.training import TargetsMetrics
 from stages.core.runner import stage
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.errors import ParamsError

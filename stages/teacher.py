@@ -30,7 +30,8 @@ from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Ensemble, Net, build, count_macs, count_parameters, save_teacher
 from stages.core.nets.weights import checked_source, load_weights
 from stages.core.results import metrics, predictions, report
-from stages.core.results.schema import Auroc, TeacherMetrics
+from stages.core.results.schema.base import Auroc
+from stages.core.results.schema.training import TeacherMetrics
 from stages.core.runner import processes, stage
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.runtime import Resources

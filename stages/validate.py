@@ -37,7 +37,7 @@ from stages.core.intake.suites import class_suites, contradictions, image_suite
 from stages.core.release.predict import MEDIAN_OF, Fit
 from stages.core.results import pictures, report
 from stages.core.results.escape import spreadsheet_cell
-from stages.core.results.schema import ValidateMetrics
+from stages.core.results.schema.data import ValidateMetrics
 from stages.core.runner import stage
 from stages.core.runner.errors import DataError
 from stages.core.runner.params import parse_section

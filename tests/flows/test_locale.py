@@ -19,7 +19,7 @@ from pathlib import Path
 from flows import ui
 from flows.graph import Node
 from stages import check
-from stages.core.results.report import STAGES
+from stages.core.results.every_stage import STAGES
 from stages.core.runner.params import load_section
 from stages.core.runner.runtime import Resources
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows import summary
-from stages.core.results.report import STAGES
+from stages.core.results.every_stage import STAGES
 from tests.conftest import ROOT
 from tests.helpers.tiny import TRAIN, make
 from tests.stages.test_check import change

@@ -13,12 +13,11 @@ from PIL import Image
 from flows.release import check_files
 from stages import check
 from stages.core.release import page as page_of
-from stages.core.results import report
 from stages.core.results.champion import Champion, fingerprint, pack
+from stages.core.results.every_stage import STAGES, read_reports
 from stages.core.results.gates import LEAST_GROUP, MEANINGS
 from stages.core.results.predictions import logits
-from stages.core.results.report import STAGES
-from stages.core.results.schema import Disturbed
+from stages.core.results.schema.shipped import Disturbed
 from stages.core.runner import stage
 from stages.core.runner.errors import DataError, GateFailed, ParamsError
 from stages.core.runner.params import load_section, load_yaml
@@ -568,7 +567,7 @@ def test_another_format_ships_if_it_earns_it(
         assert "ships as model_int8_cpu.onnx" in page
     check_files(paths.release)
     # fp16 is slower than others that are as good, if these were timed: off the front.
-    by_name = {c.name: c for c in page_of.choices(report.read_reports(folders(paths)))}
+    by_name = {c.name: c for c in page_of.choices(read_reports(folders(paths)))}
     assert by_name["student, ort, fp16"].is_best == (ms is None)
     assert by_name[min(by_name, key=lambda name: by_name[name].ms)].is_best
     assert "Accuracy against latency" in page

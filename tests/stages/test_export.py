@@ -34,7 +34,7 @@ from stages.core.nets.weights import packaged
 from stages.core.release import predict
 from stages.core.results import metrics, operating_point, predictions
 from stages.core.results.operating_point import OperatingPoint, decisions
-from stages.core.results.schema import ExportMetrics
+from stages.core.results.schema.shipped import ExportMetrics
 from stages.core.runner.params import load_yaml
 from stages.core.training.targets import load_targets, save_targets
 from tests.conftest import ROOT, MakeFolder, draw_images, outputs

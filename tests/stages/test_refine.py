@@ -13,7 +13,7 @@ from stages.core.dataset.views import Views
 from stages.core.nets.inference import logits_of
 from stages.core.nets.net import load_net
 from stages.core.results import metrics, predictions
-from stages.core.results.schema import Gain
+from stages.core.results.schema.base import Gain
 from stages.core.training.supplement import Supplement, save_supplement, seen
 from tests.conftest import RECIPE, RowsFitted
 from tests.helpers.classroom import Classroom, filled

@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from stages.core.dataset.resize import resize
 from stages.core.dataset.symmetries import NUMBERS, Symmetries, turned
 from stages.core.results import metrics
-from stages.core.results.schema import Auroc, KernelDistance
+from stages.core.results.schema.base import Auroc
+from stages.core.results.schema.synthetic import KernelDistance
 
 Features = NDArray[np.float32]
 

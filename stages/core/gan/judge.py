@@ -17,7 +17,8 @@ from stages.core.nets.frozen import Frozen
 from stages.core.nets.inference import BATCH, batched
 from stages.core.nets.net import Ensemble, Net, build
 from stages.core.nets.weights import packaged
-from stages.core.results.schema import Auroc, Fidelity
+from stages.core.results.schema.base import Auroc
+from stages.core.results.schema.synthetic import Fidelity
 
 
 class _Features(nn.Module):

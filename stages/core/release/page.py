@@ -10,8 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.core.results.champion import History
 from stages.core.results.escape import markdown_cell
-from stages.core.results.report import Reports
-from stages.core.results.schema import CheckMetrics, Gate, Offer, ValidateMetrics, intervals_note
+from stages.core.results.every_stage import Reports
+from stages.core.results.schema.base import intervals_note
+from stages.core.results.schema.data import ValidateMetrics
+from stages.core.results.schema.verdict import CheckMetrics, Gate, Offer
 
 
 def _picture(path: Path) -> str:

@@ -17,7 +17,7 @@ from stages.core.results.metrics import (
     negative_log_likelihood,
     paired_reduction,
 )
-from stages.core.results.schema import Difference
+from stages.core.results.schema.base import Difference
 
 # Up to this many groups are left out one by one, more of them in as many parts.
 MOST_PARTS = 20

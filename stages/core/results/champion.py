@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.results import metrics, predictions
 from stages.core.results.metrics import Logits
-from stages.core.results.schema import Gain
+from stages.core.results.schema.base import Gain
 from stages.core.runner.errors import DataError
 
 # Of export's predictions: what the ONNX file answers.

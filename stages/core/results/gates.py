@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from stages.core.results.schema import Difference, Gate, Number
+from stages.core.results.schema.base import Difference, Number
+from stages.core.results.schema.verdict import Gate
 
 # Images of a group whose accuracy says something about it.
 LEAST_GROUP = 20

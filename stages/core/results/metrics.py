@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import t
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from stages.core.results.schema import Auroc, Difference, Gain, Quality
+from stages.core.results.schema.base import Auroc, Difference, Gain, Quality
 from stages.core.runner.errors import DataError
 
 Logits = NDArray[np.float32]

@@ -14,7 +14,7 @@ from scipy.stats import beta, t
 
 from stages.core.results.metrics import Groups, Labels
 from stages.core.results.review import Probabilities
-from stages.core.results.schema import Decisions, Promise, Thresholds
+from stages.core.results.schema.shipped import Decisions, Promise, Thresholds
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section
 

@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from stages.core.results import schema
-from stages.core.results.schema import SCHEMA, Metrics
+from stages.core.results.schema.base import Metrics
 from stages.core.runner.errors import DataError
 
 M = TypeVar("M", bound=Metrics)
@@ -45,28 +43,3 @@ def read_metrics(path: Path, kind: type[M]) -> M:
             f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]
         )
         raise DataError(f"{path}: {problems}; run its stage again") from None
-
-
-@dataclass(frozen=True)
-class Reports:
-    """The metrics of all stages that the check stage judges."""
-
-    validate: schema.ValidateMetrics
-    teacher: schema.TeacherMetrics
-    targets: schema.TargetsMetrics
-    distill: schema.DistillMetrics
-    augment: schema.AugmentMetrics
-    refine: schema.RefineMetrics
-    export: schema.ExportMetrics
-    benchmark: schema.BenchmarkMetrics
-
-
-STAGES = tuple(field.name for field in fields(Reports))
-
-
-def read_reports(folders: Mapping[str, Path]) -> Reports:
-    """The metrics in the folders of `STAGES`. Raises: DataError."""
-    each: dict[str, Any] = {
-        name: read_metrics(folders[name] / "metrics.json", SCHEMA[name]) for name in STAGES
-    }
-    return Reports(**each)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from stages.core.nets.onnx_run import has_cuda_device
-from stages.core.results.schema import Engine
+from stages.core.results.schema.speed import Engine
 from stages.core.runner.errors import Unavailable
 
 Arrays = tuple[NDArray[np.uint8], ...]

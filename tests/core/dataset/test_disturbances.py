@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from stages.core.dataset.disturbances import DISTURBANCES, disturbed
-from stages.core.results.schema import Disturbed
+from stages.core.results.schema.shipped import Disturbed
 
 DRAWS = np.random.default_rng(0)
 IMAGES = DRAWS.integers(40, 180, (3, 100, 100, 1), dtype=np.uint8)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stages.core.results import predictions
 from stages.core.results.metrics import Paired, mean_paired_gain
-from stages.core.results.schema import Difference
+from stages.core.results.schema.base import Difference
 from tests.conftest import ROOT
 
 Module = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]

@@ -12,7 +12,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from stages.core.results import metrics
 from stages.core.results.metrics import Logits, Paired
-from stages.core.results.schema import Difference
+from stages.core.results.schema.base import Difference
 from stages.core.runner.errors import DataError
 
 Floats = NDArray[np.floating[Any]]

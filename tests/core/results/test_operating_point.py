@@ -6,7 +6,7 @@ from scipy.stats import beta, t
 
 from stages.core.results import operating_point
 from stages.core.results.operating_point import CONFIDENCE, OperatingPoint, choose, decisions
-from stages.core.results.schema import Thresholds
+from stages.core.results.schema.shipped import Thresholds
 from stages.core.runner.errors import ParamsError
 
 CLASSES = ["good", "bad"]

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from stages.core.results.every_stage import SCHEMA
 from stages.core.results.report import read_metrics, write_metrics
-from stages.core.results.schema import SCHEMA, IngestMetrics
+from stages.core.results.schema.data import IngestMetrics
 from tests.conftest import ROOT
 
 COUNTS: dict[str, Any] = {"images": 3, "groups": 2, "classes": {"a": 3}, "domains": {"": 3}}

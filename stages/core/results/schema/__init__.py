@@ -1,0 +1,1 @@
+"""What stands in the metrics.json of each stage, every key spelled here and once."""

@@ -1,0 +1,118 @@
+"""The metrics of the export stage: what the ONNX file answers."""
+
+from typing import Literal
+
+from stages.core.results.schema.base import Difference, Gain, Metrics, Quality
+
+
+class Parity(Metrics):
+    """The ONNX file against PyTorch: largest difference of a probability, decisions that differ."""
+
+    images: int
+    max_abs: float
+    decisions_changed: int
+
+
+class Thresholds(Metrics):
+    """Probabilities of a class: answered with it from `high` on, and with another below `low`."""
+
+    low: float
+    high: float
+
+
+class Decisions(Metrics):
+    """What two thresholds do on some images, as shares of them, 0 to 1.
+
+    Attributes:
+        recall: of the class's images, those answered with it, or left to a person.
+        false_alarms: of the other images, those answered with the class.
+        asked: of all images, those left to a person.
+    """
+
+    recall: float
+    false_alarms: float
+    asked: float
+
+
+# What may happen to images in use; see `disturbances`.
+Disturbed = Literal["blur", "noise", "darker", "brighter", "jpeg"]
+
+
+class Promise(Metrics):
+    """What is promised about a class, and whether it is kept.
+
+    Attributes:
+        label: name of the class.
+        test: what the thresholds, chosen on the validation split, do on the test split.
+    """
+
+    label: str
+    min_recall: float
+    max_false_alarms: float
+    thresholds: Thresholds
+    test: Decisions
+
+
+class Variant(Metrics):
+    """The ONNX file in another number format, on the test split where nothing else is said.
+
+    Attributes:
+        bytes: the file's size.
+        val_loss: on the validation split, the float32 file's accuracy less its own.
+        loss: the same on the test split.
+        gain: in AUROC over the float32 file.
+        recall: by class.
+        parity: with PyTorch.
+    """
+
+    bytes: int
+    val_loss: float
+    loss: float
+    gain: Gain
+    recall: dict[str, float]
+    parity: Parity
+
+
+class ExportMetrics(Metrics):
+    """The ONNX file on the test split.
+
+    Attributes:
+        temperature: in the file; 1, which changes nothing, unless validation shows that the fitted
+            one helps.
+        fitted_temperature: the best one on validation.
+        val_calibration_gain: how much lower the mean cross-entropy (nats) is on groups of the
+            validation split that a temperature was not fitted on than without any.
+        bytes: the file's size.
+        evidence_parity: of the file that gives evidence maps, too.
+        uncalibrated, calibrated: PyTorch, before and after `temperature`.
+        auroc, auroc_within_groups: of the file itself; the latter as in `Auroc`.
+        operating_point: what the file promises; None where its answer is the most probable class.
+        promises: what others would cost, by a name for each; none where there is no class to make
+            them about.
+        confusion: by true class and decision, the number of images.
+        gain_over_chance: of the file over a model that knows nothing, whose AUROC is 0.5.
+        gain_over_teacher: of the file over the teacher.
+        robustness: of the file on images to which something has happened over the same file on the
+            images as they are, by kind (see `disturbances`).
+        variants: the other files, by their names.
+        failed_variants: why others could not be written, by their names.
+    """
+
+    temperature: float
+    fitted_temperature: float
+    val_calibration_gain: Difference
+    bytes: int
+    parity: Parity
+    evidence_parity: Parity
+    uncalibrated: Quality
+    calibrated: Quality
+    auroc: float
+    auroc_within_groups: float | None = None
+    operating_point: Promise | None
+    promises: dict[str, Promise]
+    confusion: dict[str, dict[str, int]]
+    gain_over_chance: Gain
+    gain_over_teacher: Gain
+    robustness: dict[Disturbed, Gain]
+    variants: dict[str, Variant]
+    failed_variants: dict[str, str]

@@ -11,6 +11,9 @@ STAMP := .venv/lock.sha256
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# One test process per core, eight at most: each may need two gigabytes.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 # The lock file lists all indirect dependencies too, so pip resolves nothing (--no-deps).
 install: ## make .venv from the lock file, unless it is up to date
 	@sha256sum requirements.lock | cmp -s - $(STAMP) || ( \
@@ -25,10 +28,10 @@ run: install ## run the whole pipeline; OVERLAY=flows/overlays/NAME.yaml for oth
 	@$(BIN)/python -m flows.train $(if $(OVERLAY),--overlay "$(OVERLAY)")
 
 test: install lint types ## check lint, types and layers, and run the quick tests
-	$(BIN)/python -m pytest -m "not slow and not gpu and not bench and not browser"
+	$(PYTEST) -m "not slow and not gpu and not bench and not browser"
 
 test-all: install lint types ## the same, with the slow tests
-	$(BIN)/python -m pytest -m "not gpu and not bench and not browser"
+	$(PYTEST) -m "not gpu and not bench and not browser"
 
 lint: install ## run ruff and import-linter
 	$(BIN)/ruff check .

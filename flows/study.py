@@ -27,8 +27,9 @@ DATA, CODE, DEVICE = "data", "code", "device"
 TEXTS = (TRIAL, "name", PARAMS, DATA, CODE, COMMIT, DEVICE, STATE, MESSAGE)
 # What a metric's name ends with that is the AUROC within groups.
 WITHIN = "_within_groups"
-# No stage's metric, but the table's own: of the last class, at 5 % false alarms.
-RECALL = "recall_at_5_percent_false_alarms"
+# No stage's metrics, but the table's own: recall of the last of two classes, at 5 % false alarms;
+# and AUROC over those built-in cells that the raters agree on.
+RECALL, AGREED = "recall_at_5_percent_false_alarms", "auroc_where_raters_agree"
 
 
 class Study(Section):
@@ -42,8 +43,8 @@ class Study(Section):
         trials: a params overlay by name.
         grid: dotted key of params.yaml to its values; every trial is run with all combinations.
         show: heading to dotted metric (STAGE.KEY): the columns of the summary. Beside each AUROC
-            stands the one within groups. STAGE.MODEL.recall_at_5_percent_false_alarms is computed
-            from the predictions, for two classes.
+            stands the one within groups. `RECALL`, `AGREED` and the latter within groups, as
+            STAGE.MODEL.KEY, are computed from the predictions.
         models: name to the metrics of one model (STAGE.MODEL), in which the keys of `show` are then
             looked up: the summary has a line for each. Without it, one line per trial.
         gains: heading to two models, the better one and its reference. A model is a name

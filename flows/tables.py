@@ -1,12 +1,16 @@
 """What the rows of a study say: means, paired gains, and the tables of both."""
 
+import functools
 from collections.abc import Iterable, Mapping
+from importlib import resources
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from flows.study import (
+    AGREED,
     CODE,
     COMMIT,
     DATA,
@@ -55,6 +59,27 @@ def recall_at_false_alarms(logits: Logits, labels: Labels) -> float:
     return float(recalls[false_alarms <= FALSE_ALARMS].max())
 
 
+@functools.cache
+def agreed_cells() -> frozenset[str]:
+    """Files of the built-in cells that all raters call functional, or all of them defective."""
+    table = resources.files("elpv_dataset") / "data" / "labels.csv"
+    lines = (line.split() for line in table.read_text(encoding="utf-8").splitlines())
+    return frozenset(file for file, probability, _ in lines if float(probability) in (0, 1))
+
+
+def _figure(
+    key: str, logits: Logits, labels: Labels, groups: Groups, files: NDArray[np.object_]
+) -> float | None:
+    if key.endswith(RECALL):
+        return recall_at_false_alarms(logits, labels)
+    if AGREED in key:
+        kept = np.isin(files, list(agreed_cells()))
+        logits, labels, groups = logits[kept], labels[kept], groups[kept]
+    if key.endswith(WITHIN):
+        return auroc_within_groups(logits, labels, groups)
+    return auroc(logits, labels)
+
+
 class Figures:
     """What the rows of a study say, trial by trial.
 
@@ -74,11 +99,11 @@ class Figures:
         self._row_at = {(row["name"], row["_place"]): row for _, row in self.done.iterrows()}
         self._predictions = results.predictions
         for key in study.metrics:
-            if key.endswith((WITHIN, RECALL)):
+            if key.endswith((WITHIN, RECALL, AGREED)):
                 self._fill(key)
 
     def _fill(self, key: str) -> None:
-        """Compute `RECALL`, and AUROC within groups for the rows from before it was a metric.
+        """Compute what is the table's own, and AUROC within groups where it was no metric yet.
 
         From the predictions on the test split, whose models are named as their metrics are:
         STAGE.MODEL.KEY. Others stay empty.
@@ -93,11 +118,8 @@ class Figures:
             if any(column.startswith(f"{model}/") for column in table):
                 labels, groups = self._truth(self.done.loc[index], table)
                 logits = predictions.logits(table, model)
-                self.done.loc[index, key] = (
-                    recall_at_false_alarms(logits, labels)
-                    if key.endswith(RECALL)
-                    else auroc_within_groups(logits, labels, groups)
-                )
+                files = table["file_name"].to_numpy()
+                self.done.loc[index, key] = _figure(key, logits, labels, groups, files)
 
     def _predicted(self, row: pd.Series) -> pd.DataFrame:
         """A row's predictions; without the models that it does not have."""

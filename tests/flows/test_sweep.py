@@ -33,7 +33,8 @@ from flows.study import (
     load,
 )
 from flows.study import trials as all_trials
-from flows.tables import summary
+from flows.tables import agreed_cells, summary
+from stages.core.results.metrics import auroc, auroc_within_groups
 from stages.core.runner.errors import ParamsError
 from tests.conftest import ROOT
 from tests.helpers.tiny import Workspace, make
@@ -421,6 +422,26 @@ def test_recall_at_few_false_alarms_is_counted_from_the_predictions(tmp_path: Pa
     recall = float((score[table["label"] == 1] > third_highest).mean())
     assert 0.1 < recall < 0.9
     assert summary(study, results).splitlines()[2] == f"| one | 1 | {recall:.3f} |"
+
+
+def test_cells_that_raters_doubt_are_left_out_where_asked(tmp_path: Path) -> None:
+    key = "distill.student.auroc_where_raters_agree"
+    show = {"agreed": key, "within": f"{key}_within_groups"}
+    study = STUDY.model_copy(update={"show": show, "gains": {}})
+    files = [f"images/cell{k:04}.png" for k in range(1, 81)]
+    table = predicted(1.0, seed=0).assign(file_name=files)
+    sure = table[table["file_name"].isin(agreed_cells())]
+    assert 40 < len(sure) < 80
+    # In the package's list, cell 3 has a probability of 1, cell 58 one of a third or two.
+    assert "images/cell0003.png" in agreed_cells()
+    assert "images/cell0058.png" not in agreed_cells()
+    results = Results(tmp_path, "s")
+    results.add(all_trials(study)[0], ROW, table)
+    labels, groups = sure["label"].to_numpy(), sure["group"].to_numpy()
+    logits = np.stack([sure[f"student/class {k}"].astype("float16") for k in (0, 1)], 1)
+    expected = auroc(logits, labels), auroc_within_groups(logits, labels, groups)
+    line = summary(study, results).splitlines()[2]
+    assert line == "| one | 1 | {:.3f} | {:.3f} |".format(*expected)
 
 
 def test_without_groups_there_is_no_figure_within_them(tmp_path: Path) -> None:

@@ -12,25 +12,22 @@ template over the same names, and over those of its own rows (`StudyFigures`).
 
 import argparse
 import difflib
-import html
 import io
 import json
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, TemplateError
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from flows import ROOT, study, summary, tables
+from flows import ROOT, photograph, study, summary, tables
 from flows.ui import flatten
 from stages.core.results.schema.base import Difference
 from stages.core.runner.errors import AtelierError, ParamsError, Unavailable
@@ -51,9 +48,6 @@ PICTURE = REPORTS / "report.png"
 PREDICTION = REPORTS / "predict.txt"
 # A cell of the test split.
 EXAMPLE = "data/elpv/images/cell2320.png"
-# The report's sections in the picture: none with cells, since their licence forbids them here.
-SECTIONS = ("The student",)
-PICTURE_PX, PICTURE_COLOURS = (920, 995), 64
 
 # Rows of the front page's table: name, key of the parameters, key of the figures.
 MODELS = (
@@ -350,36 +344,6 @@ def write(root: Path) -> list[str]:
     return names
 
 
-def excerpt(page: str) -> str:
-    """The report's head and those of its sections that show no image of the data set."""
-
-    def is_wanted(section: str) -> bool:
-        heading = re.search(r"<h2>(.*?)</h2>", section, re.DOTALL)
-        return heading is not None and html.unescape(heading[1]).startswith(SECTIONS)
-
-    return re.sub(
-        r"<section>.*?</section>",
-        lambda match: match[0] if is_wanted(match[0]) else "",
-        page,
-        flags=re.DOTALL,
-    )
-
-
-def _photograph(page: str, picture: Path, browser: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="atelier-") as folder:
-        file = Path(folder) / "excerpt.html"
-        file.write_text(excerpt(page), encoding="utf-8")
-        command = [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            f"--user-data-dir={folder}/profile", f"--screenshot={picture}",
-            "--window-size={},{}".format(*PICTURE_PX), file.as_uri(),
-        ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    with Image.open(picture) as image:
-        small = image.convert("RGB").quantize(PICTURE_COLOURS)
-    small.save(picture, optimize=True)
-
-
 def record(root: Path) -> None:
     """Write what only a default run makes: the report's picture, and a prediction.
 
@@ -392,7 +356,7 @@ def record(root: Path) -> None:
     for path in (page, script, root / EXAMPLE):
         if not path.is_file():
             raise Unavailable(f"{path}: no such file; run `make run` first")
-    _photograph(page.read_text(encoding="utf-8"), root / PICTURE, browser)
+    photograph.take(page.read_text(encoding="utf-8"), root / PICTURE, browser)
     arguments = [str(script.relative_to(root)), EXAMPLE]
     run = [sys.executable, *arguments]
     output = subprocess.run(run, cwd=root, check=True, capture_output=True, text=True).stdout

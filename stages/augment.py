@@ -30,7 +30,7 @@ from stages.core.dataset.data import UNLABELLED, Dataset, load_dataset
 from stages.core.gan import paste, synthesize, translate
 from stages.core.gan.judge import Judge, Jury
 from stages.core.gan.making import FEWEST_WANTED, Made, Makers, Task
-from stages.core.nets.net import load_teacher
+from stages.core.nets.files import load_teacher
 from stages.core.results import pictures, report
 from stages.core.results.schema.synthetic import AugmentMetrics, Fidelity
 from stages.core.runner import stage

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from stages.core.dataset.data import Dataset, load_dataset
-from stages.core.nets.net import load_teacher
+from stages.core.nets.files import load_teacher
 from stages.core.nets.onnx_export import export
 from stages.core.results import pictures, report
 from stages.core.results.schema.speed import BenchmarkMetrics, Engine, Latency, Load, Model, Start

@@ -22,8 +22,9 @@ import torch
 from pydantic import Field, field_validator
 
 from stages.core.dataset.data import Dataset, Rows, load_dataset
+from stages.core.nets.files import load_teacher, save_net
 from stages.core.nets.inference import logits_of
-from stages.core.nets.net import Net, build, count_macs, count_parameters, load_teacher, save_net
+from stages.core.nets.net import Net, build, count_macs, count_parameters
 from stages.core.nets.weights import Weights, checked_source, load_weights
 from stages.core.results import metrics, predictions, report
 from stages.core.results.schema.base import Auroc

@@ -29,8 +29,9 @@ from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.dataset.disturbances import disturbed
 from stages.core.dataset.views import Views
 from stages.core.nets.evidence import Evidence
+from stages.core.nets.files import load_net
 from stages.core.nets.inference import logits_of, run_batched
-from stages.core.nets.net import Net, load_net
+from stages.core.nets.net import Net
 from stages.core.nets.onnx_export import Calibrated, export, metadata_of, write
 from stages.core.nets.onnx_run import EVIDENCE, Inputs, feed, probabilities, session
 from stages.core.nets.variants import (

@@ -22,8 +22,9 @@ import torch
 from pydantic import Field
 
 from stages.core.dataset.data import Dataset, Rows, load_dataset
+from stages.core.nets.files import load_net, save_net
 from stages.core.nets.inference import logits_of
-from stages.core.nets.net import Net, load_net, save_net
+from stages.core.nets.net import Net
 from stages.core.results import metrics, predictions, report
 from stages.core.results.schema.base import Auroc, Gain
 from stages.core.results.schema.synthetic import RefineMetrics, ValidationAuroc

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from stages.core.dataset.data import Rows, load_dataset
 from stages.core.dataset.views import Mix, Views
+from stages.core.nets.files import load_teacher
 from stages.core.nets.frozen import Frozen
 from stages.core.nets.inference import BATCH, as_half, batched
-from stages.core.nets.net import Ensemble, load_teacher
+from stages.core.nets.net import Ensemble
 from stages.core.results import metrics, report
 from stages.core.results.schema.training import TargetsMetrics
 from stages.core.runner import stage

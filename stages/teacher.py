@@ -26,8 +26,9 @@ from sklearn.linear_model import LogisticRegression
 
 from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
+from stages.core.nets.files import save_teacher
 from stages.core.nets.inference import logits_of
-from stages.core.nets.net import Ensemble, Net, build, count_macs, count_parameters, save_teacher
+from stages.core.nets.net import Ensemble, Net, build, count_macs, count_parameters
 from stages.core.nets.weights import checked_source, load_weights
 from stages.core.results import metrics, predictions, report
 from stages.core.results.schema.base import Auroc

@@ -26,8 +26,9 @@ from torchdistill.core.distillation import DistillationBox
 from stages import distill, targets
 from stages.core.dataset.data import Dataset
 from stages.core.dataset.views import Views
+from stages.core.nets.files import load_teacher
 from stages.core.nets.inference import logits_of
-from stages.core.nets.net import Ensemble, Net, load_teacher
+from stages.core.nets.net import Ensemble, Net
 from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.progress import Progress
 from stages.core.training.fit import WARM_UP, fit

@@ -19,7 +19,7 @@ from stages import augment
 from stages.core.gan import translate
 from stages.core.gan.judge import Judge, Jury, Seen
 from stages.core.gan.training import Players
-from stages.core.nets.net import load_teacher
+from stages.core.nets.files import load_teacher
 from tests.benchmarks.project import TEACHER, default_run, section
 from tests.benchmarks.record import Result, quiet
 

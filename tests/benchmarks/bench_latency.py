@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.nets.net import load_teacher
+from stages.core.nets.files import load_teacher
 from stages.core.nets.onnx_export import export
 from stages.core.results.schema.speed import Engine
 from stages.core.runner import runtime

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from stages.core.dataset.data import Dataset
 from stages.core.nets.evidence import Evidence
-from stages.core.nets.net import load_net
+from stages.core.nets.files import load_net
 from tests.benchmarks.project import default_run
 from tests.benchmarks.record import Result
 

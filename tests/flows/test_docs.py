@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import docs
+from flows import docs, photograph
 from flows.study import load
 from stages.core.runner.errors import ParamsError, Unavailable
 from tests.conftest import ROOT
@@ -210,14 +210,14 @@ def test_an_answer_that_is_no_template_is_refused(tmp_path: Path) -> None:
 
 def test_the_picture_shows_no_image_of_the_data() -> None:
     template = (ROOT / "stages/core/release/templates/report.html.j2").read_text()
-    excerpt = docs.excerpt(template)
+    excerpt = photograph.excerpt(template)
     pictures = re.findall(r"pictures\.(\w+)", excerpt)
     assert pictures
     assert set(pictures) <= {
         "teacher_curves", "distill_curves", "benchmark_latency", "benchmark_distribution",
     }  # fmt: skip
     assert {"validate_grid", "augment_samples"} < set(re.findall(r"pictures\.(\w+)", template))
-    assert all(f"<h2>{heading}" in excerpt for heading in docs.SECTIONS)
+    assert all(f"<h2>{heading}" in excerpt for heading in photograph.SECTIONS)
 
 
 def test_recording_without_a_run_is_refused(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from stages import distill, targets
 from stages.core.dataset.data import Dataset, load_dataset
-from stages.core.nets.net import Ensemble, build, save_teacher
+from stages.core.nets.files import save_teacher
+from stages.core.nets.net import Ensemble, build
 from stages.core.nets.weights import packaged
 from stages.core.results import predictions
 from stages.core.runner.params import parse_section

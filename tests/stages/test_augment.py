@@ -14,7 +14,7 @@ from stages.core.dataset.data import Dataset
 from stages.core.gan import paste, translate
 from stages.core.gan.judge import Jury
 from stages.core.gan.making import Made, Makers, Task
-from stages.core.nets.net import load_teacher
+from stages.core.nets.files import load_teacher
 from stages.core.results.schema.synthetic import AugmentMetrics
 from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.runner.params import parse_section

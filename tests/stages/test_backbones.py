@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from stages import teacher
 from stages.core.dataset.data import save_dataset
 from stages.core.dataset.views import Views
-from stages.core.nets import net as nets
+from stages.core.nets.files import load_teacher
 from stages.core.nets.onnx_export import export
 from stages.core.nets.onnx_run import probabilities, session
 from stages.core.runner.params import load_section
@@ -73,7 +73,7 @@ def test_builds_freezes_trains_and_exports(
     words = f"{backbone} is no chain of layers: frozen ones run in every step"
     assert (words in capsys.readouterr().out) == backbone.startswith("vit")
 
-    (member,) = nets.load_teacher(paths.teacher).each()
+    (member,) = load_teacher(paths.teacher).each()
     frozen = {n for g in member.layer_groups()[:2] for p in g
               for n, q in member.backbone.model.named_parameters() if p is q}  # fmt: skip
     trained = member.backbone.model.state_dict()

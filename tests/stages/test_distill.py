@@ -8,8 +8,8 @@ import torch
 
 from stages import distill
 from stages.core.dataset.views import Views
+from stages.core.nets.files import load_net, load_teacher, save_teacher
 from stages.core.nets.inference import logits_of
-from stages.core.nets.net import load_net, load_teacher, save_teacher
 from stages.core.results import metrics, predictions
 from stages.core.runner.errors import ParamsError
 from stages.core.training.targets import load_targets

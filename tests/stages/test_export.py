@@ -26,7 +26,8 @@ from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.intake.contract import Contract
 from stages.core.nets import onnx_export
-from stages.core.nets.net import Ensemble, build, save_net, save_teacher
+from stages.core.nets.files import save_net, save_teacher
+from stages.core.nets.net import Ensemble, build
 from stages.core.nets.onnx_export import Calibrated
 from stages.core.nets.onnx_run import feed, session
 from stages.core.nets.variants import USUAL

@@ -10,8 +10,8 @@ import pytest
 
 from stages import refine
 from stages.core.dataset.views import Views
+from stages.core.nets.files import load_net
 from stages.core.nets.inference import logits_of
-from stages.core.nets.net import load_net
 from stages.core.results import metrics, predictions
 from stages.core.results.schema.base import Gain
 from stages.core.training.supplement import Supplement, save_supplement, seen

@@ -15,7 +15,8 @@ from stages.core.dataset.resize import resize
 from stages.core.dataset.symmetries import Symmetries
 from stages.core.dataset.views import Views
 from stages.core.gan import translate
-from stages.core.nets.net import build, save_net
+from stages.core.nets.files import save_net
+from stages.core.nets.net import build
 from stages.core.nets.weights import packaged
 from stages.core.runner.params import load_section
 from tests.conftest import ROOT, MakeFolder

@@ -8,7 +8,7 @@ import torch
 
 from stages import targets
 from stages.core.dataset.views import Views
-from stages.core.nets.net import load_teacher
+from stages.core.nets.files import load_teacher
 from stages.core.results import metrics
 from stages.core.runner.errors import ParamsError
 from stages.core.training.targets import load_targets

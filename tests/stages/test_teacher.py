@@ -13,8 +13,9 @@ import torch
 from stages import teacher
 from stages.core.dataset.data import Dataset, FileRules, load_dataset, save_dataset
 from stages.core.dataset.views import Views
+from stages.core.nets.files import load_teacher
 from stages.core.nets.inference import logits_of
-from stages.core.nets.net import Net, count_macs, count_parameters, load_teacher
+from stages.core.nets.net import Net, count_macs, count_parameters
 from stages.core.results import metrics, predictions
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import parse_section

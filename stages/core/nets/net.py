@@ -5,15 +5,12 @@ the texture that defects are made of, late ones the shape, and small data favour
 Every network takes raw images, uint8 (B, P, P, C), so what is trained is what is exported.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save
 from timm.models import group_parameters
 from timm.models._efficientnet_builder import BN_EPS_TF_DEFAULT
 from timm.models.efficientnet import _gen_efficientnet_lite
@@ -399,41 +396,3 @@ def count_macs(net: Net) -> int:
 def count_parameters(net: nn.Module) -> int:
     """Number of weights, frozen ones included."""
     return sum(p.numel() for p in net.parameters())
-
-
-def save_weights(net: nn.Module, path: Path) -> None:
-    """Write a network's tensors as safetensors, readable as the umask says.
-
-    `safetensors.torch.save_file` makes files that their owner alone can read.
-    """
-    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    path.write_bytes(save(state))
-
-
-def save_net(folder: Path, net: Net) -> None:
-    """Write `model.safetensors` and `config.json`."""
-    folder.mkdir()
-    save_weights(net, folder / "model.safetensors")
-    config = json.loads(net.spec.model_dump_json())
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-
-
-def load_net(folder: Path) -> Net:
-    """The network of a model folder, in evaluation mode."""
-    spec = NetSpec.model_validate_json((folder / "config.json").read_text())
-    net = Net(spec)
-    net.load_state_dict(load_file(folder / "model.safetensors"))
-    return net.to(memory_format=torch.channels_last).eval()
-
-
-def save_teacher(folder: Path, members: list[Net]) -> None:
-    """Write a model folder for each member, `member_0` and so on."""
-    folder.mkdir()
-    for number, member in enumerate(members):
-        save_net(folder / f"member_{number}", member)
-
-
-def load_teacher(folder: Path) -> Ensemble:
-    """What `save_teacher` wrote, in evaluation mode."""
-    count = len(list(folder.iterdir()))
-    return Ensemble([load_net(folder / f"member_{number}") for number in range(count)]).eval()

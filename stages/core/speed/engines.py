@@ -66,7 +66,7 @@ class Running:
 def _torch(job: Job) -> Running:
     import torch
 
-    from stages.core.nets.net import load_net, load_teacher
+    from stages.core.nets.files import load_net, load_teacher
     from stages.core.nets.onnx_export import released
     from stages.core.runner.runtime import Resources
 

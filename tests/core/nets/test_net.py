@@ -16,8 +16,9 @@ from timm.models import _hub as timm_hub
 from stages.core.dataset.views import Views
 from stages.core.nets import net as nets
 from stages.core.nets import weights
+from stages.core.nets.files import load_net, load_teacher, save_net, save_teacher, save_weights
 from stages.core.nets.inference import features_of
-from stages.core.nets.net import Net, count_macs, count_parameters, load_net, save_net, save_weights
+from stages.core.nets.net import Net, count_macs, count_parameters
 from stages.core.runner.errors import ParamsError, Unavailable
 from stages.core.training.inputs import Inputs
 from tests.conftest import ROOT, dataset
@@ -286,8 +287,8 @@ def test_members_come_back_in_their_order(tmp_path: Path) -> None:
         member = build([0], weights=None)
         torch.nn.init.constant_(member.head.linear.bias, number)
         members.append(member)
-    nets.save_teacher(tmp_path / "teacher", members)
-    loaded = nets.load_teacher(tmp_path / "teacher").each()
+    save_teacher(tmp_path / "teacher", members)
+    loaded = load_teacher(tmp_path / "teacher").each()
     assert [net.head.linear.bias[0].item() for net in loaded] == list(range(11))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.core.nets.net import save_net, save_teacher
+from stages.core.nets.files import save_net, save_teacher
 from stages.core.runner.errors import Unavailable
 from stages.core.speed import worker
 from stages.core.speed.engines import Job

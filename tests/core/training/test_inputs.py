@@ -11,6 +11,7 @@ import torch
 from stages.core.dataset.views import Views
 from stages.core.nets import net as nets
 from stages.core.nets import weights
+from stages.core.nets.files import load_net, save_net
 from stages.core.nets.net import Net
 from stages.core.training.inputs import Inputs
 from tests.conftest import dataset
@@ -77,8 +78,8 @@ def test_student_and_its_refinement_share_it(
 ) -> None:
     student = net()
     first = stored(student, tmp_path / "kept")
-    nets.save_net(tmp_path / "student", student)
-    loaded = nets.load_net(tmp_path / "student")
+    save_net(tmp_path / "student", student)
+    loaded = load_net(tmp_path / "student")
     loaded.freeze_lowest(2)
     assert loaded.frozen_links() == student.frozen_links() > 0
     monkeypatch.setattr(Inputs, "_compute", None)

@@ -11,7 +11,7 @@ STAMP := .venv/lock.sha256
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# One test process per core, eight at most: each may need two gigabytes.
+# One test process per core, eight at most: each may need three gigabytes.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 # The lock file lists all indirect dependencies too, so pip resolves nothing (--no-deps).

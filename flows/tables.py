@@ -74,6 +74,8 @@ def _figure(
         return recall_at_false_alarms(logits, labels)
     if AGREED in key:
         kept = np.isin(files, list(agreed_cells()))
+        if not kept.any():
+            return None
         logits, labels, groups = logits[kept], labels[kept], groups[kept]
     if key.endswith(WITHIN):
         return auroc_within_groups(logits, labels, groups)

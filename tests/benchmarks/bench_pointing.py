@@ -1,11 +1,12 @@
 """Does the evidence for a defect point at the defect? The default run's student, on its test split.
 
 Planted: a dark crack is drawn on functional cells, so it is known where it is. Real: of 48
-defective cells, drawn at random, one of the authors marked the defects in 36, beside their
-quotients with the module's median and before any map was seen; in the others the defect could not
-be told from the background. A map hits where its highest place, after smoothing, is at most `NEAR`
-from the defect (the pointing game: Zhang et al. 2016, arXiv 1608.00507). Beside it stand a place
-drawn at random, which hits by the size of the defect alone, and the image's centre.
+defective cells, drawn at random, the defects of 36 are marked by eye: by an AI model, not by an
+expert, beside the cells' quotients with their module's median and before any map was seen. In the
+others nothing could be marked with confidence, so these are the defects that are easy to see. A
+map hits where its highest place, after smoothing, is at most `NEAR` from the defect (the pointing
+game: Zhang et al. 2016, arXiv 1608.00507). Beside it stand a place drawn at random, which hits by
+the size of the defect alone, and the image's centre.
 """
 
 import json

@@ -95,6 +95,7 @@ def _silent() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+# onnxruntime has no types.
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, batches: Sequence[Inputs]) -> None:
         self._left: Iterator[Inputs] = iter(batches)

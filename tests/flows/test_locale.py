@@ -9,7 +9,7 @@ from dvc.repo import Repo
 
 from flows.workspace import prepare
 from tests.conftest import ROOT
-from tests.stages.test_check import reports
+from tests.helpers.imagined import reports
 
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 

@@ -15,7 +15,7 @@ from flows.release import ACCEPTED, CURRENT, check_files, next_version
 from flows.workspace import git
 from stages.core.runner.errors import ReleaseRefused, WorkspaceFailed
 from tests.flows.test_release_stays import Project
-from tests.stages.test_check import change
+from tests.helpers.imagined import change
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from stages.core.runner.params import load_yaml
 from tests.conftest import ROOT
-from tests.stages.test_check import change, reports
+from tests.helpers.imagined import change, reports
 
 DVC = [sys.executable, "-m", "dvc"]
 

@@ -8,8 +8,8 @@ import pytest
 from flows import summary
 from stages.core.results.every_stage import STAGES
 from tests.conftest import ROOT
+from tests.helpers.imagined import change
 from tests.helpers.tiny import TRAIN, make
-from tests.stages.test_check import change
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Small data that the tests share."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,6 @@ from stages.core.training import trainer
 from stages.core.training.fit import Loss
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Give each of several test processes a core of its own: threads that share one are slow."""
-    if number := os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(number) % len(cores)]})
-
-
 MakeFolder = Callable[..., Path]
 RowsFitted = Callable[[], list[Rows]]
 

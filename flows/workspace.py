@@ -70,12 +70,17 @@ def merge(
     for key, value in overlay.items():
         name = f"{section}.{key}" if section else str(key)
         if key not in params:
-            # A key that has moved into a part of its section, or one that is misspelt.
-            inside = [f"{k}.{key}" for k, v in params.items() if isinstance(v, dict) and key in v]
-            known = [str(each) for each in params]
-            close = inside or difflib.get_close_matches(str(key), known, 1)
+            # A key that is misspelt, or that stands in a part of its section.
+            known = [(str(each), str(each)) for each in params] + [
+                (str(inner), f"{part}.{inner}")
+                for part, values in params.items()
+                if isinstance(values, dict)
+                for inner in values
+            ]
+            closest = difflib.get_close_matches(str(key), [each for each, _ in known], 1)
+            meant = [place for each, place in known if each in closest]
             advice = (
-                f"; is {' or '.join(close)} meant?" if close else f"; there are {', '.join(params)}"
+                f"; is {' or '.join(meant)} meant?" if meant else f"; there are {', '.join(params)}"
             )
             raise ParamsError(f"{source}: {name} = {value!r}: params.yaml has no such key{advice}")
         if isinstance(params[key], dict) and isinstance(value, dict) and name not in FREE:

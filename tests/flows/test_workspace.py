@@ -32,6 +32,10 @@ def test_merge_changes_only_what_is_named() -> None:
             {"alpha": {"epochs": 1}},
             "alpha.epochs = 1: params.yaml has no such key; is y.epochs meant?",
         ),
+        (
+            {"alpha": {"epoch": 1}},
+            "alpha.epoch = 1: params.yaml has no such key; is y.epochs meant?",
+        ),
     ],
 )
 def test_merge_refuses_unknown_keys(overlay: dict[str, object], words: str) -> None:

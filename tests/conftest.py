@@ -12,6 +12,7 @@ from PIL import Image
 
 from stages.core.dataset.data import Dataset, FileRules, Rows
 from stages.core.nets.net import Net
+from stages.core.runner.runtime import Resources
 from stages.core.training import trainer
 from stages.core.training.fit import Loss
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MakeFolder = Callable[..., Path]
 RowsFitted = Callable[[], list[Rows]]
 
+RESOURCES = Resources(device="cpu", threads=1, processes=1, cache_gb=1.0)
 RECIPE: dict[str, Any] = {
     "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
     "rate_decay": 1.0, "unfreeze_every": 0, "weight_decay": 0.05, "average": 0.0,

@@ -13,18 +13,49 @@ import torch
 from safetensors.torch import load_file
 
 from stages import distill, targets
-from stages.core.dataset.data import Dataset, load_dataset
+from stages.core.dataset.data import Dataset, FileRules, load_dataset, save_dataset
 from stages.core.nets.files import save_teacher
 from stages.core.nets.net import Ensemble, build
 from stages.core.nets.weights import packaged
 from stages.core.results import predictions
 from stages.core.runner.params import parse_section
 from stages.core.runner.stage import Paths
-from tests.conftest import RECIPE
-from tests.stages.test_teacher import RESOURCES, validated
+from tests.conftest import RECIPE, RESOURCES
 
 LITE = "tf_efficientnet_lite0"
 VIEWS = 3
+CLASSES = ["sound", "cracked"]
+SPLITS = ["train", "test", "train", "val", "train", "test", "train", "train"]
+
+
+def validated(
+    folder: Path, *, target: bool = True, hidden: float = 1.0, contrast: float = 1.0
+) -> Path:
+    """What `validate` leaves: noise, in one class with stripes.
+
+    With `target`, also unlabelled images, of a brighter domain, as the test images are then. In
+    column p the unlabelled ones' class could be found: `hidden`. They have this `contrast`.
+    """
+    draws = np.random.default_rng(0)
+    table, images = [], []
+    for i in range(64 if target else 48):
+        unlabelled = i >= 48
+        split = "unlabelled" if unlabelled else SPLITS[i // 2 % 8]
+        cracked = i % (2 if split == "val" else 3) == 0
+        poly = target and split in ("unlabelled", "test")
+        image = draws.normal(0, 30 * (contrast if unlabelled else 1), (32, 32, 1))
+        image[::4] += 2 * cracked
+        images.append((image + (160 if poly else 90)).clip(0, 255).astype(np.uint8))
+        label, p = ("", hidden) if unlabelled else (CLASSES[cracked], float(cracked))
+        named = {"file_name": f"{i}.png", "label": label, "group": f"g{i // 2}", "p": p}
+        table.append(named | {"domain": "poly" if poly else "mono", "split": split})
+    # So that no split's rows follow one another.
+    order = np.random.default_rng(1).permutation(len(table))
+    folder.mkdir()
+    np.save(folder / "pixels.npy", np.stack(images)[order])
+    manifest = pd.DataFrame(table).iloc[order]
+    save_dataset(folder, manifest, CLASSES, FileRules(8, 10**8, "pad"), "mirror")
+    return folder
 
 
 def params(**changes: Any) -> distill.Params:

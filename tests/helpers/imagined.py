@@ -14,10 +14,8 @@ from stages.core.results.every_stage import STAGES
 from stages.core.results.schema.shipped import Disturbed
 from stages.core.runner import stage
 from stages.core.runner.params import load_section
-from stages.core.runner.runtime import Resources
-from tests.conftest import ROOT
+from tests.conftest import RESOURCES, ROOT
 
-RESOURCES = Resources(device="cpu", threads=1, processes=1, cache_gb=1)
 PICTURES = {
     "validate": ["grid", "complaints"], "teacher": ["curves"], "distill": ["curves"],
     "augment": ["samples", "probabilities"], "export": ["ranking", "reliability", "mistakes"],

@@ -19,9 +19,8 @@ from stages.core.results.schema.synthetic import AugmentMetrics
 from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.runner.params import parse_section
 from stages.core.training.supplement import load_supplement
-from tests.conftest import ROOT
+from tests.conftest import RESOURCES, ROOT
 from tests.helpers.classroom import Classroom, filled
-from tests.stages.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

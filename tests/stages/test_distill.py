@@ -13,9 +13,8 @@ from stages.core.nets.inference import logits_of
 from stages.core.results import metrics, predictions
 from stages.core.runner.errors import ParamsError
 from stages.core.training.targets import load_targets
-from tests.conftest import RowsFitted
+from tests.conftest import RESOURCES, RowsFitted
 from tests.helpers.classroom import LITE, Classroom, close, enrolled, params, same
-from tests.stages.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

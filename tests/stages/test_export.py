@@ -6,10 +6,6 @@ folder can be compared with what PyTorch answers for the images that validation 
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,121 +17,21 @@ import torch
 from PIL import Image
 
 from stages import benchmark, export
-from stages.core.dataset.background import DARKEST, FLAT
-from stages.core.dataset.data import Dataset, load_dataset
-from stages.core.dataset.views import Views
-from stages.core.intake.contract import Contract
-from stages.core.nets import onnx_export
-from stages.core.nets.files import save_net, save_teacher
-from stages.core.nets.net import Ensemble, build
-from stages.core.nets.onnx_export import Calibrated
+from stages.core.dataset.data import load_dataset
+from stages.core.nets.files import save_teacher
+from stages.core.nets.net import Ensemble
 from stages.core.nets.onnx_run import feed, session
 from stages.core.nets.variants import USUAL
-from stages.core.nets.weights import packaged
 from stages.core.release import predict
 from stages.core.results import metrics, operating_point, predictions
 from stages.core.results.operating_point import OperatingPoint, decisions
-from stages.core.results.schema.shipped import ExportMetrics
-from stages.core.runner.params import load_yaml
-from stages.core.training.targets import load_targets, save_targets
-from tests.conftest import ROOT, MakeFolder, draw_images, outputs
-from tests.helpers.classroom import LITE, filled
+from stages.core.training.targets import load_targets
+from tests.conftest import RESOURCES, MakeFolder
+from tests.helpers.classroom import filled
 from tests.helpers.front_door import run as validate
-from tests.stages.test_teacher import RESOURCES
+from tests.helpers.shipped import Shipped, exported, network, parity, ship
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
-
-
-@dataclass
-class Shipped:
-    """Images, what validation made of them, and a network as a release."""
-
-    root: Path
-    data: Dataset
-    net: Any
-    metrics: ExportMetrics
-
-    def expected(self, group: str) -> Any:
-        """Probabilities of a group's images by PyTorch, in the order of the files' names."""
-        chosen = [i for i, n in enumerate(self.data.files) if str(n).startswith(group)]
-        rows = sorted(chosen, key=lambda i: str(self.data.files[i]))
-        model = Calibrated(self.net, self.metrics.temperature).eval()
-        with torch.inference_mode():
-            return model(torch.from_numpy(self.data.pixels[rows])).numpy()
-
-    def copy(self, group: str, folder: Path) -> Path:
-        """A folder with a group's images."""
-        folder.mkdir(parents=True)
-        for image in (self.root / "images").glob(f"{group}_*.png"):
-            shutil.copy(image, folder)
-        return folder
-
-    def predict(self, *arguments: str, at: Path, status: int = 0) -> tuple[Any, list[str]]:
-        """Probabilities and errors of the release's script, in a process of its own."""
-        script = str(self.root / "release" / "predict.py")
-        command = [sys.executable, "-I", script, "--format", "json", *arguments]
-        ended = subprocess.run(command, cwd=at, capture_output=True, text=True)
-        assert "Traceback" not in ended.stderr, ended.stderr
-        assert ended.returncode == status, ended.stderr
-        rows = json.loads(ended.stdout) if ended.stdout else []
-        answers = [[row["probabilities"][name] for name in self.data.classes] for row in rows]
-        return np.array(answers), ended.stderr.splitlines()
-
-
-def save_teachers_logits(folder: Path, data: Dataset) -> None:
-    """Those of a teacher that draws them."""
-    draws, shape = np.random.default_rng(0), (len(data.labels), len(data.classes))
-    of_view = np.zeros((1, len(data.distillation_rows), shape[1]), np.float32)
-    plain = draws.normal(size=shape).astype(np.float32)
-    save_targets(folder, Views(data.pixels, 0, 0, data.symmetries), 1, outputs(of_view), plain)
-
-
-def exported(
-    root: Path,
-    validated: Path,
-    net: Any,
-    *,
-    point: OperatingPoint | None = None,
-    variants: export.VariantKind = "none",
-) -> Any:
-    """What a run of the export stage on this network leaves."""
-    if not (root / "refined").exists():
-        root.mkdir(exist_ok=True)
-        save_net(root / "refined", net)
-        save_teachers_logits(root / "targets", load_dataset(validated))
-    inputs = {name: root / name for name in ("targets", "refined")} | {"validated": validated}
-    paths = filled(export.Paths, root / "export", **inputs)
-    params = export.Params(max_temperature=10.0, operating_point=point, variants=variants)
-    export.run(params, paths=paths, resources=RESOURCES)
-    return paths
-
-
-def network(data: Dataset) -> Any:
-    """One whose answers differ from image to image."""
-    net = build(LITE, packaged(LITE), out_indices=[0, 1], data=data)
-    torch.manual_seed(0)
-    torch.nn.init.normal_(net.head.linear.weight, std=0.1)
-    features = net.features(torch.from_numpy(data.pixels[data.rows("train")])).detach()
-    net.head.fit_statistics(features)
-    return net
-
-
-def parity(paths: Any) -> ExportMetrics:
-    return ExportMetrics.model_validate_json(paths.metrics.read_text())
-
-
-def ship(root: Path, kind: str) -> Shipped:
-    draw_images(root / "images")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Contract, "document", lambda _: None)
-        out = validate(root, background=kind)
-    data = load_dataset(out / "validated")
-    net = network(data)
-    paths = exported(root, out / "validated", net)
-    (root / "release").mkdir()
-    shutil.copy(paths.onnx / "fp32.onnx", root / "release" / "model.onnx")
-    shutil.copy(str(predict.__file__), root / "release")
-    return Shipped(root, data, net, parity(paths))
 
 
 @pytest.fixture(scope="module")
@@ -301,40 +197,6 @@ def test_what_has_no_background_is_refused_in_a_line(shipped: Shipped, tmp_path:
         assert words in errors[0]
 
 
-def forgets(self: Any, images: Any, backgrounds: Any) -> Any:
-    seen = images.float() + 0 * backgrounds
-    return self.model(torch.cat([seen] * 3, 3) if self.background == "both" else seen)
-
-
-def divide_without_rounding(images: Any, backgrounds: Any) -> Any:
-    return (FLAT * images / backgrounds.clip(DARKEST, 255)).clip(0, 255)
-
-
-def divide_without_guard(images: Any, backgrounds: Any) -> Any:
-    return (FLAT * images / backgrounds.clip(1, 255) + 0.5).clip(0, 255)
-
-
-@pytest.mark.parametrize(
-    "broken", [forgets, divide_without_rounding, divide_without_guard], ids=lambda f: f.__name__
-)
-def test_parity_catches_another_division(
-    tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch,
-    broken: Callable[..., Any],
-) -> None:  # fmt: skip
-    """By more than the gate of the default run, check.max_parity, lets through."""
-    for file in image_folder().glob("*.png"):  # dark corners, which the guard is for
-        values = np.asarray(Image.open(file)).copy()
-        values[:12, :12] //= 20
-        Image.fromarray(values).save(file)
-    out = validate(tmp_path, background="group")
-    if broken is forgets:
-        monkeypatch.setattr(onnx_export.Divided, "forward", forgets)
-    else:
-        monkeypatch.setattr(onnx_export, "divided", broken)
-    paths = exported(tmp_path, out / "validated", network(load_dataset(out / "validated")))
-    assert parity(paths).parity.max_abs > 1e-4
-
-
 def test_a_format_that_cannot_be_had_ends_no_run(
     tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,90 +246,6 @@ def test_other_formats_are_measured_and_decide_by_thresholds_of_their_own(
         right = own.argmax(1) == data.labels[test]
         before = expected.argmax(1) == data.labels[test]
         assert variant.loss == pytest.approx(before.mean() - right.mean())
-
-
-def without_biases(model: onnx.ModelProto) -> None:
-    for node in model.graph.node:
-        if node.op_type == "Conv" and len(node.input) == 3:
-            node.input.pop()
-
-
-def another_mean(model: onnx.ModelProto) -> None:
-    mean = next(i for i in model.graph.initializer if i.name == "pixel_mean")
-    mean.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(mean) + 1, mean.name))
-
-
-def channels_swapped(model: onnx.ModelProto) -> None:
-    first = next(node for node in model.graph.node if node.op_type == "Conv")
-    weight = next(i for i in model.graph.initializer if i.name == first.input[1])
-    swapped = onnx.numpy_helper.to_array(weight)[:, ::-1].copy()
-    weight.CopyFrom(onnx.numpy_helper.from_array(swapped, weight.name))
-
-
-def without_head(model: onnx.ModelProto) -> None:
-    """As if the linear layer had kept what it started from: zeros."""
-    head = next(node for node in model.graph.node if node.op_type in ("Gemm", "MatMul"))
-    weight = next(i for i in model.graph.initializer if i.name == head.input[1])
-    zeros = np.zeros_like(onnx.numpy_helper.to_array(weight))
-    weight.CopyFrom(onnx.numpy_helper.from_array(zeros, weight.name))
-
-
-def of_half_the_pixels(model: onnx.ModelProto) -> None:
-    """As if images were enlarged from half their size: every second pixel twice."""
-    cast = next(node for node in model.graph.node if node.op_type == "Sub")
-    at = list(model.graph.node).index(cast)
-    twice = np.repeat(np.arange(0, 32, 2), 2)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(twice, "twice"))
-    for axis in (2, 3):
-        node = onnx.helper.make_node(
-            "Gather", [cast.input[0], "twice"], [f"half_{axis}"], axis=axis
-        )
-        model.graph.node.insert(at, node)
-        cast.input[0] = f"half_{axis}"
-        at += 1
-
-
-@pytest.fixture(scope="module")
-def in_colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Validated images in colour, whose network's file is as it should be."""
-    root = tmp_path_factory.mktemp("colour")
-    draw_images(root / "images")
-    for number, file in enumerate(sorted((root / "images").glob("*.png"))):
-        grey = np.asarray(Image.open(file))
-        tinted = np.stack([grey, grey // 2, grey // (2 + number % 3)], 2)
-        Image.fromarray(tinted).save(file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Contract, "document", lambda _: None)
-        validated = validate(root) / "validated"
-    data = load_dataset(validated)
-    assert data.channels == 3
-    assert parity(exported(root, validated, network(data))).parity.max_abs < 1e-5
-    return validated
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [without_biases, another_mean, channels_swapped, without_head, of_half_the_pixels, None],
-    ids=lambda f: f.__name__ if f else "labels_permuted",
-)
-def test_parity_catches_a_broken_model(
-    tmp_path: Path, in_colour: Path, monkeypatch: pytest.MonkeyPatch,
-    broken: Callable[[onnx.ModelProto], None] | None,
-) -> None:  # fmt: skip
-    """By the gate of the default run, check.max_parity."""
-    data = load_dataset(in_colour)
-    writes = onnx_export.write
-
-    def breaks(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
-        if broken is None:
-            metadata = metadata | {"classes": json.dumps(data.classes[::-1])}
-        elif path.stem == "fp32":
-            broken(model)
-        writes(model, path, metadata)
-
-    monkeypatch.setattr(onnx_export, "write", breaks)
-    result = parity(exported(tmp_path, in_colour, network(data)))
-    assert result.parity.max_abs > load_yaml(ROOT / "params.yaml")["check"]["max_parity"]
 
 
 def test_both_inputs_are_timed(tmp_path: Path, image_folder: MakeFolder) -> None:

@@ -15,9 +15,8 @@ from stages.core.nets.inference import logits_of
 from stages.core.results import metrics, predictions
 from stages.core.results.schema.base import Gain
 from stages.core.training.supplement import Supplement, save_supplement, seen
-from tests.conftest import RECIPE, RowsFitted
+from tests.conftest import RECIPE, RESOURCES, RowsFitted
 from tests.helpers.classroom import Classroom, filled
-from tests.stages.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

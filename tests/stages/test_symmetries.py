@@ -19,12 +19,12 @@ from stages.core.nets.files import save_net
 from stages.core.nets.net import build
 from stages.core.nets.weights import packaged
 from stages.core.runner.params import load_section
-from tests.conftest import ROOT, MakeFolder
+from tests.conftest import RESOURCES, ROOT, MakeFolder
 from tests.corpus.folders import classes, elongated, rows, shard
-from tests.helpers.classroom import LITE, filled
+from tests.helpers.classroom import LITE, filled, validated
 from tests.helpers.front_door import metrics, run
 from tests.helpers.shapes import arrows, as_folder, digits
-from tests.stages.test_teacher import RESOURCES, params, paths_of, validated
+from tests.stages.test_teacher import params, paths_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -12,8 +12,8 @@ from stages.core.nets.files import load_teacher
 from stages.core.results import metrics
 from stages.core.runner.errors import ParamsError
 from stages.core.training.targets import load_targets
+from tests.conftest import RESOURCES
 from tests.helpers.classroom import VIEWS, Classroom, close, filled
-from tests.stages.test_teacher import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -83,7 +83,6 @@ class _Training:
         self.average: AveragedModel | None = None
         if recipe.average:
             # PyTorch leaves it untyped.
-            # PyTorch has no types for it.
             decay = get_ema_multi_avg_fn(recipe.average)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(net, multi_avg_fn=decay, use_buffers=True)
         self.history: list[dict[str, float]] = []

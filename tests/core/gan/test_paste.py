@@ -8,7 +8,7 @@ import numpy as np
 from stages.core.dataset.data import load_dataset
 from stages.core.gan import paste
 from stages.core.gan.making import Task
-from tests.stages.test_teacher import validated
+from tests.helpers.classroom import validated
 
 
 def test_regions_have_about_the_wanted_area() -> None:

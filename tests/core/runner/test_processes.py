@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from stages.core.runner.params import load_yaml
 from tests.conftest import ROOT
 from tests.core.training.test_fit import small_net
-from tests.stages.test_teacher import validated
+from tests.helpers.classroom import validated
 
 TRAIN = """
 import sys

@@ -80,18 +80,22 @@ class RealImages:
         self._members = [np.flatnonzero(labels == k) for k in np.unique(labels)]
         self.image_px, self.channels = pixels.shape[1], pixels.shape[3]
 
-    def batch(self, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) in -1 to 1, turned at random, and their labels (B,).
+    def batch(self, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor, Rows]:
+        """Images (B, C, S, S) in -1 to 1, turned at random, their labels and their rows (B,).
 
         All labels are drawn alike, whatever their shares.
         """
-        label, member, symmetry = torch.rand(3, size, generator=draws, dtype=torch.float64).numpy()
+        label, member = torch.rand(2, size, generator=draws, dtype=torch.float64).numpy()
         members = [self._members[k] for k in (label * len(self._members)).astype(int)]
         chosen = np.array([m[int(u * len(m))] for m, u in zip(members, member, strict=True)])
+        rows = self._rows[chosen]
+        return self.images(rows, draws), torch.from_numpy(self._labels[chosen]), rows
+
+    def images(self, rows: Rows, draws: torch.Generator) -> Tensor:
+        """Images (B, C, S, S) in -1 to 1, turned at random: any of the real ones."""
+        symmetry = torch.rand(len(rows), generator=draws, dtype=torch.float64).numpy()
         numbers = self._symmetries[(symmetry * len(self._symmetries)).astype(int)]
-        images = torch.from_numpy(self._pixels[self._rows[chosen]])
-        turned = turn(images, torch.from_numpy(numbers))
-        return scaled(turned), torch.from_numpy(self._labels[chosen])
+        return scaled(turn(torch.from_numpy(self._pixels[rows]), torch.from_numpy(numbers)))
 
 
 def scaled(images: Tensor) -> Tensor:

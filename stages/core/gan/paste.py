@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.ndimage import gaussian_filter
 
-from stages.core.dataset.data import Dataset, Rows
+from stages.core.dataset.data import Dataset
+from stages.core.gan.companions import Companions
 from stages.core.gan.making import Made, Makers, Task
 from stages.core.runner.params import Section
 
@@ -49,30 +50,18 @@ def blended(
     return pixels
 
 
-def donors_for(sources: Rows, task: Task, data: Dataset, draws: np.random.Generator) -> Rows:
-    """For each source a wanted image: of its group if there is one, or its domain, else any."""
-    chosen = []
-    for source in sources:
-        near = task.wanted
-        for kind in (data.domains, data.groups):
-            closer = near[kind[near] == kind[source]]
-            near = closer if len(closer) else near
-        chosen.append(draws.choice(near))
-    return np.array(chosen, dtype=np.int64)
-
-
 def makers(params: Params, data: Dataset, task: Task) -> Makers:
     """What pastes regions of images of the wanted class, which there must be."""
     assert task.label is not None
-    label = task.label
+    label, donors = task.label, Companions(task.wanted, data.groups, data.domains)
 
     def make(count: int, seed: int) -> Made:
         draws = np.random.default_rng(seed)
         sources = draws.choice(task.sources, count)
-        donors = donors_for(sources, task, data, draws)
+        pieces = donors.of(sources, draws.random(count))
         pixels = np.empty((count, *data.pixels.shape[1:]), np.uint8)
         for start in range(0, count, 32):
-            s, d = sources[start : start + 32], donors[start : start + 32]
+            s, d = sources[start : start + 32], pieces[start : start + 32]
             region = regions(len(s), data.image_px, params.area, draws)
             pixels[start : start + len(s)] = blended(data.pixels[s], data.pixels[d], region)
         return Made(pixels, np.full(count, label, dtype=np.int64), sources)

@@ -55,7 +55,7 @@ class Synthesis:
         return Discriminator(*self._shape)
 
     def draw(self, size: int, draws: torch.Generator) -> Round:
-        real, labels = self._real.batch(size, draws)
+        real, labels, _ = self._real.batch(size, draws)
         return Round(real, labels, torch.randn(size, self._noise, generator=draws))
 
     def fake(self, generator: nn.Module, round_: Round) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class Synthesis:
         self, generator: nn.Module, draws: torch.Generator, device: torch.device
     ) -> float:
         """Deviation between images of the wanted class, as a share of that of real ones."""
-        real, labels = self._wanted.batch(WATCHED, draws)
+        real, labels, _ = self._wanted.batch(WATCHED, draws)
         round_ = Round(real, labels, torch.randn(WATCHED, self._noise, generator=draws)).to(device)
         made, _ = self.fake(generator, round_)
         return float(made.std(0).mean() / round_.real.std(0).mean().clamp(min=1e-6))

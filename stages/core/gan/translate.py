@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stages.core.dataset.data import Dataset, Rows
+from stages.core.dataset.data import Dataset
 from stages.core.gan import training
+from stages.core.gan.companions import Companions
 from stages.core.gan.game import WATCHED, RealImages, Round, as_pixels, scaled
 from stages.core.gan.making import Made, Maker, Makers, Task, labels_of
 from stages.core.gan.networks import NOISE_CHANNELS, NOISE_PX, Discriminator, Translator
@@ -26,15 +27,17 @@ class Params(training.Recipe):
 class Translation:
     """The generator adds something to a source image, as little as it can.
 
-    So backgrounds, sharpness and variety are the real images' own.
+    So backgrounds, sharpness and variety are the real images' own. Beside every real image of the
+    wanted class the discriminator sees what was made of one of the same group, where there is one:
+    what tells groups apart does not tell it which is which.
     """
 
-    def __init__(self, real: RealImages, sources: RealImages, width: int, sparsity: float) -> None:
+    def __init__(self, real: RealImages, sources: Companions, width: int, sparsity: float) -> None:
         """Take where the images are to arrive, and where they start from.
 
         Args:
             real: images of the wanted class or domain, all under label 0.
-            sources: of the others.
+            sources: the others.
             width: channels of both players at half the resolution.
             sparsity: weight of the mean absolute value of what is added, in -1 to 1.
         """
@@ -48,8 +51,9 @@ class Translation:
         return Discriminator(1, self._real.channels, self._real.image_px, self._width)
 
     def draw(self, size: int, draws: torch.Generator) -> Round:
-        real, labels = self._real.batch(size, draws)
-        sources, _ = self._sources.batch(size, draws)
+        real, labels, rows = self._real.batch(size, draws)
+        shares = torch.rand(size, generator=draws, dtype=torch.float64).numpy()
+        sources = self._real.images(self._sources.of(rows, shares), draws)
         return Round(real, labels, noise(size, draws), sources)
 
     def fake(self, generator: nn.Module, round_: Round) -> tuple[Tensor, Tensor]:
@@ -68,11 +72,11 @@ class Translation:
 
 def game(params: Params, data: Dataset, task: Task) -> Translation:
     """The game of a task."""
-
-    def images(rows: Rows) -> RealImages:
-        return RealImages(data.pixels, rows, np.zeros(len(rows), np.int64), data.symmetries)
-
-    return Translation(images(task.wanted), images(task.sources), params.width, params.sparsity)
+    alike = np.zeros(len(task.wanted), np.int64)
+    real = RealImages(data.pixels, task.wanted, alike, data.symmetries)
+    return Translation(
+        real, Companions(task.sources, data.groups, data.domains), params.width, params.sparsity
+    )
 
 
 def maker(generator: nn.Module, data: Dataset, task: Task, device: torch.device) -> Maker:

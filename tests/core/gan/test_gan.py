@@ -9,6 +9,7 @@ import torch
 
 from stages.core.dataset.symmetries import Symmetries, turned
 from stages.core.gan import training
+from stages.core.gan.companions import Companions
 from stages.core.gan.diffaugment import augment as diffaugment
 from stages.core.gan.game import Game, RealImages, as_pixels, scaled
 from stages.core.gan.losses import gradient_penalty, pairing_loss
@@ -43,9 +44,18 @@ def synthesis() -> Game:
     return Synthesis(every, real(images(10)[1::2], np.ones(5)), classes=2, width=8, noise=4)
 
 
+def translation_of(wanted: Any, others: Any, width: int, sparsity: float) -> Translation:
+    """From `others` to `wanted`, without groups, without symmetries."""
+    count = len(wanted)
+    every = np.concatenate([wanted, others])
+    start = np.arange(count, len(every))
+    kinds = np.full(len(every), -1), np.full(len(every), "", object)
+    shown = RealImages(every, np.arange(count), np.zeros(count, np.int64), "none")
+    return Translation(shown, Companions(start, *kinds), width, sparsity)
+
+
 def translation() -> Game:
-    zeros = np.zeros(10)
-    return Translation(real(images(10), zeros), real(images(10, seed=1), zeros), 8, 0.5)
+    return translation_of(images(10), images(10, seed=1), 8, 0.5)
 
 
 GAMES = {"synthesize": synthesis, "translate": translation}
@@ -126,7 +136,7 @@ def test_real_images_are_shown_in_the_chosen_symmetries(
     """Those of them that leave a rectangular pattern upright."""
     image = images(1, side=8)
     batches = RealImages(image, np.zeros(1, np.int64), np.zeros(1, np.int64), choice)
-    seen, _ = batches.batch(100, torch.Generator().manual_seed(5))
+    seen, _, _ = batches.batch(100, torch.Generator().manual_seed(5))
     shown = {x.numpy().tobytes() for x in as_pixels(seen)}
     assert shown == {np.ascontiguousarray(turned(image, k)[0]).tobytes() for k in numbers}
 
@@ -134,13 +144,28 @@ def test_real_images_are_shown_in_the_chosen_symmetries(
 def test_classes_are_drawn_alike() -> None:
     pixels = images(40, side=8)
     batches = real(pixels, np.r_[np.ones(2), np.zeros(38)])
-    seen, labels = batches.batch(400, torch.Generator().manual_seed(0))
+    seen, labels, _ = batches.batch(400, torch.Generator().manual_seed(0))
     assert 0.4 < float(labels.float().mean()) < 0.6
     ones = {x.numpy().tobytes() for x in as_pixels(seen)[labels == 1]}
     expected = {
         np.ascontiguousarray(turned(pixels, k)[i]).tobytes() for k in (0, 2, 4, 6) for i in (0, 1)
     }
     assert ones == expected
+
+
+def test_a_translation_starts_from_images_of_the_group_of_the_real_ones() -> None:
+    """Each image's grey value says which group it is of: wanted ones are even, others odd."""
+    groups = np.repeat(np.arange(5), 20)
+    wanted = np.arange(100) % 2 == 0
+    pixels = (2 * groups + ~wanted)[:, None, None, None] * np.ones((1, 8, 8, 1))
+    rows = np.flatnonzero(wanted)
+    shown = RealImages(pixels.astype(np.uint8), rows, np.zeros(50, np.int64), "all")
+    sources = Companions(np.flatnonzero(~wanted), groups, np.full(100, "", object))
+    round_ = Translation(shown, sources, 8, 0.5).draw(64, torch.Generator().manual_seed(0))
+    assert round_.sources is not None
+    real, start = (as_pixels(x)[:, 0, 0, 0].long() for x in (round_.real, round_.sources))
+    assert torch.equal(start, real + 1)
+    assert len(set(real.tolist())) == 5
 
 
 class Killed(Exception):
@@ -266,17 +291,12 @@ def upper(made: torch.Tensor) -> Any:
 @pytest.mark.parametrize("name", GAMES)
 def test_both_modes_of_a_toy_are_found(name: str, tmp_path: Path) -> None:
     """No symmetry would find the other one."""
-
-    def of(pixels: Any) -> RealImages:
-        zeros = np.zeros(len(pixels), np.int64)
-        return RealImages(pixels, np.arange(len(pixels)), zeros, "none")
-
-    dark = np.full((64, 32, 32, 1), 40, np.uint8)
     if name == "synthesize":
-        toy = of(two_modes(64))
+        zeros = np.zeros(64, np.int64)
+        toy = RealImages(two_modes(64), np.arange(64), zeros, "none")
         game: Game = Synthesis(toy, toy, classes=1, width=16, noise=8)
     else:
-        game = Translation(of(two_modes(64)), of(dark), 16, 0.0)
+        game = translation_of(two_modes(64), np.full((64, 32, 32, 1), 40, np.uint8), 16, 0.0)
     how = recipe(width=16, steps=900, batch_size=16, learning_rate=2e-3)
     outcome = training.train(game, how, 1, CPU, Checkpoint(tmp_path, "gan"))
     round_ = game.draw(200, torch.Generator().manual_seed(3))

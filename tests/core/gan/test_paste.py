@@ -1,6 +1,5 @@
 """Regions of real images in others."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +37,6 @@ def test_a_brighter_donor_leaves_no_edge() -> None:
     donors = np.full((2, 32, 32, 1), 200, np.uint8)
     region = paste.regions(2, 32, 0.5, np.random.default_rng(2))
     assert (paste.blended(sources, donors, region) == 80).all()
-
-
-def test_donors_are_of_the_same_group_or_else_of_the_same_domain(tmp_path: Path) -> None:
-    data = load_dataset(validated(tmp_path / "data"))
-    count = len(data.labels)
-    groups = np.array([0, 0, 1, 1, 2, 3, 4, 5] + [9] * (count - 8))
-    domains = np.array(list("aaaabbcb") + ["b"] * (count - 8), object)
-    data = dataclasses.replace(data, groups=groups, domains=domains)
-    task = Task("b", 1, wanted=np.array([1, 3, 5, 7]), sources=np.array([0, 2, 4, 6]))
-    sources = np.repeat(task.sources, 40)
-    donors = paste.donors_for(sources, task, data, np.random.default_rng(3))
-    expected = {0: {1}, 2: {3}, 4: {5, 7}, 6: {1, 3, 5, 7}}
-    assert {s: set(donors[sources == s].tolist()) for s in expected} == expected
 
 
 def test_what_is_made_is_labelled_and_seeded(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ Params: augment
 Run:    dvc repro augment
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from stages.core.dataset.background import divided
 from stages.core.dataset.data import UNLABELLED, Dataset, load_dataset
 from stages.core.gan import paste, synthesize, translate
 from stages.core.gan.judge import Judge, Jury
-from stages.core.gan.making import FEWEST_WANTED, Made, Makers, Task
+from stages.core.gan.making import FEWEST_WANTED, Made, Maker, Makers, Task
 from stages.core.nets.files import load_teacher
 from stages.core.results import pictures, report
 from stages.core.results.schema.synthetic import AugmentMetrics, Fidelity
@@ -50,7 +51,7 @@ class Params(Section):
     synthesize: synthesize.Params
     images: int = Field(ge=FEWEST_WANTED)
     keep_quantile: float = Field(gt=0, le=1)
-    min_kept: float = Field(ge=0, le=1)
+    min_kept: float = Field(ge=-1, le=1)
     min_authentic: float = Field(ge=0)
     min_coverage: float = Field(ge=0)
     view_count: int = Field(ge=1, le=1000)
@@ -102,7 +103,7 @@ def find_task(params: Params, data: Dataset) -> Task:
         label = int(np.bincount(labels, minlength=len(data.classes)).argmin())
         return Task(data.classes[label], label, train[labels == label], train[labels != label])
     unlabelled = data.rows(UNLABELLED)
-    known = set(data.domains[train])
+    known = {"", *data.domains[train]}
     elsewhere = unlabelled[[domain not in known for domain in data.domains[unlabelled]]]
     if not len(elsewhere):
         raise ParamsError(
@@ -117,19 +118,26 @@ def find_makers(
 ) -> Makers:
     """Whatever makes the images, after its training. Raises: TrainingDiverged."""
     if params.mode == "paste":
-        return paste.makers(params.paste, data, task)
-    if params.mode == "translate":
-        return translate.makers(params.translate, data, task, params.seed, device, scratch)
-    return synthesize.makers(params.synthesize, data, task, params.seed, device, scratch)
+        makers = paste.makers(params.paste, data, task)
+    elif params.mode == "translate":
+        makers = translate.makers(params.translate, data, task, params.seed, device, scratch)
+    else:
+        makers = synthesize.makers(params.synthesize, data, task, params.seed, device, scratch)
+
+    def wrapped(make: Maker) -> Maker:
+        return lambda count, seed: consistent(make(count, seed), data)
+
+    by_step = {step: wrapped(make) for step, make in makers.by_step.items()}
+    return dataclasses.replace(makers, by_step=by_step)
 
 
 def best_step(makers: Makers, jury: Jury, seed: int) -> int:
-    """The kept state whose images teach a probe the class best, on validation; else the last."""
+    """The kept state whose images teach a probe the class best; without a class, the last."""
     if jury.task.label is None or len(makers.by_step) == 1:
         return max(makers.by_step)
 
     def score(step: int) -> tuple[float, int]:
-        found = jury.score(jury.features(makers.by_step[step](AUDITION, seed).pixels))
+        found = jury.rehearsal(jury.features(makers.by_step[step](AUDITION, seed).pixels))
         assert found is not None
         within = found.auroc_within_groups
         return (found.auroc if within is None else within), step
@@ -138,20 +146,29 @@ def best_step(makers: Makers, jury: Jury, seed: int) -> int:
 
 
 def refusal(
-    params: Params, kept_share: float, synthetic: Fidelity | None, real: Fidelity, wanted: int
+    params: Params,
+    kept_share: float,
+    untouched_share: float | None,
+    synthetic: Fidelity | None,
+    real: Fidelity,
+    wanted: int,
 ) -> str:
     """Why a whole set of synthetic images is left out; empty where it is not.
 
     Args:
+        kept_share, untouched_share: see `AugmentMetrics`.
         wanted: number of real training images.
     """
-    if kept_share < params.min_kept or synthetic is None:
+    if synthetic is None:
+        return f"the teacher's filter kept {kept_share:.1%} of them, fewer than two"
+    if kept_share - (untouched_share or 0.0) < params.min_kept:
+        beside = "" if untouched_share is None else f", and {untouched_share:.1%} of their sources"
         return (
-            f"the teacher's filter kept {kept_share:.1%} of them, and min_kept is "
-            f"{params.min_kept:.0%}"
+            f"the teacher's filter kept {kept_share:.1%} of them{beside}; min_kept asks for "
+            f"{params.min_kept:.0%} more than that"
         )
     for name, what, least in (
-        ("authentic", "the share of them that are no copies", params.min_authentic),
+        ("authentic", "the share of them that are no copies of real ones", params.min_authentic),
         ("coverage", "the share of real images that have a neighbour here", params.min_coverage),
     ):
         mine, theirs = getattr(synthetic, name), getattr(real, name)
@@ -219,13 +236,16 @@ class Result:
 def judged(params: Params, paths: Paths, data: Dataset, makers: Makers, jury: Jury) -> Result:
     """Make images, filter and compare them, and draw some of them."""
     task, step = jury.task, best_step(makers, jury, params.seed + 1)
-    made = consistent(makers.by_step[step](params.images, params.seed), data)
+    made = makers.by_step[step](params.images, params.seed)
     look = jury.look(made)
-    likely = np.flatnonzero(jury.likely(made, look, params.keep_quantile))
+    likely = np.flatnonzero(jury.likely(made.labels, look.logits, params.keep_quantile))
     passed = made.take(likely)
+    untouched_share = None
+    if (logits := jury.untouched(made)) is not None:
+        untouched_share = float(jury.likely(made.labels, logits, params.keep_quantile).mean())
     synthetic, of_real, of_other = jury.compare(look.take(likely))
     kept_share = len(likely) / len(made.labels)
-    refused = refusal(params, kept_share, synthetic, of_real, len(task.wanted))
+    refused = refusal(params, kept_share, untouched_share, synthetic, of_real, len(task.wanted))
     draw(paths.samples, passed, data, jury)
     by_name = {"synthetic": look.take(likely), "real": jury.real, "other": jury.other}
     chances = {k: jury.probability(seen) for k, seen in by_name.items() if task.label is not None}
@@ -234,7 +254,11 @@ def judged(params: Params, paths: Paths, data: Dataset, makers: Makers, jury: Ju
         passed = passed.take(np.empty(0, np.int64))
     places = passed.sources
     if places is None or task.label is not None:
-        places = np.random.default_rng(params.seed).choice(task.wanted, len(passed.labels))
+        shuffled = np.random.default_rng(params.seed).permutation(task.wanted)
+        places = np.resize(shuffled, len(passed.labels))
+    known: dict[str, Any] = {"snapshot": step} if step else {}
+    if untouched_share is not None:
+        known["untouched_share"] = untouched_share
     figures = AugmentMetrics(
         mode=params.mode,
         to=task.to,
@@ -242,7 +266,7 @@ def judged(params: Params, paths: Paths, data: Dataset, makers: Makers, jury: Ju
         kept_share=kept_share,
         refused=refused or None,
         ended_early=makers.failure,
-        **({"snapshot": step} if step else {}),
+        **known,
         synthetic=synthetic,
         real=of_real,
         other=of_other,
@@ -267,13 +291,21 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     data = load_dataset(paths.validated)
     task = find_task(params, data)
     teacher = load_teacher(paths.teacher).to(device)
-    count = 2 * params.images * (1 + params.view_count)
+    if params.judge_backbone in {member.spec.backbone for member in teacher.each()}:
+        raise ParamsError(
+            f"augment.judge_backbone = {params.judge_backbone!r}: the teacher is such a network, "
+            "and would judge itself; expected another one"
+        )
+    count = 2 * params.images * (1 + params.view_count) + 2 * len(data.rows("val"))
     judge = Judge(
         data, teacher, params.judge_backbone, params.judge_out_indices, device, images=count
     )
     curves = pd.DataFrame({"step": []})
     if len(task.wanted) < FEWEST_WANTED:
-        reason = f"there are only {len(task.wanted)} real training images of {task.to}"
+        reason = (
+            f"there are only {len(task.wanted)} real training images of {task.to}; to make others "
+            f"like them takes {FEWEST_WANTED}"
+        )
         result = nothing(params, paths, data, task, reason)
     else:
         try:

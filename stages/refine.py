@@ -4,7 +4,8 @@ Both go on from the same distilled student, on the same recipe, for the same num
 see the same real images. Every batch has some more images added to it: synthetic ones, or as many
 real ones in their place, as `augment` wrote both. Validation decides: unless it shows that the
 synthetic images help, against the real ones and against no refinement at all, the distilled student
-goes through byte for byte. With several seeds, the gains are means over them.
+goes through byte for byte. With several seeds, the gains are means over them; their intervals say
+what other groups of images could bring, not what other seeds could.
 
 Reads:  data/validated/, data/targets/, data/augmented/, data/models/student/
 Writes: data/models/refined/ (model.safetensors, config.json), metrics, curves, predictions
@@ -13,6 +14,8 @@ Run:    dvc repro refine
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +75,28 @@ class Paths(stage.Paths):
 ADDED = ("real", "synthetic")
 
 
+@contextmanager
+def statistics_kept(net: Net) -> Iterator[None]:
+    """Let no BatchNorm of a network in training learn its statistics for a while."""
+    learns = not net.frozen_statistics
+    if learns:
+        net.frozen_statistics = True
+        net.train()
+    try:
+        yield
+    finally:
+        if learns:
+            net.frozen_statistics = False
+            net.train()
+
+
 def with_supplement(
     real: Loss, supplement: Supplement, lesson: Lesson, share: float, seed: int
 ) -> Loss:
-    """`real`, with `share` times as many images of the supplement added to every batch."""
+    """`real`, with `share` times as many images of the supplement added to every batch.
+
+    These are mostly of one class, so BatchNorm, where it learns, learns from the real ones alone.
+    """
 
     def loss(net: Net, rows: Rows, epoch: int) -> torch.Tensor:
         count = max(round(share * len(rows)), 1)
@@ -83,7 +104,8 @@ def with_supplement(
         chosen = draws.integers(len(supplement), size=count)
         batch = supplement.batch(chosen, epoch)
         images, labels, teacher = (x.to(net.mean.device) for x in batch)
-        logits = net(images)
+        with statistics_kept(net):
+            logits = net(images)
         added = lesson.mixed(
             label_loss(logits, labels) / count, lesson.soft_loss(logits, teacher, labels)
         )

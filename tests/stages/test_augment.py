@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stages import augment
@@ -29,7 +30,7 @@ GAN = {
     "penalty_every": 2, "average_decay": 0.9,
 }  # fmt: skip
 # The toy's teacher knows nothing, and so its filter is not asked.
-OPEN = {"min_kept": 0.0, "min_authentic": 0.0, "min_coverage": 0.0, "keep_quantile": 1.0}
+OPEN = {"min_kept": -1.0, "min_authentic": 0.0, "min_coverage": 0.0, "keep_quantile": 1.0}
 
 
 def params(**changes: Any) -> augment.Params:
@@ -142,7 +143,9 @@ def test_from_three_images_nothing_is_made(
     few = dataclasses.replace(data, splits=splits)
     monkeypatch.setattr(augment, "load_dataset", lambda _: few)
     figures, paths = run()
-    assert figures["refused"] == "there are only 3 real training images of cracked"
+    assert figures["refused"] == (
+        "there are only 3 real training images of cracked; to make others like them takes 4"
+    )
     assert "real" not in figures
     assert not len(np.load(paths.augmented / "synthetic" / "labels.npy"))
     assert paths.samples.stat().st_size
@@ -207,7 +210,11 @@ def one_image(data: Dataset, task: Task, count: int) -> Any:
 @pytest.mark.parametrize(
     ("pick", "gate", "words"),
     [
-        (replays, "min_authentic", "authentic, the share of them that are no copies, is 0.000"),
+        (
+            replays,
+            "min_authentic",
+            "authentic, the share of them that are no copies of real ones, is 0.000",
+        ),
         (
             one_image,
             "min_coverage",
@@ -246,8 +253,69 @@ def test_the_filters_threshold_is_that_of_real_validation_images(
 def test_what_the_filter_rejects_is_refused(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Jury, "likely", lambda _, made, *__: np.zeros(len(made.labels), bool))
-    figures, _ = run(mode="paste", min_kept=0.1)
+    monkeypatch.setattr(Jury, "likely", lambda _, labels, *__: np.zeros(len(labels), bool))
+    figures, _ = run(mode="paste")
     assert figures["kept_share"] == 0
     assert figures["synthetic"] is None
-    assert "the teacher's filter kept 0.0% of them, and min_kept is 10%" in figures["refused"]
+    assert figures["refused"] == "the teacher's filter kept 0.0% of them, fewer than two"
+
+
+def test_images_that_nothing_was_done_to_are_refused(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the filter lets most of them through."""
+    genuine = paste.makers
+
+    def makers(how: paste.Params, data: Dataset, task: Task) -> Makers:
+        def make(count: int, seed: int) -> Made:
+            made = genuine(how, data, task).by_step[0](count, seed)
+            assert made.sources is not None
+            return dataclasses.replace(made, pixels=data.pixels[made.sources])
+
+        return Makers({0: make}, data.image_px, pd.DataFrame({"step": []}))
+
+    monkeypatch.setattr(paste, "makers", makers)
+    figures, _ = run(mode="paste", min_kept=0.01)
+    assert figures["kept_share"] == figures["untouched_share"] > 0.5
+    assert figures["images"] == 0
+    share = f"{figures['kept_share']:.1%}"
+    assert figures["refused"] == (
+        f"the teacher's filter kept {share} of them, and {share} of their sources; min_kept asks "
+        "for 1% more than that"
+    )
+    assert run(mode="synthesize", min_kept=0.01)[0]["refused"] is None
+
+
+def test_the_state_that_teaches_a_probe_most_is_taken(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the last one; and validation, which decides in the end, has no part in it."""
+    genuine = paste.makers
+
+    def makers(how: paste.Params, data: Dataset, task: Task) -> Makers:
+        def maker(rows: Any) -> Callable[[int, int], Made]:
+            def make(count: int, seed: int) -> Made:
+                made = genuine(how, data, task).by_step[0](count, seed)
+                return dataclasses.replace(made, pixels=data.pixels[np.resize(rows, count)])
+
+            return make
+
+        rows = {10: task.sources, 20: task.wanted, 30: task.sources}
+        by_step = {step: maker(each) for step, each in rows.items()}
+        return Makers(by_step, data.image_px, pd.DataFrame({"step": []}))
+
+    monkeypatch.setattr(paste, "makers", makers)
+    best_step = augment.best_step
+
+    def without_validation(*arguments: Any) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(Jury, "score", None)
+            return best_step(*arguments)
+
+    monkeypatch.setattr(augment, "best_step", without_validation)
+    assert run(mode="paste")[0]["snapshot"] == 20
+
+
+def test_the_teacher_is_no_judge_of_itself(run: Callable[..., Any]) -> None:
+    with pytest.raises(ParamsError, match="the teacher is such a network, and would judge itself"):
+        run(mode="paste", judge_backbone="tf_efficientnet_lite0")

@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from stages import refine
+from stages.core.dataset.data import Rows
 from stages.core.dataset.views import Views
 from stages.core.nets.files import load_net
 from stages.core.nets.inference import logits_of
+from stages.core.nets.net import Net, build
 from stages.core.results import metrics, predictions
 from stages.core.results.schema.base import Gain
+from stages.core.training.student import Lesson
 from stages.core.training.supplement import Supplement, save_supplement, seen
 from tests.conftest import RECIPE, RESOURCES, RowsFitted
 from tests.helpers.classroom import Classroom, filled
@@ -22,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 REFINE = refine.Params.model_validate(
     {
-        "added_share": 0.25, "added_alpha": 1.0, "temperature": 2.0, "alpha": 0.5,
+        "added_share": 0.25, "added_alpha": 0.5, "temperature": 2.0, "alpha": 0.5,
         "frozen_groups": 2, "recipe": RECIPE, "seeds": 2, "seed": 5,
     }
 )  # fmt: skip
@@ -144,6 +148,28 @@ def test_both_ways_differ_in_what_is_added_alone(classroom: Classroom) -> None:
     assert not np.array_equal(
         predictions.logits(table, "real"), predictions.logits(table, "real 1")
     )
+
+
+def test_added_images_do_not_move_the_statistics(classroom: Classroom) -> None:
+    """BatchNorm of a student from scratch learns from the real images alone."""
+    _, added = supplement(classroom, 255, 4)
+    lesson = Lesson(method="kd", standardize_logits=False, temperature=1.0, alpha=0.5)
+
+    def statistics(share: float | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        net = build("lcnet_050", None, out_indices=[0], data=classroom.data).train()
+
+        def real(net: Net, rows: Rows, _: int) -> torch.Tensor:
+            images = torch.from_numpy(classroom.data.pixels[rows])
+            return cast(torch.Tensor, net(images)).square().mean()
+
+        loss = real if share is None else refine.with_supplement(real, added, lesson, share, 0)
+        torch.autograd.backward(loss(net, np.arange(8), 0))
+        return {name: x for name, x in net.state_dict().items() if "running" in name}
+
+    alone, with_added = statistics(None), statistics(0.5)
+    assert alone
+    assert all(torch.equal(alone[name], with_added[name]) for name in alone)
 
 
 def test_without_synthetic_images_the_student_goes_through(classroom: Classroom) -> None:

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.core.dataset.data import Rows
+from stages.core.dataset.background import divided
+from stages.core.dataset.data import FileRules, Rows
 from stages.core.dataset.symmetries import NUMBERS, Symmetries
 from stages.core.dataset.views import turn
 
@@ -96,6 +97,20 @@ class RealImages:
         symmetry = torch.rand(len(rows), generator=draws, dtype=torch.float64).numpy()
         numbers = self._symmetries[(symmetry * len(self._symmetries)).astype(int)]
         return scaled(turn(torch.from_numpy(self._pixels[rows]), torch.from_numpy(numbers)))
+
+
+def consistent(images: Tensor, sources: Tensor, rules: FileRules) -> Tensor:
+    """Images (B, C, S, S) in -1 to 1 of which one channel may follow from two others.
+
+    That is so where an image's background stands beside it: then the background is that of the
+    sources (B, C, S, S), and their quotient is divided again.
+    """
+    if rules.background != "both":
+        return images
+    image, background = images[:, :1], sources[:, 2:]
+    # A real quotient is rounded down to a pixel, from half a grey level more.
+    quotient = divided((image + 1) * 127.5, (background + 1) * 127.5) - 0.5
+    return torch.cat([image, quotient / 127.5 - 1, background], 1)
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -156,8 +156,10 @@ class Jury:
         half = min(half, len(others) // 2)
         self.other = self._seen(self.resized(others[:half]))
         self._others = self._features_of(others[half:])
+        self._other_rows = others[:half]
         self._val = data.rows("val")
-        self._on_val = self._features_of(self._val if task.label is not None else self._val[:0])
+        self._probed = some(self._val, MOST_COPIED if task.label is not None else 0)
+        self._on_val = self._features_of(self._probed)
 
     def resized(self, rows: Rows) -> NDArray[np.uint8]:
         """Real images at the resolution of those that are made."""
@@ -185,20 +187,32 @@ class Jury:
         """What was made, as the jury sees it."""
         return self._seen(made.pixels)
 
-    def likely(self, made: Made, seen: Seen, quantile: float) -> NDArray[np.bool_]:
-        """Which of the images the teacher finds as likely to show their class as real ones.
+    def untouched(self, made: Made) -> NDArray[np.float32] | None:
+        """The teacher's logits (M, K) of what a class was made from; None for images from noise.
+
+        None, too, for images that keep their sources' classes.
+        """
+        if self.task.label is None or made.sources is None:
+            return None
+        return self._judge.logits(self.resized(made.sources))
+
+    def likely(
+        self, labels: NDArray[np.int64], logits: NDArray[np.float32], quantile: float
+    ) -> NDArray[np.bool_]:
+        """Which of some images (M,) the teacher finds as likely to show their class as real ones.
 
         Its cross-entropy must not exceed the `quantile` of that of the real validation images of
         the same class. (cGAN-KD, Ding et al. 2021, arXiv 2104.03164, takes the quantile of the
-        GAN's own images, which lets that share through whatever they look like.)
+        GAN's own images.) A quantile for unsure images is one that images of other classes pass,
+        too; so see how many of the `untouched` ones do.
         """
-        keeps = np.zeros(len(made.labels), bool)
-        for label in np.unique(made.labels):
+        keeps = np.zeros(len(labels), bool)
+        for label in np.unique(labels):
             rows = self._val[self._data.labels[self._val] == label]
             parts = [self._judge.logits(self.resized(batch)) for batch in batched(rows, BATCH)]
             most = np.quantile(_surprise(np.concatenate(parts), label), quantile)
-            mine = made.labels == label
-            keeps[mine] = _surprise(seen.logits[mine], label) <= most
+            mine = labels == label
+            keeps[mine] = _surprise(logits[mine], label) <= most
         return keeps
 
     def score(self, features: NDArray[np.float32]) -> Auroc | None:
@@ -206,14 +220,24 @@ class Jury:
 
         None for images that show no class.
         """
+        return self._score(features, self._on_val, self._probed)
+
+    def rehearsal(self, features: NDArray[np.float32]) -> Auroc | None:
+        """As `score`, but on training images: what is chosen by it leaves validation unseen."""
+        known = np.concatenate([self._half, self.other.features])
+        return self._score(features, known, np.r_[self._half_rows, self._other_rows])
+
+    def _score(
+        self, features: NDArray[np.float32], real: NDArray[np.float32], rows: Rows
+    ) -> Auroc | None:
         if self.task.label is None:
             return None
         return fidelity.classification_score(
             features,
             self._others,
-            self._on_val,
-            (self._data.labels[self._val] == self.task.label).astype(np.int64),
-            self._data.groups[self._val],
+            real,
+            (self._data.labels[rows] == self.task.label).astype(np.int64),
+            self._data.groups[rows],
             self._probe_c,
         )
 

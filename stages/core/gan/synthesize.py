@@ -10,10 +10,10 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
-from stages.core.dataset.data import Dataset, Rows
+from stages.core.dataset.data import Dataset, FileRules, Rows
 from stages.core.dataset.resize import resize
 from stages.core.gan import training
-from stages.core.gan.game import WATCHED, RealImages, Round, as_pixels
+from stages.core.gan.game import WATCHED, RealImages, Round, as_pixels, consistent
 from stages.core.gan.making import Made, Maker, Makers, Task
 from stages.core.gan.networks import Discriminator, Generator
 from stages.core.nets.inference import BATCH, batched
@@ -39,13 +39,19 @@ class Synthesis:
     """Noise and a class become an image; real images of all classes are drawn alike."""
 
     def __init__(
-        self, real: RealImages, wanted: RealImages, classes: int, width: int, noise: int
+        self,
+        real: RealImages,
+        wanted: RealImages,
+        classes: int,
+        rules: FileRules,
+        width: int,
+        noise: int,
     ) -> None:
         """Take the real images at the GAN's size; see `Generator` for the rest.
 
         `wanted` are those of the one class that images are made of in the end.
         """
-        self._real, self._wanted, self._noise = real, wanted, noise
+        self._real, self._wanted, self._noise, self._rules = real, wanted, noise, rules
         self._shape = (classes, real.channels, real.image_px, width)
 
     def generator(self) -> nn.Module:
@@ -60,7 +66,7 @@ class Synthesis:
 
     def fake(self, generator: nn.Module, round_: Round) -> tuple[Tensor, Tensor]:
         images = cast(Tensor, generator(round_.noise, round_.labels))
-        return images, images.new_zeros(())
+        return consistent(images, images, self._rules), images.new_zeros(())
 
     def diversity(
         self, generator: nn.Module, draws: torch.Generator, device: torch.device
@@ -101,7 +107,14 @@ def makers(
         return RealImages(small, chosen, data.labels[rows[chosen]], data.symmetries)
 
     every, of_class = np.arange(len(rows)), np.flatnonzero(data.labels[rows] == task.label)
-    game = Synthesis(images(every), images(of_class), len(data.classes), params.width, params.noise)
+    game = Synthesis(
+        images(every),
+        images(of_class),
+        len(data.classes),
+        data.rules,
+        params.width,
+        params.noise,
+    )
     outcome = training.train(game, params, seed, device, Checkpoint(scratch, "gan"))
 
     def maker(generator: nn.Module, label: int) -> Maker:

@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stages.core.dataset.data import Dataset
+from stages.core.dataset.data import Dataset, FileRules
 from stages.core.gan import training
 from stages.core.gan.companions import Companions
-from stages.core.gan.game import WATCHED, RealImages, Round, as_pixels, scaled
+from stages.core.gan.game import WATCHED, RealImages, Round, as_pixels, consistent, scaled
 from stages.core.gan.making import Made, Maker, Makers, Task, labels_of
 from stages.core.gan.networks import NOISE_CHANNELS, NOISE_PX, Discriminator, Translator
 from stages.core.nets.inference import BATCH, batched
@@ -29,19 +29,28 @@ class Translation:
 
     So backgrounds, sharpness and variety are the real images' own. Beside every real image of the
     wanted class the discriminator sees what was made of one of the same group, where there is one:
-    what tells groups apart does not tell it which is which.
+    what tells groups apart does not tell it which is which. In the end images are made of all
+    others, also of groups without any image of the class, where they add most.
     """
 
-    def __init__(self, real: RealImages, sources: Companions, width: int, sparsity: float) -> None:
+    def __init__(
+        self,
+        real: RealImages,
+        sources: Companions,
+        rules: FileRules,
+        width: int,
+        sparsity: float,
+    ) -> None:
         """Take where the images are to arrive, and where they start from.
 
         Args:
             real: images of the wanted class or domain, all under label 0.
             sources: the others.
+            rules: the dataset's.
             width: channels of both players at half the resolution.
             sparsity: weight of the mean absolute value of what is added, in -1 to 1.
         """
-        self._real, self._sources = real, sources
+        self._real, self._sources, self._rules = real, sources, rules
         self._width, self._sparsity = width, sparsity
 
     def generator(self) -> nn.Module:
@@ -59,7 +68,9 @@ class Translation:
     def fake(self, generator: nn.Module, round_: Round) -> tuple[Tensor, Tensor]:
         assert round_.sources is not None
         added = cast(Tensor, generator(round_.sources, round_.noise))
-        return (round_.sources + added).clamp(-1, 1), self._sparsity * added.abs().mean()
+        images = (round_.sources + added).clamp(-1, 1)
+        cost = self._sparsity * added.abs().mean()
+        return consistent(images, round_.sources, self._rules), cost
 
     def diversity(
         self, generator: nn.Module, draws: torch.Generator, device: torch.device
@@ -74,9 +85,8 @@ def game(params: Params, data: Dataset, task: Task) -> Translation:
     """The game of a task."""
     alike = np.zeros(len(task.wanted), np.int64)
     real = RealImages(data.pixels, task.wanted, alike, data.symmetries)
-    return Translation(
-        real, Companions(task.sources, data.groups, data.domains), params.width, params.sparsity
-    )
+    sources = Companions(task.sources, data.groups, data.domains)
+    return Translation(real, sources, data.rules, params.width, params.sparsity)
 
 
 def maker(generator: nn.Module, data: Dataset, task: Task, device: torch.device) -> Maker:

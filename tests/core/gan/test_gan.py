@@ -1,5 +1,6 @@
 """The two players, and the loop that trains them."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from stages.core.dataset.background import divided
+from stages.core.dataset.data import FileRules
 from stages.core.dataset.symmetries import Symmetries, turned
 from stages.core.gan import training
 from stages.core.gan.companions import Companions
 from stages.core.gan.diffaugment import augment as diffaugment
-from stages.core.gan.game import Game, RealImages, as_pixels, scaled
+from stages.core.gan.game import Game, RealImages, as_pixels, consistent, scaled
 from stages.core.gan.losses import gradient_penalty, pairing_loss
 from stages.core.gan.networks import NOISE_CHANNELS, NOISE_PX, Discriminator, Generator, Translator
 from stages.core.gan.synthesize import Synthesis
@@ -20,6 +23,7 @@ from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.errors import TrainingDiverged
 
 CPU = torch.device("cpu")
+RULES = FileRules(bit_depth=8, max_pixels=10**6, fit="stretch")
 RECIPE: dict[str, Any] = {
     "width": 8, "steps": 8, "batch_size": 4, "learning_rate": 1e-3, "penalty": 1.0,
     "penalty_every": 2, "average_decay": 0.9,
@@ -41,7 +45,8 @@ def real(pixels: Any, labels: Any) -> RealImages:
 
 def synthesis() -> Game:
     every = real(images(10), np.arange(10) % 2)
-    return Synthesis(every, real(images(10)[1::2], np.ones(5)), classes=2, width=8, noise=4)
+    wanted = real(images(10)[1::2], np.ones(5))
+    return Synthesis(every, wanted, classes=2, rules=RULES, width=8, noise=4)
 
 
 def translation_of(wanted: Any, others: Any, width: int, sparsity: float) -> Translation:
@@ -51,7 +56,7 @@ def translation_of(wanted: Any, others: Any, width: int, sparsity: float) -> Tra
     start = np.arange(count, len(every))
     kinds = np.full(len(every), -1), np.full(len(every), "", object)
     shown = RealImages(every, np.arange(count), np.zeros(count, np.int64), "none")
-    return Translation(shown, Companions(start, *kinds), width, sparsity)
+    return Translation(shown, Companions(start, *kinds), RULES, width, sparsity)
 
 
 def translation() -> Game:
@@ -161,11 +166,32 @@ def test_a_translation_starts_from_images_of_the_group_of_the_real_ones() -> Non
     rows = np.flatnonzero(wanted)
     shown = RealImages(pixels.astype(np.uint8), rows, np.zeros(50, np.int64), "all")
     sources = Companions(np.flatnonzero(~wanted), groups, np.full(100, "", object))
-    round_ = Translation(shown, sources, 8, 0.5).draw(64, torch.Generator().manual_seed(0))
+    round_ = Translation(shown, sources, RULES, 8, 0.5).draw(64, torch.Generator().manual_seed(0))
     assert round_.sources is not None
     real, start = (as_pixels(x)[:, 0, 0, 0].long() for x in (round_.real, round_.sources))
     assert torch.equal(start, real + 1)
     assert len(set(real.tolist())) == 5
+
+
+def test_a_background_beside_an_image_stays_what_it_was() -> None:
+    """And their quotient is that of the image as it is now, whatever the generator made of it."""
+    draws = np.random.default_rng(0)
+    made, sources = (
+        scaled(torch.from_numpy(draws.integers(20, 200, (4, 8, 8, 3), dtype=np.uint8)))
+        for _ in range(2)
+    )
+    rules = dataclasses.replace(RULES, background="both")
+    whole = as_pixels(consistent(made.requires_grad_(), sources, rules)).numpy()
+    image, background = as_pixels(made).numpy()[..., 0], as_pixels(sources).numpy()[..., 2]
+    assert np.array_equal(whole[..., 0], image)
+    assert np.array_equal(whole[..., 2], background)
+    quotient = divided(image.astype(np.float32), background.astype(np.float32)).astype(np.uint8)
+    assert np.abs(whole[..., 1].astype(int) - quotient).max() <= 1
+    torch.autograd.backward(consistent(made, sources, rules)[:, 1].sum())
+    assert made.grad is not None
+    assert made.grad[:, 0].abs().max() > 0
+    assert made.grad[:, 1:].abs().max() == 0
+    assert consistent(made, sources, RULES) is made
 
 
 class Killed(Exception):
@@ -294,7 +320,7 @@ def test_both_modes_of_a_toy_are_found(name: str, tmp_path: Path) -> None:
     if name == "synthesize":
         zeros = np.zeros(64, np.int64)
         toy = RealImages(two_modes(64), np.arange(64), zeros, "none")
-        game: Game = Synthesis(toy, toy, classes=1, width=16, noise=8)
+        game: Game = Synthesis(toy, toy, classes=1, rules=RULES, width=16, noise=8)
     else:
         game = translation_of(two_modes(64), np.full((64, 32, 32, 1), 40, np.uint8), 16, 0.0)
     how = recipe(width=16, steps=900, batch_size=16, learning_rate=2e-3)

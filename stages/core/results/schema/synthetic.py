@@ -21,7 +21,7 @@ class Fidelity(Metrics):
         recall: share of the real ones that lies among them.
         density: how many real neighbourhoods each lies in; about 1 for real images.
         coverage: share of the real ones that have one of them for a neighbour.
-        authentic: share that is no copy of a training image.
+        authentic: share that is no copy of a training image of the class or domain.
         classification_score: on validation, of a probe that knows the class from these images
             alone; left out where it is no class that they are to show.
         probability: the teacher's mean probability of the class; left out likewise.
@@ -45,6 +45,8 @@ class AugmentMetrics(Metrics):
         to: the class, or the domain, that they are to show.
         images: how many passed, and go to `refine`.
         kept_share: images that the teacher's filter kept, of those that were made.
+        untouched_share: the same of what they were made from; left out where that is noise, or they
+            keep its classes.
         refused: why all of them are left out; None where they are not.
         ended_early: why the GAN's training ended before its last step; None where it did not.
         snapshot: number of steps of the generator that made the images; left out without a GAN.
@@ -59,6 +61,7 @@ class AugmentMetrics(Metrics):
     to: str
     images: int
     kept_share: float
+    untouched_share: float | None = None
     refused: str | None
     ended_early: str | None
     snapshot: int | None = None

@@ -92,20 +92,21 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 
 def within_groups(params: Params, reports: Reports) -> dict[str, Gate]:
-    """The gates on figures within groups: those that are set, where there are such figures."""
+    """The gates on figures within groups: those that are set, where there are groups enough.
+
+    Without an interval, a single pair of images could fail a sound model.
+    """
     export, gain = reports.export, reports.distill.gain_over_control.within_groups
     auroc, over_chance = export.auroc_within_groups, export.gain_over_chance.within_groups
     by_name = {}
-    if auroc is not None and params.min_auroc_within_groups is not None:
-        by_name["auroc_within_groups"] = at_least(
-            auroc,
-            params.min_auroc_within_groups,
-            suggested=surely(over_chance) if over_chance else None,
-        )
-    if gain is not None and params.min_gain_over_control_within_groups is not None:
-        by_name["gain_over_control_within_groups"] = not_below(
-            gain, params.min_gain_over_control_within_groups
-        )
+    if auroc is not None and over_chance is not None and over_chance.low is not None:
+        limit = params.min_auroc_within_groups
+        if limit is not None:
+            suggested = surely(over_chance)
+            by_name["auroc_within_groups"] = at_least(auroc, limit, suggested=suggested)
+    limit = params.min_gain_over_control_within_groups
+    if gain is not None and gain.low is not None and limit is not None:
+        by_name["gain_over_control_within_groups"] = not_below(gain, limit)
     return by_name
 
 
@@ -194,12 +195,12 @@ def gates(params: Params, reports: Reports, parts: Parts, history: History) -> d
 
 def _too_much_lost(params: Params, variant: Variant) -> str:
     lost, split = max((variant.val_loss, "validation"), (variant.loss, "test"))
-    if lost <= params.max_variant_loss:
-        return ""
-    return (
-        f"its accuracy on the {split} split is lower by {lost:.4f}; "
-        f"check.max_variant_loss is {params.max_variant_loss:g}"
-    )
+    limit = f"check.max_variant_loss is {params.max_variant_loss:g}"
+    if lost > params.max_variant_loss:
+        return f"its accuracy on the {split} split is lower by {lost:.4f}; {limit}"
+    if not not_below(variant.gain, -params.max_variant_loss).passed:
+        return f"its AUROC on the test split changes by {variant.gain}; {limit}"
+    return ""
 
 
 def offers(params: Params, reports: Reports) -> dict[str, Offer]:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,10 +59,16 @@ INT8 = "int8_u8s8_channel_minmax"
         ({}, None, "it could not be timed"),
         ({"val_loss": 0.0061}, 0.5, "its accuracy on the validation split is lower by 0.0061"),
         ({"loss": 0.02}, 0.5, "its accuracy on the test split is lower by 0.0200; check.max_var"),
+        (
+            {"gain": {"gain": -0.36, "low": -0.4, "high": -0.3}},
+            0.5,
+            "its AUROC on the test split changes by -0.360 [-0.400, -0.300]; check.max",
+        ),
+        ({"gain": {"gain": -0.01, "low": -0.02, "high": 0.0}}, 0.5, ""),
     ],
 )
 def test_another_format_ships_if_it_earns_it(
-    paths: check.Paths, changes: dict[str, float], ms: float | None, reason: str
+    paths: check.Paths, changes: dict[str, Any], ms: float | None, reason: str
 ) -> None:
     variant = {
         "bytes": 99_000, "val_loss": 0.002, "loss": -0.001, "gain": GAIN, "recall": {"a": 1.0},

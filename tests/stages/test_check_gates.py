@@ -151,6 +151,14 @@ def test_gates_within_groups_may_be_left_out(paths: check.Paths) -> None:
     assert not any("within" in name for name in run(paths, **limits))
 
 
+def test_a_pair_of_images_decides_nothing_within_groups(paths: check.Paths) -> None:
+    """One group has both classes, an image of one of them: no interval, and so no gate."""
+    change(paths.export / "metrics.json", "auroc_within_groups", 0.0)
+    chance = {"gain": -0.5, "low": None, "high": None}
+    change(paths.export / "metrics.json", "gain_over_chance.within_groups", chance)
+    assert "auroc_within_groups" not in run(paths)
+
+
 def in_use(paths: check.Paths, margins: NDArray[np.float64]) -> None:
     """Another model, as the last release left it."""
     table = predicted(margins)

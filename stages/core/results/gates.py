@@ -105,7 +105,7 @@ def meaning(name: str) -> Meaning:
         return Meaning(
             f"min_recall[{label!r}]",
             f"recall of {label}",
-            "weigh classes (teacher.imbalance), or decide by a promise (export.operating_point)",
+            "weigh classes (teacher.imbalance)",
         )
     if prefix == "under":
         return Meaning(

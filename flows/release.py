@@ -176,13 +176,15 @@ def _champion(root: Path, version: str, own: str, before: Champion | None) -> Ch
     """What accepted.json is to hold of the candidate."""
     export = read_metrics(root / REPORTS / "export" / "metrics.json", ExportMetrics)
     table = read_predictions(root / REPORTS / "export" / "predictions.csv")
-    again = before.decisions if before is not None and before.has_seen(table) else 0
+    again = (
+        before.decisions if before is not None and before.has_seen(table, export.test_files) else 0
+    )
     return Champion(
         version=version,
         release=own,
         before=before.version if before is not None else None,
         auroc=export.auroc,
-        test_split=fingerprint(table),
+        test_split=fingerprint(table, export.test_files),
         logits=pack(predictions.logits(table, SHIPPED)),
         decisions=again + 1,
     )

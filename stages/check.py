@@ -281,7 +281,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     folders = {name: getattr(paths, name) for name in every_stage.STAGES}
     reports = every_stage.read_reports(folders)
     parts = page.read_parts(paths.export)
-    history = compare(paths.accepted, paths.export / "predictions.csv")
+    history = compare(paths.accepted, paths.export / "predictions.csv", reports.export.test_files)
     verdicts = gates(params, reports, parts, history)
     failed = [name for name, gate in verdicts.items() if not gate.passed]
     verdict = CheckMetrics(passed=not failed, gates=verdicts, offers=offers(params, reports))

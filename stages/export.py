@@ -12,6 +12,7 @@ Params: export
 Run:    dvc repro export
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import onnx
+import pandas as pd
 import torch
 from pydantic import Field
 from scipy.special import softmax
@@ -254,6 +256,12 @@ def variants(
     return judged, failed
 
 
+def contents_of(validated: Path, rows: Rows) -> str:
+    """See `ExportMetrics.test_files`."""
+    manifest = pd.read_csv(validated / "manifest.csv", usecols=["sha256"], dtype=str)
+    return hashlib.md5("".join(manifest["sha256"].iloc[rows]).encode()).hexdigest()
+
+
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Calibrate, export, compare with PyTorch. Always on the CPU."""
     data = load_dataset(paths.validated)
@@ -328,6 +336,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             fitted_temperature=calibration.fitted,
             val_calibration_gain=gain,
             bytes=file.stat().st_size,
+            test_files=contents_of(paths.validated, test),
             parity=_parity(shipped, expected),
             evidence_parity=_parity(judge.by_evidence(explained, temperature), expected),
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),

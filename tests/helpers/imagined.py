@@ -111,7 +111,8 @@ def reports(root: Path) -> None:
             "val_gain_over_real": GAIN, "val_gain_over_distilled": NOT_SHOWN,
         },
         "export": {
-            "auroc": 0.86, "auroc_within_groups": 0.81, "bytes": 250_000, "temperature": 1.0,
+            "auroc": 0.86, "auroc_within_groups": 0.81, "bytes": 250_000, "test_files": "",
+            "temperature": 1.0,
             "gain_over_chance": OVER_CHANCE, "gain_over_teacher": GAIN,
             "operating_point": None, "promises": {"90%": PROMISE | {"min_recall": 0.9}},
             "confusion": {

@@ -164,7 +164,7 @@ def in_use(paths: check.Paths, margins: NDArray[np.float64]) -> None:
     table = predicted(margins)
     champion = Champion(
         version="1.2.3", release="0" * 32, before=None, auroc=0.8765, decisions=2,
-        test_split=fingerprint(table), logits=pack(logits(table, "shipped")),
+        test_split=fingerprint(table, ""), logits=pack(logits(table, "shipped")),
     )  # fmt: skip
     paths.accepted.write_text(json.dumps({"champion": champion.model_dump()}))
 

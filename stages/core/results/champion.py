@@ -27,13 +27,14 @@ PACKED = "<f2"
 VERSION = r"(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){2}"
 
 
-def fingerprint(table: pd.DataFrame) -> str:
-    """What identifies a test split: the names and labels of its images, in order.
+def fingerprint(table: pd.DataFrame, files: str) -> str:
+    """What identifies a test split: the names, labels and contents of its images, in order.
 
     Args:
         table: as `predictions.write` has it.
+        files: `ExportMetrics.test_files`.
     """
-    content = table[["file_name", "label"]].to_csv(index=False, lineterminator="\n")
+    content = table[["file_name", "label"]].to_csv(index=False, lineterminator="\n") + files
     return hashlib.md5(content.encode()).hexdigest()
 
 
@@ -66,9 +67,9 @@ class Champion(BaseModel):
     logits: str = ""
     decisions: int = Field(ge=1, default=1)
 
-    def has_seen(self, table: pd.DataFrame) -> bool:
-        """Whether it was measured on these very images."""
-        return self.test_split == fingerprint(table)
+    def has_seen(self, table: pd.DataFrame, files: str) -> bool:
+        """Whether it was measured on these very images; see `fingerprint`."""
+        return self.test_split == fingerprint(table, files)
 
     def gain_of(self, table: pd.DataFrame) -> Gain:
         """Of a candidate in AUROC over the champion, image by image, with its interval.
@@ -112,13 +113,17 @@ class History:
     gain: Gain | None
 
 
-def compare(accepted: Path, candidate: Path) -> History:
-    """Hold a candidate's predictions against the model in use. Raises: DataError."""
+def compare(accepted: Path, candidate: Path, files: str) -> History:
+    """Hold a candidate's predictions against the model in use; `files` as in `fingerprint`.
+
+    Raises: DataError.
+    """
     champion = load(accepted)
     if champion is None:
         return History(None, None)
     table = read_predictions(candidate)
-    return History(champion, champion.gain_of(table) if champion.has_seen(table) else None)
+    seen = champion.has_seen(table, files)
+    return History(champion, champion.gain_of(table) if seen else None)
 
 
 def parse(text: str, source: str) -> Champion | None:

@@ -11,6 +11,8 @@ from stages.core.results.champion import Champion, fingerprint, load, pack, pars
 from stages.core.results.predictions import logits
 from stages.core.runner.errors import DataError
 
+FILES = "d" * 32
+
 
 def table(seed: int = 0, groups: int = 1) -> pd.DataFrame:
     draws = np.random.default_rng(seed)
@@ -24,7 +26,7 @@ def table(seed: int = 0, groups: int = 1) -> pd.DataFrame:
 def champion(of: pd.DataFrame, **changes: Any) -> Champion:
     values: dict[str, Any] = {
         "version": "1.0.0", "release": "x", "before": None, "auroc": 0.5,
-        "test_split": fingerprint(of), "logits": pack(logits(of, "shipped")),
+        "test_split": fingerprint(of, FILES), "logits": pack(logits(of, "shipped")),
     }  # fmt: skip
     return Champion(**values | changes)
 
@@ -38,9 +40,11 @@ def test_a_model_is_as_good_as_itself(seed: int) -> None:
 
 def test_only_the_same_images_and_labels_are_compared() -> None:
     own = table()
-    assert champion(own).has_seen(own)
-    assert not champion(own).has_seen(own.assign(label=1 - own["label"]))
-    assert not champion(own).has_seen(own.iloc[:-1])
+    assert champion(own).has_seen(own, FILES)
+    assert not champion(own).has_seen(own.assign(label=1 - own["label"]), FILES)
+    assert not champion(own).has_seen(own.iloc[:-1], FILES)
+    # Another file under one of the names.
+    assert not champion(own).has_seen(own, "e" * 32)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_a_release_of_version_0_2_0_is_known_but_not_compared(tmp_path: Path) ->
     known = load(tmp_path / "accepted.json")
     assert known is not None
     assert known.version == "1.0.0"
-    assert not known.has_seen(table())
+    assert not known.has_seen(table(), FILES)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ class ExportMetrics(Metrics):
         val_calibration_gain: how much lower the mean cross-entropy (nats) is on groups of the
             validation split that a temperature was not fitted on than without any.
         bytes: the file's size.
+        test_files: md5 of the SHA-256 of the test images' files, in order.
         evidence_parity: of the file that gives evidence maps, too.
         uncalibrated, calibrated: PyTorch, before and after `temperature`.
         auroc, auroc_within_groups: of the file itself; the latter as in `Auroc`.
@@ -102,6 +103,7 @@ class ExportMetrics(Metrics):
     fitted_temperature: float
     val_calibration_gain: Difference
     bytes: int
+    test_files: str
     parity: Parity
     evidence_parity: Parity
     uncalibrated: Quality

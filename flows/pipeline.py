@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,11 @@ def run_stage(graph: Graph, node: Node, display: Display, *, force: bool) -> Sta
 def train(options: Options = DEFAULTS) -> State[Any]:
     """Bring all stages as far as `target` up to date, in the order of dvc.yaml's graph."""
     try:
-        root = prepare_workspace(options.overlay)
-        run = str(flow_run.id)
-        with contextlib.chdir(root), lock.held(root, "a flow run", run=run) as killed:
+        with held_workspace(options.overlay, str(flow_run.id)) as (root, killed):
             if killed:
                 ui.declare_crashed(killed)
-            states = run_stages(Graph(root, options.target), options)
+            with contextlib.chdir(root):
+                states = run_stages(Graph(root, options.target), options)
     except AtelierError as error:
         return Failed(message=terminal(f"error: {error}"))
     bad = {name: state for name, state in states.items() if state.is_failed() or state.is_crashed()}
@@ -77,19 +76,26 @@ def train(options: Options = DEFAULTS) -> State[Any]:
     )
 
 
-def prepare_workspace(overlay: str | None) -> Path:
-    """The workspace to run in: the project's own, or one with the overlay's params.
+@contextlib.contextmanager
+def held_workspace(overlay: str | None, run: str) -> Iterator[tuple[Path, str]]:
+    """Hold the workspace to run in: the project's own, or one with the overlay's params.
+
+    Yields its folder, and the id of a flow run before `run` that was killed, or "".
 
     Raises: ParamsError; WorkspaceFailed; WorkspaceBusy.
     """
     if overlay is None:
         look.check_images(ROOT)
         params.check(ROOT / "params.yaml")
-        return ROOT
+        with lock.held(ROOT, "a flow run", run=run) as killed:
+            yield ROOT, killed
+        return
     changes = load_yaml(workspace.overlay_file(ROOT, overlay))
     look.check_images(ROOT, changes, source=overlay)
     params.check(ROOT / "params.yaml", changes, source=overlay)
-    return workspace.prepare(ROOT, changes, workspace.path(ROOT, overlay), source=overlay)
+    at = workspace.path(ROOT, overlay)
+    with workspace.held(ROOT, changes, at, "a flow run", source=overlay, run=run) as killed:
+        yield at, killed
 
 
 def run_stages(graph: Graph, options: Options) -> dict[str, State[Any]]:

@@ -7,6 +7,8 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
 from flows.repo import one_line, open_repo
+from stages.core.runner import lock
 from stages.core.runner.errors import ParamsError, WorkspaceFailed
 
 OVERLAYS = Path("flows/overlays")
@@ -147,7 +150,8 @@ def _is_linked(root: Path, at: Path) -> bool:
     if not (record / "gitdir").is_file():
         return False
     # Git holds this lock while it makes a worktree; it stays if git is killed.
-    if (lock := record / "locked").is_file() and lock.read_bytes().strip() == b"initializing":
+    locked = record / "locked"
+    if locked.is_file() and locked.read_bytes().strip() == b"initializing":
         return False
     owner = Path(_line(record / "gitdir")).parent
     if owner.resolve() != at.resolve() and (owner / ".git").is_file() and _link(owner) == record:
@@ -284,6 +288,29 @@ def prepare(
     except DvcException as error:
         raise WorkspaceFailed(f"dvc checkout in {at}: {one_line(error)}") from None
     return at
+
+
+@contextmanager
+def held(
+    root: Path,
+    changes: dict[str, Any],
+    at: Path,
+    what: str,
+    *,
+    source: str,
+    shared: Path | None = None,
+    run: str = "",
+) -> Iterator[str]:
+    """Hold a workspace, then make or refresh it: nothing changes under the run that holds it.
+
+    Arguments are those of `prepare` and `lock.held`; yields what the latter yields.
+
+    Raises: ParamsError for a key that params.yaml does not have. WorkspaceFailed; WorkspaceBusy.
+    """
+    _ensure_worktree(root, at)
+    with lock.held(at, what, run=run) as killed:
+        prepare(root, changes, at, source=source, shared=shared)
+        yield killed
 
 
 def remove(root: Path, at: Path) -> None:

@@ -209,6 +209,6 @@ def test_the_flow_looks_before_anything_runs(
     (tmp_path / "params.yaml").write_text("data: {dir: data/mine}")
     words = broken("Latin-1 name", tmp_path / "data" / "mine")
     monkeypatch.setattr(pipeline, "ROOT", tmp_path)
-    with pytest.raises(DataError) as caught:
-        pipeline.prepare_workspace(None)
+    with pytest.raises(DataError) as caught, pipeline.held_workspace(None, "a run"):
+        pass
     assert words in str(caught.value)

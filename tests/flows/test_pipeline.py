@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
-from flows import pipeline
+from flows import pipeline, workspace
 from flows.graph import Graph
 from flows.options import Options
+from stages.core.runner import lock
 from stages.core.runner.errors import ParamsError
 from tests.conftest import ROOT
 
@@ -25,8 +27,12 @@ def test_only_stages_of_the_run_can_be_forced() -> None:
 def test_an_overlay_from_the_form_is_not_any_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret.yaml"
     secret.write_text("password: hunter2")
-    with pytest.raises(ParamsError, match="expected one of full, gpu, photos, tiny") as error:
-        pipeline.prepare_workspace(str(secret))
+    expected = "expected one of full, gpu, photos, tiny"
+    with (
+        pytest.raises(ParamsError, match=expected) as error,
+        pipeline.held_workspace(str(secret), "a run"),
+    ):
+        pass
     assert "hunter2" not in str(error.value)
 
 
@@ -59,3 +65,30 @@ def test_a_name_in_an_error_does_not_control_the_terminal(
     assert message is not None
     assert r"a\x1b]0;pwn\x07\n.png: a link to /nope" in message
     assert message.isprintable()
+
+
+def test_nothing_changes_under_the_run_that_holds_a_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    for name in ("flows.params.check", "flows.look.check_images"):
+        monkeypatch.setattr(name, lambda *_, **__: None)
+    (tmp_path / "params.yaml").write_text("a: 1\n")
+    (tmp_path / "code.py").write_text("old")
+    (tmp_path / workspace.OVERLAYS).mkdir(parents=True)
+    overlay = tmp_path / workspace.OVERLAYS / "x.yaml"
+    overlay.write_text("a: 2\n")
+    workspace.git(tmp_path, "init", "--quiet")
+    Repo.init(str(tmp_path)).close()
+    workspace.git(tmp_path, "add", "--all")
+    identity = ["-c", "user.name=n", "-c", "user.email=e"]
+    workspace.git(tmp_path, *identity, "commit", "--quiet", "-m", "start")
+
+    at = workspace.prepare(tmp_path, {"a": 2}, workspace.path(tmp_path, "x"), source="x")
+    overlay.write_text("a: 3\n")
+    (tmp_path / "code.py").write_text("new")
+    with lock.held(at, "a flow run"):
+        message = pipeline.train.fn(Options(overlay="x")).message
+        assert (at / "params.yaml").read_text() == "a: 2\n"
+        assert (at / "code.py").read_text() == "old"
+    assert "this workspace is held by a flow run (pid " in str(message)

@@ -47,7 +47,7 @@ from flows.study import (
 from flows.tables import summary
 from flows.terminal import Display, printable, tolerate_any_text
 from stages.core.runner import digest, lock, runtime
-from stages.core.runner.errors import AtelierError
+from stages.core.runner.errors import AtelierError, WorkspaceBusy
 from stages.core.runner.params import load_yaml
 from stages.core.runner.text import terminal
 
@@ -65,6 +65,9 @@ def _commit() -> str:
 
 # Ends a trial that hangs. The longest stage of a run may take ten hours, and a trial has several.
 TRIAL_LIMIT_S = 24 * 3600
+
+# State of a trial whose workspace another run holds.
+BUSY = "Busy"
 
 # Takes more than metrics and predictions from a trial's workspace, before its row is written.
 Keep = Callable[[Trial, Path], None]
@@ -96,10 +99,17 @@ def run_trial(
     try:
         params.check(ROOT / "params.yaml", trial.changes, source=trial.label)
         look.check_images(ROOT, trial.changes, source=trial.label)
-        workspace.prepare(ROOT, trial.changes, at, source=trial.label, shared=shared)
-        with contextlib.chdir(at), lock.held(at, "a sweep"):
+        place = workspace.held(
+            ROOT, trial.changes, at, "a sweep", source=trial.label, shared=shared
+        )
+        with place, contextlib.chdir(at):
             graph = Graph(at, study.target)
             graph.reproduce(study.target, on_line, upstream=True)
+    except WorkspaceBusy as error:
+        # That says nothing of the trial, so it gets no row.
+        message = terminal(str(error))
+        display.end(trial.label, "Failed", message)
+        return Failed(name=BUSY, message=message)
     except (AtelierError, OSError) as error:
         # The lines of a stage are fit for a terminal already.
         message = str(error) if isinstance(error, StageFailed) else terminal(str(error))
@@ -189,7 +199,7 @@ def _run_trials(study: str, minutes: float | None) -> State[Any]:
 def run_plan(
     name: str, plan: Study, results: Results, minutes: float | None, keep: Keep | None = None
 ) -> tuple[str, str]:
-    """Run the trials that are not done yet; start no trial after `minutes`.
+    """Run the trials that are not done yet; start no trial after `minutes`. One call at a time.
 
     Args:
         name: of the trials' worktrees.
@@ -198,12 +208,27 @@ def run_plan(
 
     Raises: ParamsError; DataError; WorkspaceFailed; WorkspaceBusy.
     """
-    planner = Planner(plan)
+    with lock.held(ROOT / "data" / "scratch" / "sweeps" / name, f"a sweep of {name}"):
+        planner = Planner(plan)
+        failed = _run_todo(name, plan, planner, results, minutes, keep)
+        words = f"{failed} trial{'s' * (failed != 1)} failed" if failed else ""
+        return words, summary(plan, results, planner.all_inputs())
+
+
+def _run_todo(
+    name: str,
+    plan: Study,
+    planner: Planner,
+    results: Results,
+    minutes: float | None,
+    keep: Keep | None,
+) -> int:
+    """Run the trials; returns how many have failed."""
     planned = planner.all_inputs()
     _commit()  # No trial can run without git.
     todo = [t for t in trials(plan) if not results.is_done(t, planned[t.label])]
     end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-    failed = 0
+    failed, busy = 0, False
     shared = ROOT / ".worktrees" / f"{name}-kept"
     with Display([trial.label for trial in todo]) as display:
         for trial in todo:
@@ -217,11 +242,14 @@ def run_plan(
             state = run(plan, trial, inputs, at, shared, results, display, keep, return_state=True)
             display.close(trial.label, str(state.name), str(state.message))
             failed += not state.is_completed()
-            workspace.remove(ROOT, at)
+            if state.name == BUSY:
+                busy = True
+            else:
+                workspace.remove(ROOT, at)
         else:
-            shutil.rmtree(shared, ignore_errors=True)
-    words = f"{failed} trial{'s' * (failed != 1)} failed" if failed else ""
-    return words, summary(plan, results, planner.all_inputs())
+            if not busy:
+                shutil.rmtree(shared, ignore_errors=True)
+    return failed
 
 
 def run_flow(run: Callable[[], State[Any]]) -> None:

@@ -29,7 +29,9 @@ from flows.study import (
     load,
 )
 from flows.study import trials as all_trials
-from stages.core.runner.errors import ParamsError
+from flows.workspace import git
+from stages.core.runner import lock
+from stages.core.runner.errors import ParamsError, WorkspaceBusy
 from tests.conftest import ROOT
 from tests.helpers.study_rows import NOW, ROW, STUDY, predicted
 from tests.helpers.tiny import Workspace, make
@@ -298,6 +300,72 @@ def test_a_sweep_without_git_says_so(small_project: Path, monkeypatch: pytest.Mo
     (small_project / "one.yaml").write_text(ONE)
     monkeypatch.setenv("PATH", "/nowhere")
     assert sweep.sweep.fn("one.yaml").message == "git: no such command; install git"
+
+
+@pytest.fixture
+def one_trial(small_project: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study that runs without Prefect, in a project under git."""
+    from flows import sweep
+
+    def without_prefect(**_: object) -> Any:
+        return lambda *arguments, return_state: sweep.run_trial.fn(*arguments)
+
+    git(small_project, "init", "--quiet")
+    git(small_project, "add", "--all")
+    identity = ["-c", "user.name=n", "-c", "user.email=e"]
+    git(small_project, *identity, "commit", "--quiet", "-m", "start")
+    monkeypatch.setattr(sweep, "_commit", lambda: "c")
+    monkeypatch.setattr("flows.params.check", lambda *_, **__: None)
+    monkeypatch.setattr("flows.ui.follow", lambda *_: print)
+    monkeypatch.setattr(sweep.run_trial, "with_options", without_prefect)
+    return STUDY.model_copy(
+        update={"base": {}, "trials": {"one": {}}, "grid": {}, "target": "validate", "gains": {}}
+    )
+
+
+def test_a_second_call_for_a_study_ends_at_once(
+    one_trial: Study, small_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import sweep
+
+    results, calls = Results(small_project / "rows", "s"), list[str]()
+
+    def call_again(*_: object, **__: object) -> None:
+        calls.append("")
+        assert len(calls) == 1, "the second call runs a trial"
+        with pytest.raises(WorkspaceBusy, match=r"^this workspace is held by a sweep of s \(pid "):
+            sweep.run_plan("s", one_trial, results, None)
+        assert results.rows.empty
+        sweep.run_plan("another", one_trial, Results(small_project / "rows", "o"), -1)
+        raise ParamsError("the end")
+
+    monkeypatch.setattr("flows.params.check", call_again)
+    failed, _ = sweep.run_plan("s", one_trial, results, None)
+    assert failed == "1 trial failed"
+    assert results.rows[MESSAGE].tolist() == ["the end"]
+
+
+def test_a_workspace_that_another_run_holds_is_left_alone(
+    one_trial: Study, small_project: Path
+) -> None:
+    from flows import sweep, workspace
+
+    (trial,) = all_trials(one_trial)
+    at = small_project / ".worktrees" / "s-one"
+    kept = small_project / ".worktrees" / "s-kept" / "looks"
+    workspace.prepare(small_project, {}, at, source="a test", shared=kept.parent)
+    (small_project / "stages" / "teacher.py").write_text("new")
+    results = Results(small_project / "rows", "s")
+    with lock.held(at, "another run"):
+        failed, _ = sweep.run_plan("s", one_trial, results, None)
+        assert failed == "1 trial failed"
+        assert (at / "stages" / "teacher.py").read_text() == "stages/teacher.py"
+    assert kept.exists()
+    assert results.rows.empty
+    failed, _ = sweep.run_plan("s", one_trial, results, None)
+    assert results.rows[TRIAL].tolist() == [trial.label]
+    assert not at.exists()
+    assert not kept.exists()
 
 
 @pytest.mark.slow

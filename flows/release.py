@@ -54,6 +54,11 @@ ACCEPTED, PROFILE = Path("data/accepted.json"), Path("data/validated/profile.jso
 # What a run, or a release, writes into git.
 WRITTEN = ("dvc.lock", REPORTS.as_posix(), ACCEPTED.as_posix())
 WRITTEN_INSIDE = f"{REPORTS.as_posix()}/"
+# What else the model comes from; a new file among them must not be left out of the commit.
+SOURCES = (
+    "stages", "flows", "dvc.yaml", "params.yaml",
+    ":(glob)data/**/*.dvc", ":(glob)data/**/.gitignore",
+)  # fmt: skip
 PREFIX, CURRENT = "model@v", "model@current"
 Part = Literal["major", "minor", "patch"]
 PARTS: tuple[Part, ...] = ("major", "minor", "patch")
@@ -107,12 +112,13 @@ def check_commit(root: Path) -> None:
     changed = git(
         root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames"
     ).split("\0")
-    names = [entry[3:] for entry in changed if entry]
+    new = git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *SOURCES).split("\0")
+    names = [entry[3:] for entry in changed if entry] + [name for name in new if name]
     others = [n for n in names if n not in WRITTEN and not n.startswith(WRITTEN_INSIDE)]
     if others:
         raise ReleaseRefused(
-            f"{', '.join(others[:5])}: changed, and in no commit; commit them, so that the release "
-            "can be made again from its tag"
+            f"{', '.join(others[:5])}: in no commit as they are now; `git add` and commit them, so "
+            "that the release can be made again from its tag"
         )
 
 

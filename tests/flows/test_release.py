@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows import release, workspace
-from flows.release import ACCEPTED, CURRENT, check_files, next_version
+from flows.release import ACCEPTED, CURRENT, check_commit, check_files, next_version
 from flows.workspace import git
 from stages.core.runner.errors import ReleaseRefused, WorkspaceFailed
 from tests.flows.test_release_stays import Project
@@ -182,6 +182,25 @@ def dying(step: str) -> Callable[..., str]:
     return git
 
 
+@pytest.mark.parametrize(
+    "name", ["stages/new.py", "flows/new.py", "data/mine.dvc", "data/a/b.dvc", "data/a/.gitignore"]
+)
+def test_a_new_file_that_the_model_may_come_from_is_not_left_out(tmp_path: Path, name: str) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / ".git" / "info" / "exclude").write_text("__pycache__\n")
+    for other in ("data/reports/new.json", "notes.txt", "stages/__pycache__/new.pyc", name):
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).write_text("")
+    with pytest.raises(ReleaseRefused, match=rf"^{name}: in no commit as they are now; `git add`"):
+        check_commit(tmp_path)
+    git(tmp_path, "add", name)
+    with pytest.raises(ReleaseRefused, match=rf"^{name}: in no commit"):
+        check_commit(tmp_path)
+    identity = ["-c", "user.name=n", "-c", "user.email=e"]
+    git(tmp_path, *identity, "commit", "--quiet", "-m", "as told")
+    check_commit(tmp_path)
+
+
 @pytest.mark.slow
 def test_what_should_not_be_released_is_refused(project: Repository) -> None:
     def refused(words: str) -> None:
@@ -192,7 +211,7 @@ def test_what_should_not_be_released_is_refused(project: Repository) -> None:
 
     code = project.root / "stages" / "check.py"
     code.write_text(code.read_text() + "# changed\n")
-    refused(r"^stages/check\.py: changed, and in no commit")
+    refused(r"^stages/check\.py: in no commit as they are now; `git add` and commit")
     project.git("checkout", "--", "stages")
 
     (project.root / "data" / "release" / "model.onnx").write_bytes(b"by hand")

@@ -60,6 +60,9 @@ SOURCES = (
     ":(glob)data/**/*.dvc", ":(glob)data/**/.gitignore",
 )  # fmt: skip
 PREFIX, CURRENT = "model@v", "model@current"
+# Only the tag that moves is forced: a version's tag belongs to whoever pushed it first.
+SHARE = f"git push origin HEAD 'refs/tags/{PREFIX}*' && git push --force origin refs/tags/{CURRENT}"
+FETCH = f"git fetch origin --tags '+refs/tags/{CURRENT}:refs/tags/{CURRENT}'"
 Part = Literal["major", "minor", "patch"]
 PARTS: tuple[Part, ...] = ("major", "minor", "patch")
 
@@ -222,7 +225,7 @@ def _released(root: Path, champion: Champion | None) -> Champion | None:
     committed = _champion_at(root, "HEAD")
     if committed is not None and _number(committed.version) not in versions(root):
         raise ReleaseRefused(
-            f"{PREFIX}{committed.version}: no such tag; `git fetch --tags`; or, if that release "
+            f"{PREFIX}{committed.version}: no such tag; `{FETCH}`; or, if that release "
             f"was interrupted, tag its commit: git tag -a {PREFIX}{committed.version} COMMIT"
         )
     return committed
@@ -266,7 +269,7 @@ def rollback(root: Path) -> str:
         in_use = versions(root, f"--points-at={CURRENT}") if _is_tag(root, CURRENT) else []
         if champion is None or not in_use:
             raise ReleaseRefused(
-                f"{CURRENT}: no such tag here; `git fetch --tags`, or release a model first"
+                f"{CURRENT}: no such tag here; `{FETCH}`, or release a model first"
             )
         # One that was killed has gone back in accepted.json alone.
         version = champion.version if _number(champion.version) < in_use[-1] else champion.before
@@ -274,7 +277,7 @@ def rollback(root: Path) -> str:
             raise ReleaseRefused(f"{ACCEPTED}: no release before {champion.version}")
         tag = f"{PREFIX}{version}"
         if _number(version) not in versions(root):
-            raise ReleaseRefused(f"{tag}: no such tag here; `git fetch --tags`")
+            raise ReleaseRefused(f"{tag}: no such tag here; `{FETCH}`")
         before = git(root, "show", f"{tag}:{ACCEPTED.as_posix()}")
         parse(before, ACCEPTED.as_posix())
         _write_accepted(root, json.loads(before))
@@ -292,7 +295,7 @@ def release_flow(part: Part, back: bool) -> State[Any]:
         return Failed(message=terminal(str(error)))
     words = (
         f"model v{version} is in use{' again' if back else ''} ({CURRENT}); "
-        "`git push --tags --force` shares the tags, `dvc get PROJECT data/release "
+        f"`{SHARE}` shares it, `dvc get PROJECT data/release "
         f"--rev {CURRENT}` fetches the model"
     )
     create_markdown_artifact(words, key=ui.artifact_key("release"))

@@ -14,8 +14,11 @@ from flows import release, workspace
 from flows.release import ACCEPTED, CURRENT, check_commit, check_files, next_version
 from flows.workspace import git
 from stages.core.runner.errors import ReleaseRefused, WorkspaceFailed
+from tests.conftest import ROOT
 from tests.flows.test_release_stays import Project
 from tests.helpers.imagined import change
+
+IDENTITY = ["-c", "user.name=n", "-c", "user.email=e"]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +199,7 @@ def test_a_new_file_that_the_model_may_come_from_is_not_left_out(tmp_path: Path,
     git(tmp_path, "add", name)
     with pytest.raises(ReleaseRefused, match=rf"^{name}: in no commit"):
         check_commit(tmp_path)
-    identity = ["-c", "user.name=n", "-c", "user.email=e"]
-    git(tmp_path, *identity, "commit", "--quiet", "-m", "as told")
+    git(tmp_path, *IDENTITY, "commit", "--quiet", "-m", "as told")
     check_commit(tmp_path)
 
 
@@ -255,6 +257,41 @@ def test_a_remote_that_fails_is_named(project: Repository) -> None:
     assert CURRENT not in project.git("tag", "--list").split()
 
 
+def test_sharing_a_release_leaves_anothers_version_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the command and the README say; of two who make the same version, the first has it."""
+    monkeypatch.setattr(release, "release", lambda *_: "1.1.0")
+    monkeypatch.setattr(release, "create_markdown_artifact", lambda *_, **__: None)
+    release.release_flow.fn("minor", False)
+    share = capsys.readouterr().out.split("`")[1]
+    assert all(line in (ROOT / "data" / "README.md").read_text() for line in share.split(" && "))
+
+    def run(clone: Path, command: str) -> int:
+        return subprocess.run(command, cwd=clone, shell=True, capture_output=True).returncode
+
+    def publish(clone: Path, version: str) -> int:
+        message = ["-m", clone.name]
+        git(clone, *IDENTITY, "commit", "--quiet", "--allow-empty", *message)
+        git(clone, *IDENTITY, "tag", "--annotate", f"model@v{version}", *message)
+        git(clone, "tag", "--force", CURRENT)
+        return run(clone, share)
+
+    git(tmp_path, "init", "--quiet", "--bare", "shared")
+    first, second = tmp_path / "first", tmp_path / "second"
+    git(tmp_path, "clone", "--quiet", "shared", "first")
+    assert publish(first, "1.0.0") == 0
+    git(tmp_path, "clone", "--quiet", "shared", "second")
+    assert publish(first, "1.1.0") == 0
+    assert publish(second, "1.1.0") != 0
+    tags = git(first, "show-ref", "--tags")
+    assert git(tmp_path / "shared", "show-ref", "--tags") == tags
+    assert run(second, release.FETCH) != 0, "two tags of one version"
+    git(second, "tag", "--delete", "model@v1.1.0")
+    assert run(second, release.FETCH) == 0
+    assert git(second, "show-ref", "--tags") == tags
+
+
 def release_and_die_at_the_next_commit(
     project: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +326,7 @@ def test_tags_that_are_not_here_or_are_anothers_are_told_of(project: Repository)
     release.release(project.root, "minor")
     project.git("tag", "--delete", "model@v1.0.0")
     with pytest.raises(
-        ReleaseRefused, match=r"model@v1\.0\.0: no such tag here; `git fetch --tags`"
+        ReleaseRefused, match=r"model@v1\.0\.0: no such tag here; `git fetch origin --tags "
     ):
         release.rollback(project.root)
     project.git("tag", "--delete", "model@v1.1.0", CURRENT)
@@ -297,7 +334,9 @@ def test_tags_that_are_not_here_or_are_anothers_are_told_of(project: Repository)
         release.rollback(project.root)
     project.model.write_bytes(b"third")
     project.run()
-    with pytest.raises(ReleaseRefused, match=r"model@v1\.1\.0: no such tag; `git fetch --tags`"):
+    with pytest.raises(
+        ReleaseRefused, match=r"model@v1\.1\.0: no such tag; `git fetch origin --tags "
+    ):
         release.release(project.root, "minor")
     assert project.git("tag", "--list") == ""
 

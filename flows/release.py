@@ -91,8 +91,15 @@ def check_files(folder: Path) -> None:
         )
 
 
-def check_candidate(root: Path) -> None:
-    """Raises: ReleaseRefused unless the last run passed, is up to date, and is unchanged."""
+def check_candidate(root: Path, *, is_accepted: bool = False) -> None:
+    """Check that the last run passed, is up to date, and is unchanged.
+
+    Args:
+        root: the project.
+        is_accepted: whether accepted.json holds the candidate already, and so has changed since.
+
+    Raises: ReleaseRefused.
+    """
     check = REPORTS / "check" / "metrics.json"
     if not (root / check).exists():
         raise ReleaseRefused(f"{check}: no such file; there is nothing to release: `make run`")
@@ -103,7 +110,8 @@ def check_candidate(root: Path) -> None:
     check_files(root / RELEASE)
     with contextlib.chdir(root):
         graph = Graph(root, "check")
-        stale = [node.name for node in graph.nodes if not graph.is_unchanged(node.name)]
+        changed = ACCEPTED.as_posix() if is_accepted else ""
+        stale = [n.name for n in graph.nodes if not graph.is_unchanged(n.name, but_for=changed)]
     if stale:
         raise ReleaseRefused(
             f"{', '.join(stale)}: not up to date with code, params and data; `make run` first"
@@ -241,8 +249,12 @@ def release(root: Path, part: Part) -> str:
         check_commit(root)
         if champion is not None and champion.release == own:
             version = champion.version
-            check_files(root / RELEASE)
-            check_tag(root, champion)
+            if _number(version) in versions(root):
+                check_files(root / RELEASE)
+                check_tag(root, champion)
+            else:
+                # Other code may have been committed since the release was killed.
+                check_candidate(root, is_accepted=True)
         else:
             check_candidate(root)
             champion = _released(root, champion)

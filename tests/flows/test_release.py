@@ -249,6 +249,27 @@ def test_a_release_that_was_killed_is_run_again(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", ["commit", "tag --annotate"])
+def test_a_release_that_was_killed_takes_no_other_code(
+    project: Repository, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(release, "git", dying(step))
+        with pytest.raises(KeyboardInterrupt):
+            release.release(project.root, "minor")
+    code = project.root / "stages" / "check.py"
+    content = code.read_text()
+    code.write_text(content + "# changed\n")
+    project.git("commit", "--quiet", "-m", "other code", "--", "stages")
+    with pytest.raises(ReleaseRefused, match=r"^check: not up to date with code"):
+        release.release(project.root, "minor")
+    assert project.git("tag", "--list") == ""
+    code.write_text(content)
+    project.git("commit", "--quiet", "-m", "back", "--", "stages")
+    assert release.release(project.root, "minor") == "1.0.0"
+
+
+@pytest.mark.slow
 def test_a_remote_that_fails_is_named(project: Repository) -> None:
     project.dvc("remote", "modify", "store", "url", "/dev/null/nowhere")
     project.git("commit", "--quiet", "-am", "a broken remote")

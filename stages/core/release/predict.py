@@ -1096,9 +1096,10 @@ def decision(model: Model, row: NDArray[np.float32]) -> str | None:
     if model.thresholds is None:
         return model.classes[int(row.argmax())]
     number, low, high = model.thresholds
-    if row[number] >= high:
+    score = float(row[number])  # float32 would round the thresholds
+    if score >= high:
         return model.classes[number]
-    if row[number] >= low:
+    if score >= low:
         return None
     others = row.copy()
     others[number] = -1

@@ -148,9 +148,11 @@ def choose(
     score = probabilities[:, number].astype(np.float64)
     inside = labels == number
     low = max(_lowest(score[inside], groups[inside], 1 - point.min_recall), 0.0)
-    # An image with just the highest harmless score is no alarm yet.
+    # An image with just the highest harmless score is no alarm yet, in float32 either.
     highest = -_lowest(-score[~inside], groups[~inside], point.max_false_alarms)
-    high = float(np.nextafter(highest, 2)) if np.isfinite(highest) else 2.0
+    high = 2.0
+    if np.isfinite(highest):
+        high = float(np.nextafter(np.float32(highest), np.float32(2)))
     if low > high:  # One threshold between them keeps both promises.
         low = high = (low + high) / 2
     return Thresholds(low=low, high=high)
@@ -160,7 +162,7 @@ def decisions(
     probabilities: Probabilities, labels: Labels, number: int, at: Thresholds
 ) -> Decisions:
     """What the thresholds do on some images (N, K): what was promised, and what it costs."""
-    score = probabilities[:, number]
+    score = probabilities[:, number].astype(np.float64)
     inside = labels == number
     return Decisions(
         recall=float((score[inside] >= at.low).mean()),

@@ -458,6 +458,14 @@ def test_of_several_classes_the_most_probable_other_one_is_the_answer() -> None:
     assert predict.decision(model, np.array([0.3, 0.1, 0.6], np.float32)) == "c"
 
 
+def test_thresholds_are_not_rounded_to_the_probabilities() -> None:
+    above = float(np.nextafter(0.5, 1))
+    model: Any = SimpleNamespace(classes=["a", "b"], thresholds=(1, 0.5, above))
+    assert predict.decision(model, np.array([0.5, 0.5], np.float32)) is None
+    model.thresholds = (1, above, above)
+    assert predict.decision(model, np.array([0.5, 0.5], np.float32)) == "a"
+
+
 def test_a_background_for_a_model_without(release: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(SOUND)
     ended = call(release, "x.png", "--background", "x.png", at=tmp_path)

@@ -1,9 +1,11 @@
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import beta, t
 
+from stages.core.release import predict
 from stages.core.results import operating_point
 from stages.core.results.operating_point import CONFIDENCE, OperatingPoint, choose, decisions
 from stages.core.results.schema.shipped import Thresholds
@@ -84,6 +86,26 @@ def test_one_threshold_is_enough_where_classes_are_far_apart() -> None:
     assert 0.02 < thresholds.low < 0.98
     result = decisions(np.stack([1 - clear, clear], 1), label, 1, thresholds)
     assert (result.recall, result.false_alarms, result.asked) == (1, 0, 0)
+
+
+def test_images_that_tie_at_the_highest_harmless_score_are_no_alarms() -> None:
+    """As many do whose logits are so high that float32 makes their probabilities 1."""
+    _, label, group = images(0, 10)
+    draws = np.random.default_rng(1)
+    for tie in (0.75, 1.0):
+        score = np.where(label == 1, 0.8, 0.1) + 0.1 * draws.random(len(label))
+        score[draws.random(len(label)) < 0.2] = tie
+        tied = np.stack([1 - score, score], 1).astype(np.float32)
+        at = choose(point(), CLASSES, tied, label, group)
+        assert np.float32(at.high) > tie
+        result = decisions(tied, label, 1, at)
+        assert result.false_alarms <= 0.05
+        assert result.asked > 0.1
+        released: Any = SimpleNamespace(classes=CLASSES, thresholds=(1, at.low, at.high))
+        answers = [predict.decision(released, row) for row in tied]
+        assert answers.count(None) == round(result.asked * len(label))
+        alarms = [answer == "bad" for answer in np.array(answers)[label == 0]]
+        assert np.mean(alarms) == result.false_alarms
 
 
 def test_what_thresholds_do() -> None:

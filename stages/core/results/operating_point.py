@@ -7,6 +7,7 @@ promises hold on other groups, too.
 """
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import expit, logit
@@ -17,6 +18,8 @@ from stages.core.results.review import Probabilities
 from stages.core.results.schema.shipped import Decisions, Promise, Thresholds
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section
+
+Scores = NDArray[np.float64]
 
 # Of the bound below. A threshold is the best of many, so promises are kept less often than that: in
 # simulation, for 87 % to 99 % of validation splits with 5 to 25 groups.
@@ -83,8 +86,8 @@ def offered(wanted: OperatingPoint | None, classes: list[str]) -> dict[str, Oper
     }
 
 
-def highest_rate(hits: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Upper confidence bound of a rate over images, when whole groups are drawn.
+def highest_rates(scores: Scores, groups: Groups) -> tuple[Scores, NDArray[np.float64]]:
+    """Upper confidence bounds of the share of images below each score, when whole groups are drawn.
 
     The larger of two: the rate plus Student's t times its deviation by the cluster jackknife (see
     `metrics.mean_paired_gain`), on the scale of logits, as Korn & Graubard (1998) have it for
@@ -92,38 +95,40 @@ def highest_rate(hits: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray
     which counts when no group has a hit and the first one is zero.
 
     Args:
-        hits: (G, T), of each group's images, for each threshold, how many count.
-        sizes: (G,), number of images per group; at least two groups.
+        scores, groups: (N,); at least two groups.
 
-    Returns: (T,).
+    Returns: the distinct scores from the lowest on, and the bounds.
     """
-    count, images = len(sizes), sizes.sum()
-    total = hits.sum(0)
-    rate = total / images
-    left = (total - hits) / (images - sizes)[:, None]
-    deviation = np.sqrt((count - 1) / count * np.square(left - rate).sum(0))
-    inside = np.clip(rate, 1e-9, 1 - 1e-9)
+    order = np.argsort(scores)
+    _, group, sizes = np.unique(groups[order], return_inverse=True, return_counts=True)
+    count, images = len(sizes), len(scores)
+    distinct, below = np.unique(scores[order], return_index=True)
+    rate = below / images
+    # Without a group of s images, h of them below, the rate is (rate s - h) / (images - s) higher.
+    # The sum of the squares of that over groups, from what each image adds to a group's h and h^2;
+    # a matrix of groups and scores would be too large where each image is a group.
+    weights = 1 / np.square(images - sizes, dtype=np.float64)
+    earlier = pd.Series(group).groupby(group).cumcount().to_numpy()
+    hits = np.append(0, np.cumsum((weights * sizes)[group]))[below]
+    squares = np.append(0, np.cumsum(weights[group] * (2 * earlier + 1)))[below]
+    summed = np.square(rate) * (weights * np.square(sizes)).sum() - 2 * rate * hits + squares
+    deviation = np.sqrt((count - 1) / count * np.maximum(summed, 0))
+    inside = np.maximum(rate, 1e-9)
     reach = t.ppf(CONFIDENCE, count - 1) * deviation / (inside * (1 - inside))
     by_group = expit(logit(inside) + reach)
-    by_image = np.where(
-        total < images, beta.ppf(CONFIDENCE, total + 1, np.maximum(images - total, 1e-9)), 1.0
-    )
-    bound: NDArray[np.float64] = np.maximum(by_group, by_image)
-    return bound
+    by_image = beta.ppf(CONFIDENCE, below + 1, images - below)
+    return distinct, np.maximum(by_group, by_image)
 
 
-def _lowest(scores: NDArray[np.float64], groups: Groups, most: float) -> float:
+def _lowest(scores: Scores, groups: Groups, most: float) -> float:
     """The highest threshold that at most `most` of such images fall below, surely; else -inf."""
-    names = np.unique(groups)
-    if len(names) < 2:
+    if len(np.unique(groups)) < 2:
         return -np.inf
-    candidates = np.unique(scores)
-    by_group = [np.sort(scores[groups == name]) for name in names]
-    below = np.array([np.searchsorted(each, candidates) for each in by_group], np.float64)
-    is_kept = highest_rate(below, np.array([len(each) for each in by_group])) <= most
+    thresholds, rates = highest_rates(scores, groups)
+    is_kept = rates <= most
     # The bound rises with the threshold but for small steps back: the first break ends it.
     end = len(is_kept) if is_kept.all() else int(is_kept.argmin())
-    return float(candidates[end - 1]) if end else -np.inf
+    return float(thresholds[end - 1]) if end else -np.inf
 
 
 def choose(

@@ -1,8 +1,10 @@
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import beta, t
 
 from stages.core.release import predict
@@ -30,8 +32,10 @@ def images(seed: int, groups: int, *, each: int = 60, spread: float = 0.3) -> tu
 
 
 def test_the_bound_is_the_larger_of_two() -> None:
-    hits, sizes = np.array([[0.0, 3, 20], [0, 9, 20], [0, 0, 20]]), np.array([20, 20, 20])
-    result = operating_point.highest_rate(hits, sizes)
+    # Of three groups with 20 images each, none is below the first score, 3, 9 and 0 the second one.
+    scores = np.repeat([0.5, 0.1, 0.5, 0.1, 0.5], [17, 3, 11, 9, 20])
+    distinct, result = operating_point.highest_rates(scores, np.repeat([7, 3, 5], 20))
+    assert distinct.tolist() == [0.1, 0.5]
     # Without a hit, groups do not differ; but at that rate most samples of 60 have one.
     assert result[0] == pytest.approx(beta.ppf(CONFIDENCE, 1, 60))
     assert (1 - result[0]) ** 60 == pytest.approx(1 - CONFIDENCE)
@@ -39,7 +43,34 @@ def test_the_bound_is_the_larger_of_two() -> None:
     deviation = np.sqrt(2 / 3 * sum((each - 12 / 60) ** 2 for each in left))
     reach = t.ppf(CONFIDENCE, 2) * deviation / (0.2 * 0.8)
     assert np.log(result[1] / (1 - result[1])) == pytest.approx(np.log(0.25) + reach)
-    assert result[2] == 1
+
+
+def test_the_bound_is_the_jackknife_with_groups_left_out_one_by_one() -> None:
+    draws = np.random.default_rng(0)
+    groups = draws.choice(8, 300, p=np.arange(1, 9) / 36)
+    scores = draws.normal(0.3 * groups, 1).round(1)
+    distinct, result = operating_point.highest_rates(scores, groups)
+    for score, bound in zip(distinct, result, strict=True):
+        below = scores < score
+        left = [below[groups != group].mean() for group in range(8)]
+        rate = below.mean().clip(1e-9)
+        deviation = np.sqrt(7 / 8 * np.square(left - below.mean()).sum())
+        odds = rate / (1 - rate) * np.exp(t.ppf(CONFIDENCE, 7) * deviation / (rate * (1 - rate)))
+        by_image = beta.ppf(CONFIDENCE, below.sum() + 1, (~below).sum())
+        assert bound == pytest.approx(max(odds / (1 + odds), by_image), rel=1e-9)
+
+
+def test_many_images_without_groups_take_little_memory() -> None:
+    count = 20_000
+    draws = np.random.default_rng(0)
+    label = (draws.random(count) < 0.3).astype(np.int64)
+    p = expit(draws.normal(3 * label, 1))
+    tracemalloc.start()
+    at = choose(point(), CLASSES, np.stack([1 - p, p], 1), label, -1 - np.arange(count))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500 * count
+    assert 0 < at.low < at.high < 1
 
 
 def test_promises_are_kept_on_other_groups() -> None:

@@ -83,6 +83,7 @@ def test_the_file_keeps_the_thresholds_that_validation_chose(
     validated = validate(tmp_path) / "validated"
     # Few images and groups, which leave everything to a person otherwise.
     monkeypatch.setattr(operating_point, "CONFIDENCE", 0.2)
+    monkeypatch.setattr(operating_point, "LEAST_GROUPS", 2)
     data = load_dataset(validated)
     point = OperatingPoint(label="functional", min_recall=0.3, max_false_alarms=0.6)
     paths = exported(tmp_path, validated, network(data), point=point)
@@ -217,6 +218,7 @@ def test_other_formats_are_measured_and_decide_by_thresholds_of_their_own(
 ) -> None:
     image_folder()
     monkeypatch.setattr(operating_point, "CONFIDENCE", 0.2)
+    monkeypatch.setattr(operating_point, "LEAST_GROUPS", 2)
     validated = validate(tmp_path, background=kind) / "validated"
     data = load_dataset(validated)
     test = data.rows("test")

@@ -109,6 +109,44 @@ def test_too_few_groups_leave_everything_to_a_person() -> None:
         assert decisions(p, label, 1, thresholds).asked == 1
 
 
+def test_fewer_groups_than_were_simulated_promise_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """However clear their images are: a group that is not among them may be another matter."""
+    for groups in (2, 4, 5):
+        operating_point._say_once.cache_clear()
+        p, label, group = images(0, groups, each=200)
+        clear = 0.1 * p[:, 1] + 0.8 * label
+        thresholds = [
+            choose(wanted, CLASSES, np.stack([1 - clear, clear], 1), label, group)
+            for wanted in (point(), point(0.8, 0.2))
+        ]
+        said = capsys.readouterr().out.splitlines()
+        if groups == 5:
+            assert said == []
+            assert all(0.1 < at.low == at.high < 0.9 for at in thresholds)
+            continue
+        assert all((at.low, at.high) == (0, 2) for at in thresholds)
+        assert said == [
+            f"nothing can be promised about images of {whose}: validation has {groups} groups of "
+            "them, and 5 are needed; all go to a person until you give validation more groups "
+            "(validate.val_folds)"
+            for whose in ("bad", "other classes than bad")
+        ]
+    alone = choose(point(), CLASSES, np.stack([1 - clear, clear], 1), label, -1 - np.arange(1000))
+    assert 0 < alone.low == alone.high < 1
+
+
+def test_groups_without_images_of_the_class_do_not_count() -> None:
+    p, label, group = images(0, 8, each=200)
+    clear = 0.1 * p[:, 1] + 0.8 * label
+    keep = (label == 0) | (group < 3)
+    rest = [values[keep] for values in (np.stack([1 - clear, clear], 1), label, group)]
+    at = choose(point(), CLASSES, *rest)
+    assert at.low == 0
+    assert 0 < at.high < 1
+
+
 def test_one_threshold_is_enough_where_classes_are_far_apart() -> None:
     p, label, group = images(0, 10, spread=0)
     clear = np.where(label == 1, 0.99, 0.01) + 0.005 * (p[:, 1] - 0.5)

@@ -1178,7 +1178,11 @@ def drawn(rows: Iterable[Answer], folder: Path) -> Iterator[Answer]:
 
 
 def _write(form: str, model: Model, rows: Iterable[Answer]) -> int:
-    """Print answers on stdout and problems on stderr, as they come; returns how many problems."""
+    """Print answers on stdout and problems on stderr, as they come; returns how many problems.
+
+    A table has the answer and its probability, or the most probable class's where a person should
+    look; the other forms have the most probable class, its probability, and the answer.
+    """
     out = csv.writer(sys.stdout, lineterminator="\n")
     classes, decides = model.classes, model.thresholds is not None
     if form == "csv":
@@ -1200,7 +1204,9 @@ def _write(form: str, model: Model, rows: Iterable[Answer]) -> int:
             print("[" if lines == 0 else ",")
             print(json.dumps({**entry, "decision": answer} if decides else entry), end="")
         else:
-            print(f"{printable(answer or ASK)}\t{row[best]:.3f}\t{printable(file)}")
+            said = answer or f"{ASK} ({classes[best]}?)"
+            p = row[classes.index(answer or classes[best])]
+            print(f"{printable(said)}\t{p:.3f}\t{printable(file)}")
         lines += 1
     if form == "json":
         print("\n]" if lines else "[]")

@@ -444,7 +444,23 @@ def test_what_thresholds_leave_open_goes_to_a_person(release: Path, tmp_path: Pa
     assert {row["file"]: row["decision"] for row in table} == words
     assert {row["class"] for row in table} <= set(CLASSES)
     table_rows = (line.split("\t") for line in lines(by_form["table"]))
-    assert {file: name for name, _, file in table_rows} == words
+    shown = {file: (name, float(p)) for name, p, file in table_rows}
+    for row in rows:
+        p, best, answer = row["probabilities"], row["class"], expected[row["file"]]
+        name = answer or f"ask a person ({best}?)"
+        assert shown[row["file"]][0] == name
+        assert shown[row["file"]][1] == pytest.approx(p[answer or best], abs=6e-4)
+
+
+def test_the_table_has_the_probability_of_the_class_that_it_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model: Any = SimpleNamespace(classes=["good", "bad"], thresholds=(1, 0.2, 0.3))
+    rows = [predict.Answer("x.png", np.array([1 - p, p], np.float32), "") for p in (0.3, 0.25, 0.1)]
+    predict._write("table", model, rows)
+    assert lines(capsys.readouterr().out.encode()) == [
+        "bad\t0.300\tx.png", "ask a person (good?)\t0.750\tx.png", "good\t0.900\tx.png"
+    ]  # fmt: skip
 
 
 def test_of_several_classes_the_most_probable_other_one_is_the_answer() -> None:

@@ -1215,6 +1215,9 @@ def _write(form: str, model: Model, rows: Iterable[Answer]) -> int:
 
 def main() -> int:
     """Print a line per image: its class, the probability, the file. Returns the exit status."""
+    for name in ("stdout", "stderr"):  # closed ones, as `2>&-` has them, are None
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115, for as long as it runs
     parser = argparse.ArgumentParser(
         description="Classify images. A file that cannot be used is named on stderr, and the "
         "others go on: the exit status is 1 then."
@@ -1271,9 +1274,17 @@ def main() -> int:
         except (BadModel, Refused) as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2
-        except BrokenPipeError:  # who reads has seen enough, as `head` has
+        except OSError as error:
+            # What is left to write goes nowhere, or else it would fail again at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            if isinstance(error, BrokenPipeError):  # who reads has seen enough, as `head` has
+                return 1
+            print(
+                f"error: the output cannot be written ({error.strerror}); make room, or write it "
+                "elsewhere",
+                file=sys.stderr,
+            )
+            return 2
     if problems:
         noun = "file" if problems == 1 else "files"
         print(f"{problems} {noun} could not be used", file=sys.stderr)

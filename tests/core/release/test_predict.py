@@ -491,6 +491,24 @@ def test_a_background_for_a_model_without(release: Path, tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_streams_that_are_closed_or_full(release: Path, tmp_path: Path, form: str) -> None:
+    (tmp_path / "a.png").write_bytes(SOUND)
+    (tmp_path / "b.png").write_bytes(b"")
+    usual = call(release, "a.png", "b.png", "--format", form, at=tmp_path)
+    command = f"'{sys.executable}' '{release / 'predict.py'}' a.png b.png --format {form}"
+    full = b"error: the output cannot be written (No space left on device); make room, or write it "
+    for redirected, status, out, err in (
+        ("2>&-", 1, usual.stdout, b""),
+        (">&-", 1, b"", usual.stderr),
+        (">&- 2>&-", 1, b"", b""),
+        (">/dev/full", 2, b"", full + b"elsewhere\n"),
+    ):
+        words = ["sh", "-c", f"{command} {redirected}"]
+        ended = subprocess.run(words, cwd=tmp_path, capture_output=True)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (status, out, err), redirected
+
+
 @pytest.mark.parametrize(("how", "words"), [
     ("no model", "model.onnx: no such file; copy the whole release folder again"),
     ("cut model", "cannot load it ("),

@@ -57,6 +57,7 @@ from stages.core.runner.errors import Unavailable
 from stages.core.runner.params import Section
 from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
+from stages.core.runner.text import say
 from stages.core.training.targets import load_targets
 
 # Among the promises, that of the params.
@@ -281,6 +282,11 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     points = operating_point.offered(params.operating_point, data.classes)
     if params.operating_point:
         points[WANTED] = params.operating_point
+        on_validation = data.labels[val], data.groups[val]
+        for line in operating_point.cannot_be_promised(
+            points[WANTED], data.classes, *on_validation
+        ):
+            say(line)
     calibrated = Calibrated(net, temperature).eval()
     expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
     judge = Judge(data, points, expected, runtime.threads(resources))

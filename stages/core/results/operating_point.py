@@ -16,8 +16,6 @@ was promised. For 5 % that takes 19 groups without a single miss, so with 7 noth
 promised. It is not asked for here.
 """
 
-from functools import cache
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -30,7 +28,7 @@ from stages.core.results.review import Probabilities
 from stages.core.results.schema.shipped import Decisions, Promise, Thresholds
 from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section
-from stages.core.runner.text import counted, say
+from stages.core.runner.text import counted
 
 Scores = NDArray[np.float64]
 
@@ -136,25 +134,27 @@ def highest_rates(scores: Scores, groups: Groups) -> tuple[Scores, NDArray[np.fl
     return distinct, np.maximum(by_group, by_image)
 
 
-@cache
-def _say_once(line: str) -> None:
-    """The promises and the files of a run all have the same groups."""
-    say(line)
+def cannot_be_promised(
+    point: OperatingPoint, classes: list[str], labels: Labels, groups: Groups
+) -> list[str]:
+    """In words, which images (N,) are of too few groups to promise anything about them."""
+    number = point.number(classes)
+    inside = labels == number
+    name = classes[number]
+    sides = {name: groups[inside], f"other classes than {name}": groups[~inside]}
+    counts = {whose: len(np.unique(each)) for whose, each in sides.items()}
+    return [
+        f"nothing can be promised about images of {whose}: validation has "
+        f"{counted(count, 'group')} of them, and {LEAST_GROUPS} are needed; all go to a person "
+        "until you give validation more groups (validate.val_folds)"
+        for whose, count in counts.items()
+        if count < LEAST_GROUPS
+    ]
 
 
-def _lowest(scores: Scores, groups: Groups, most: float, whose: str) -> float:
-    """The highest threshold that at most `most` of such images fall below, surely; else -inf.
-
-    Args:
-        whose: images, in words.
-    """
-    count = len(np.unique(groups))
-    if count < LEAST_GROUPS:
-        _say_once(
-            f"nothing can be promised about {whose}: validation has {counted(count, 'group')} of "
-            f"them, and {LEAST_GROUPS} are needed; all go to a person until you give validation "
-            "more groups (validate.val_folds)"
-        )
+def _lowest(scores: Scores, groups: Groups, most: float) -> float:
+    """The highest threshold that at most `most` of such images fall below, surely; else -inf."""
+    if len(np.unique(groups)) < LEAST_GROUPS:
         return -np.inf
     thresholds, rates = highest_rates(scores, groups)
     is_kept = rates <= most
@@ -173,8 +173,8 @@ def choose(
     """The thresholds that keep both promises, with as few images in between as possible.
 
     Where the images, or their groups, are too few for a promise, its threshold is 0 or above 1:
-    all images in question go to a person. Fewer than `LEAST_GROUPS` are said to be too few; an
-    image without a group is one.
+    all images in question go to a person. Fewer than `LEAST_GROUPS` are too few; an image without
+    a group is one.
 
     Args:
         probabilities: (N, K), on images that trained nothing.
@@ -185,11 +185,9 @@ def choose(
     number = point.number(classes)
     score = probabilities[:, number].astype(np.float64)
     inside = labels == number
-    whose = f"images of {classes[number]}"
-    low = max(_lowest(score[inside], groups[inside], 1 - point.min_recall, whose), 0.0)
+    low = max(_lowest(score[inside], groups[inside], 1 - point.min_recall), 0.0)
     # An image with just the highest harmless score is no alarm yet, in float32 either.
-    others = f"images of other classes than {classes[number]}"
-    highest = -_lowest(-score[~inside], groups[~inside], point.max_false_alarms, others)
+    highest = -_lowest(-score[~inside], groups[~inside], point.max_false_alarms)
     high = 2.0
     if np.isfinite(highest):
         high = float(np.nextafter(np.float32(highest), np.float32(2)))

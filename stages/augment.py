@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core.dataset.background import divided
 from stages.core.dataset.data import UNLABELLED, Dataset, load_dataset
-from stages.core.gan import paste, synthesize, translate
+from stages.core.gan import game, paste, synthesize, translate
+from stages.core.gan.game import as_pixels, scaled
 from stages.core.gan.judge import Judge, Jury
 from stages.core.gan.making import FEWEST_WANTED, Made, Maker, Makers, Task
 from stages.core.nets.files import load_teacher
@@ -165,7 +165,7 @@ def refusal(
         beside = "" if untouched_share is None else f", and {untouched_share:.1%} of their sources"
         return (
             f"the teacher's filter kept {kept_share:.1%} of them{beside}; min_kept asks for "
-            f"{params.min_kept:.0%} more than that"
+            f"{params.min_kept:.0%} more"
         )
     for name, what, least in (
         ("authentic", "the share of them that are no copies of real ones", params.min_authentic),
@@ -184,12 +184,10 @@ def consistent(made: Made, data: Dataset) -> Made:
     """Images with their background beside them: the source's own, and the quotient of both."""
     if data.rules.background != "both":
         return made
-    pixels = made.pixels.copy()
-    if made.sources is not None:
-        pixels[..., 2] = data.pixels[made.sources, ..., 2]
-    cell, background = (pixels[..., k].astype(np.float32) for k in (0, 2))
-    pixels[..., 1] = divided(cell, background).astype(np.uint8)
-    return Made(pixels, made.labels, made.sources)
+    sources = made.pixels if made.sources is None else data.pixels[made.sources]
+    images, backgrounds = (scaled(torch.from_numpy(x)) for x in (made.pixels, sources))
+    whole = game.consistent(images, backgrounds, data.rules)
+    return dataclasses.replace(made, pixels=as_pixels(whole).numpy())
 
 
 def supplement(

@@ -281,7 +281,7 @@ def test_images_that_nothing_was_done_to_are_refused(
     share = f"{figures['kept_share']:.1%}"
     assert figures["refused"] == (
         f"the teacher's filter kept {share} of them, and {share} of their sources; min_kept asks "
-        "for 1% more than that"
+        "for 1% more"
     )
     assert run(mode="synthesize", min_kept=0.01)[0]["refused"] is None
 

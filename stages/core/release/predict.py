@@ -1106,16 +1106,17 @@ def decision(model: Model, row: NDArray[np.float32]) -> str | None:
     return model.classes[int(others.argmax())]
 
 
-def explained(seen: Seen, row: NDArray[np.float32]) -> Image.Image:
+def explained(seen: Seen, row: NDArray[np.float32], first: int) -> Image.Image:
     """An image beside what of it speaks for the answer (red) and against it (blue).
 
-    That is the evidence for the most probable class less that for the next one, in cells of about
-    a sixteenth of the side.
+    That is the evidence for the class of the answer less that for the most probable other one, in
+    cells of about a sixteenth of the side.
 
     Args:
         row: its probabilities (K,).
+        first: number of the class of the answer.
     """
-    second, first = np.argsort(row, kind="stable")[-2:]
+    second = next(k for k in np.argsort(row, kind="stable")[::-1] if k != first)
     values = seen.evidence[first] - seen.evidence[second]
     count = min(len(values), 16)
     cells = np.asarray(Image.fromarray(values).resize((count, count), Image.Resampling.BOX))
@@ -1155,9 +1156,10 @@ def new_folder(folder: Path, inputs: Iterable[Path]) -> None:
         raise Refused(f"--evidence {folder}: not empty; name a new folder")
 
 
-def drawn(rows: Iterable[Answer], folder: Path) -> Iterator[Answer]:
+def drawn(model: Model, rows: Iterable[Answer], folder: Path) -> Iterator[Answer]:
     """The same answers; a PNG of each image and its evidence is written on the way.
 
+    Where a person should look, the evidence is that for the most probable class.
     In `folder` their names are numbered as the images come, and end as theirs do.
 
     Raises: Refused for a folder that cannot be written.
@@ -1165,7 +1167,10 @@ def drawn(rows: Iterable[Answer], folder: Path) -> Iterator[Answer]:
     for number, answer in enumerate(rows, 1):
         if answer.seen is not None and answer.probabilities is not None:
             stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(answer.file).stem)[-60:]
-            picture = explained(answer.seen, answer.probabilities)
+            said = decision(model, answer.probabilities)
+            best = int(answer.probabilities.argmax())
+            first = best if said is None else model.classes.index(said)
+            picture = explained(answer.seen, answer.probabilities, first)
             try:
                 # New files alone: nothing that is there, or that a link names, is overwritten.
                 with (folder / f"{number:05d}_{stem}.png").open("xb") as file:
@@ -1267,7 +1272,7 @@ def main() -> int:
         bad = (Answer(str(path), None, p) for path, (_, p) in ground.decoded.items() if p)
         rows: Iterator[Answer] = itertools.chain(bad, answers(model, arguments.paths, ground.image))
         if arguments.evidence is not None:
-            rows = drawn(rows, arguments.evidence)
+            rows = drawn(model, rows, arguments.evidence)
         try:
             problems = _write(arguments.format, model, rows)
             sys.stdout.flush()

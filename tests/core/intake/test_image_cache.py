@@ -27,7 +27,7 @@ from stages.core.release import predict
 from stages.core.runner.errors import Unavailable
 from tests.benchmarks.synthetic import shards
 from tests.conftest import ROOT, MakeFolder
-from tests.core.intake.test_images import LIMIT, PX, pixels, saved, scene
+from tests.helpers.scenes import LIMIT, PX, pixels, saved, scene
 
 
 @pytest.fixture

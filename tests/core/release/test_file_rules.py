@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from stages.core.intake.images import look
 from stages.core.release import predict
-from tests.core.intake.test_images import LIMIT, PX, naive, saved, scene
+from tests.helpers.scenes import LIMIT, PX, naive, saved, scene
 
 # Pillow's, of what stands beside the pixels: those who call `read` leave them out.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

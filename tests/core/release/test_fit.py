@@ -12,7 +12,7 @@ from PIL import Image
 from stages.core.intake.images import look
 from stages.core.release import predict
 from stages.core.release.predict import Fit
-from tests.core.intake.test_images import LIMIT, PX, saved, scene
+from tests.helpers.scenes import LIMIT, PX, saved, scene
 
 FITS = get_args(Fit)
 

@@ -1,0 +1,36 @@
+"""A release's own script, run as its users run it: as a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+
+from tests.helpers.scenes import saved, scene
+
+CLASSES = ["functional", "defective"]
+SOUND = saved(scene(), "PNG")
+
+
+def call(
+    release: Path, *arguments: str | Path, at: Path, **environment: str
+) -> "subprocess.CompletedProcess[bytes]":
+    """`python predict.py` in folder `at`; never with a traceback."""
+    command = [sys.executable, release / "predict.py", *arguments]
+    ended = subprocess.run(command, cwd=at, env=os.environ | environment, capture_output=True)
+    assert b"Traceback" not in ended.stderr, ended.stderr.decode()
+    return ended
+
+
+def lines(output: bytes) -> list[str]:
+    return output.decode().splitlines()
+
+
+def with_metadata(release: Path, at: Path, **metadata: str) -> Path:
+    """A release without labels.json, with other metadata in its model."""
+    model = onnx.load(release / "model.onnx")
+    entries = {entry.key: entry.value for entry in model.metadata_props} | metadata
+    onnx.helper.set_model_props(model, entries)
+    onnx.save(model, at / "model.onnx")
+    return at / "model.onnx"

@@ -38,6 +38,7 @@ from stages.core.runner import stage
 from stages.core.runner.errors import ParamsError, TrainingDiverged
 from stages.core.runner.params import Section
 from stages.core.runner.runtime import Resources
+from stages.core.runner.text import say
 from stages.core.training.supplement import Supplement, save_supplement, seen
 
 
@@ -329,7 +330,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     report.write_metrics(paths.metrics, result.metrics)
     refused = result.metrics.refused
     said = f"refused: {refused}" if refused else f"{len(labels)} passed"
-    print(f"synthetic images {said}", flush=True)
+    say(f"synthetic images {said}")
 
 
 if __name__ == "__main__":

@@ -132,20 +132,24 @@ def test_another_domain_must_be_there(run: Callable[..., Any], classroom: Classr
 
 
 def test_from_three_images_nothing_is_made(
-    run: Callable[..., Any], classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any],
+    classroom: Classroom,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The images are no must, so the run goes on without them."""
+    """The images are no must, so the run goes on without them; their label is no command."""
     data = classroom.data
     train = data.rows("train")
     wanted = train[data.labels[train] == 1]
     splits = data.splits.copy()
     splits[wanted[3:]] = ""
-    few = dataclasses.replace(data, splits=splits)
+    few = dataclasses.replace(data, splits=splits, classes=["sound", "\x1b[31mcracked"])
     monkeypatch.setattr(augment, "load_dataset", lambda _: few)
     figures, paths = run()
     assert figures["refused"] == (
-        "there are only 3 real training images of cracked; to make others like them takes 4"
+        "there are only 3 real training images of \x1b[31mcracked; to make others like them takes 4"
     )
+    assert "images of \\x1b[31mcracked; to" in capsys.readouterr().out
     assert "real" not in figures
     assert not len(np.load(paths.augmented / "synthetic" / "labels.npy"))
     assert paths.samples.stat().st_size

@@ -16,6 +16,15 @@ def kill_me_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether the process runs; one that has ended and waits for its parent to notice does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        # It ended between the two questions.
+        return False
+
+
 def die_with_parent(*, every_s: float = 0.5) -> None:
     """Kill this process when its parent, or the DVC process above that, is gone.
 
@@ -27,7 +36,7 @@ def die_with_parent(*, every_s: float = 0.5) -> None:
     watched = above[:2] if "DVC_STAGE" in os.environ else above[:1]
 
     def watch() -> None:
-        while all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in watched):
+        while all(map(is_alive, watched)):
             time.sleep(every_s)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -19,7 +19,7 @@ def kill_me_with_parent() -> None:
 def is_alive(process: psutil.Process) -> bool:
     """Whether the process runs; one that has ended and waits for its parent to notice does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         # It ended between the two questions.
         return False

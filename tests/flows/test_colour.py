@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tests.flows.test_run import marks
-from tests.helpers.tiny import TRAIN, make
+from tests.helpers.tiny import TRAIN, make, marks
 
 # Class -> photograph of scikit-learn, and the rows of it to cut pieces from.
 PLACES = {

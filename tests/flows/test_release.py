@@ -15,7 +15,7 @@ from flows.release import ACCEPTED, CURRENT, check_commit, check_files, next_ver
 from flows.workspace import git
 from stages.core.runner.errors import ReleaseRefused, WorkspaceFailed
 from tests.conftest import ROOT
-from tests.flows.test_release_stays import Project
+from tests.helpers.checked import Project
 from tests.helpers.imagined import change
 
 IDENTITY = ["-c", "user.name=n", "-c", "user.email=e"]

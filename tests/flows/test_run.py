@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from stages.core.nets.variants import USUAL
-from tests.helpers.tiny import DETERMINISTIC, TRAIN, Workspace, make
+from tests.helpers.tiny import DETERMINISTIC, TRAIN, Workspace, make, marks
 
 FILES = {
     "data/elpv": ["classes.txt", "images", "licence.txt", "metadata.csv", "symmetries.txt"],
@@ -56,16 +56,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspac
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Workspace]:
     yield from make(tmp_path)
-
-
-def marks(output: str) -> dict[str, str]:
-    """State of each stage, from the plain lines of a run."""
-    states = {}
-    for line in output.splitlines():
-        words = line.replace(",", " ").split()
-        if len(words) > 2 and words[1] in ("cached", "done", "failed", "not") and "s" in words[-1]:
-            states[words[0]] = words[1]
-    return states
 
 
 def test_a_run_writes_exactly_its_files(trained: tuple[Workspace, str]) -> None:

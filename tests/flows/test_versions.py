@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.flows.test_run import marks
-from tests.helpers.tiny import TRAIN, Workspace, make
+from tests.helpers.tiny import TRAIN, Workspace, make, marks
 
 DVC = [sys.executable, "-m", "dvc"]
 

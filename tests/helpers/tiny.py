@@ -72,3 +72,13 @@ def make(at: Path) -> Iterator[Workspace]:
     project = Workspace(at)
     yield project
     workspace.remove(ROOT, project.root)
+
+
+def marks(output: str) -> dict[str, str]:
+    """State of each stage, from the plain lines of a run."""
+    states = {}
+    for line in output.splitlines():
+        words = line.replace(",", " ").split()
+        if len(words) > 2 and words[1] in ("cached", "done", "failed", "not") and "s" in words[-1]:
+            states[words[0]] = words[1]
+    return states

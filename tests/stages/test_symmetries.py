@@ -24,7 +24,7 @@ from tests.corpus.folders import classes, elongated, rows, shard
 from tests.helpers.classroom import LITE, filled, validated
 from tests.helpers.front_door import metrics, run
 from tests.helpers.shapes import arrows, as_folder, digits
-from tests.stages.test_teacher import params, paths_of
+from tests.helpers.teaching import params, paths_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 

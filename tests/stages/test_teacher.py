@@ -18,35 +18,15 @@ from stages.core.nets.inference import logits_of
 from stages.core.nets.net import Net, count_macs, count_parameters
 from stages.core.results import metrics, predictions
 from stages.core.runner.errors import ParamsError
-from stages.core.runner.params import parse_section
-from tests.conftest import RECIPE, RESOURCES, RowsFitted
+from tests.conftest import RESOURCES, RowsFitted
 from tests.helpers.classroom import CLASSES, validated
+from tests.helpers.teaching import LITES, params, paths_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LITES = ["tf_efficientnet_lite0", "tf_efficientnet_lite1"]
 MCC = {"adapt": "mcc", "soft_labels": ["p"]}
 DANN = {"adapt": "dann", "soft_labels": ["p"]}
 WAYS: list[dict[str, Any]] = [{"adapt": "adabn"}, MCC, DANN]
-
-
-def params(**changes: Any) -> teacher.Params:
-    values = {
-        "soft_labels": None, "imbalance": "none", "focal_gamma": 2.0, "label_smoothing": 0.0,
-        "mixup": 0.0, "backbones": LITES[:1], "weights": "packaged", "out_indices": [0, 1],
-        "mode": "finetune", "members": 1, "own_statistics": 1.0, "frozen_groups": 2,
-        "view_count": 2, "dropout": 0.0, "jitter": 0.1, "probe_c": 0.01, "adapt": "none",
-        "adapt_weight": 1.0,
-        "recipe": RECIPE | {"learning_rate": 3e-3, "head_learning_rate": 3e-3}, "seed": 1,
-    }  # fmt: skip
-    return parse_section({"teacher": values | changes}, "teacher", teacher.Params, source="here")
-
-
-def paths_of(folder: Path, data: Path) -> teacher.Paths:
-    folder.mkdir()
-    outputs = {name: folder / name for name in teacher.Paths.outputs()}
-    inputs = {"validated": data, "weights": folder / "none", "cache": folder.parent / "cache"}
-    return teacher.Paths(scratch=folder / "scratch", **inputs, **outputs)
 
 
 @dataclass

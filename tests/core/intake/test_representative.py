@@ -14,7 +14,7 @@ from stages.core.intake.images import look
 from stages.core.intake.representative import representative
 from stages.core.results import metrics, predictions
 from tests.conftest import ROOT
-from tests.core.intake.test_splits import built, split
+from tests.helpers.manifests import built, split
 
 
 def odd(groups: int = 20) -> pd.DataFrame:

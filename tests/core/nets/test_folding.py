@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from stages.core.nets import folding
 from stages.core.nets.net import Net, build
 from tests.conftest import dataset
-from tests.core.training.test_fit import RECIPE, train
+from tests.helpers.fitted import RECIPE, train
 
 DATA = dataset(n=10, px=64)
 LABELS = torch.arange(10) % 2

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from stages.core.runner.params import load_yaml
 from tests.conftest import ROOT
-from tests.core.training.test_fit import small_net
 from tests.helpers.classroom import validated
+from tests.helpers.fitted import small_net
 
 TRAIN = """
 import sys
@@ -24,7 +24,7 @@ from stages.core.runner.checkpoint import Checkpoint
 from stages.core.runner.runtime import Resources
 from stages.core.training.fit import fit
 from stages.core.training.inputs import Inputs
-from tests.core.training.test_fit import RECIPE, small_net, views
+from tests.helpers.fitted import RECIPE, small_net, views
 from tests.conftest import dataset
 
 torch.set_num_threads(1)

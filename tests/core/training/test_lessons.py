@@ -24,16 +24,11 @@ from stages.core.training.targets import Targets, load_targets, save_targets
 from stages.refine import with_supplement
 from stages.teacher import fit_probe
 from tests.conftest import dataset, outputs
+from tests.helpers.lessons import VIEWS, lesson, targets_of, teacher_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LITE = "tf_efficientnet_lite0"
-VIEWS = 3
-
-
-def lesson(**changes: Any) -> Lesson:
-    values = {"method": "kd", "standardize_logits": False, "temperature": 3.0, "alpha": 0.3}
-    return Lesson.model_validate(values | changes)
 
 
 def student(data: Dataset, *, frozen: int = 0) -> nets.Net:
@@ -44,19 +39,6 @@ def student(data: Dataset, *, frozen: int = 0) -> nets.Net:
     torch.nn.init.uniform_(network.head.std, 0.5, 2)
     network.freeze_lowest(frozen)
     return network.eval()
-
-
-def teacher_logits(data: Dataset, seed: int = 0) -> Any:
-    shape = (VIEWS, len(data.rows("train")), len(data.classes))
-    return np.random.default_rng(seed).normal(0, 3, shape).astype(np.float32)
-
-
-def targets_of(folder: Path, data: Dataset, *, seed: int = 0) -> Targets:
-    logits = teacher_logits(data, seed)
-    features = np.random.default_rng(9).normal(size=(*logits.shape[:2], 7)).astype(np.float16)
-    plain = np.zeros((len(data.labels), len(data.classes)), np.float32)
-    save_targets(folder, Views(data.pixels, 4, 0.3, "all"), VIEWS, outputs(logits, features), plain)
-    return load_targets(folder, data)
 
 
 def loss_of(

@@ -46,7 +46,7 @@ from stages.core.dataset.views import Views
 from stages.core.training.student import distillation_loss
 from stages.refine import Synthetic, with_synthetic
 from tests.conftest import RECIPE, dataset
-from tests.core.training.test_lessons import lesson as taught, targets_of
+from tests.helpers.lessons import lesson as taught, targets_of
 
 modes = json.loads(sys.argv[2])
 torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 """How fast teacher and student are, by engine, provider, precision and batch size, side by side.
 
 Each engine has a process of its own. The rounds are interleaved, so that a busy moment of the
-machine hits every row alike. A provider that is not on this machine is a row that says so. Beside
-other number formats, the file with evidence is timed, too. The teacher's file is not in git, so a
-fresh clone has to run the benchmark itself.
+machine hits every row alike. A provider that is not on this machine is a row that says so. Other
+number formats, and the file with evidence, are timed too; on the CPU with single images alone. The
+teacher's file is not in git, so a fresh clone has to run the benchmark itself.
 
 Reads:  data/models/onnx/, data/models/refined/, data/models/teacher/, data/validated/
 Writes: data/models/teacher.onnx, metrics, pictures
@@ -101,6 +101,14 @@ class Contender:
     is_usual: bool
     file: Path
 
+    def batches(self, params: Params) -> list[int]:
+        """The batch sizes to time: on the CPU, other formats answer single images alone.
+
+        `full` has 37 of them, each in a process that holds what its largest batch needs.
+        """
+        is_other = self.precision != FP32 and self.provider == "cpu"
+        return [1] if is_other else params.batches
+
     def name(self, batch: int | None = None) -> str:
         """As in the metrics."""
         parts: list[str] = [self.model, self.engine, self.provider]
@@ -180,9 +188,9 @@ def _running(jobs: Mapping[Contender, Job]) -> Iterator[dict[Contender, Process 
 
 def measure(jobs: Mapping[Contender, Job], params: Params) -> dict[Contender, Timings]:
     """Time all contenders, round by round."""
-    rounds = {each: {b: list[list[float]]() for b in params.batches} for each in jobs}
-    inner = {each: {b: list[float]() for b in params.batches} for each in jobs}
-    stable = {each: dict.fromkeys(params.batches, True) for each in jobs}
+    rounds = {each: {b: list[list[float]]() for b in each.batches(params)} for each in jobs}
+    inner = {each: {b: list[float]() for b in each.batches(params)} for each in jobs}
+    stable = {each: dict.fromkeys(each.batches(params), True) for each in jobs}
     starts: dict[Contender, Start] = {}
     with _running(jobs) as processes:
         missing = {each: p for each, p in processes.items() if isinstance(p, str)}
@@ -192,7 +200,7 @@ def measure(jobs: Mapping[Contender, Job], params: Params) -> dict[Contender, Ti
                 progress.step()
                 continue
             try:
-                for batch in params.batches:
+                for batch in contender.batches(params):
                     answer = process.ask(batch=batch, seconds=params.seconds_per_round)
                     rounds[contender][batch].append(answer["latencies_ms"])
                     inner[contender][batch] += answer["computation_ms"]
@@ -307,7 +315,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     rows = {
         each.name(batch): row(each, batch, timings[each])
         for each in listed
-        for batch in params.batches
+        for batch in each.batches(params)
     }
     for each in listed:
         if each.provider == "cpu" and each.precision == FP32 and timings[each].missing:
@@ -316,7 +324,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     per_image = {
         f"{each.words}, batch {batch}": median_ms[each.name(batch)] / batch
         for each in listed
-        for batch in params.batches
+        for batch in each.batches(params)
         if each.name(batch) in median_ms
     }
     pictures.bars(paths.latency, per_image, label="median ms per image")

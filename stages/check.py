@@ -34,7 +34,7 @@ from stages.core.results.gates import (
     shortfall,
     surely,
 )
-from stages.core.results.schema.shipped import Disturbed, Variant
+from stages.core.results.schema.shipped import Disturbed, Promise, Variant
 from stages.core.results.schema.speed import Provider
 from stages.core.results.schema.verdict import CheckMetrics, Gate, Offer
 from stages.core.runner import stage
@@ -52,6 +52,7 @@ class Params(Section):
     min_worst_group_accuracy: float | None = Field(ge=0, le=1)
     max_ece: float = Field(ge=0, le=1)
     max_asked: float | None = Field(ge=0, le=1)
+    min_promise_margin: float | None = Field(ge=-1, le=1)
     min_finetuning_gain: float = Field(ge=-1, le=1)
     min_gain_over_teacher: float = Field(ge=-1, le=1)
     min_gain_over_control: float = Field(ge=-1, le=1)
@@ -110,9 +111,8 @@ def within_groups(params: Params, reports: Reports) -> dict[str, Gate]:
     return by_name
 
 
-def recalls(params: Params, reports: Reports) -> dict[str, Gate]:
+def recalls(params: Params, recall: dict[str, float]) -> dict[str, Gate]:
     """The gates on single classes. Raises: ParamsError for a class that the data lacks."""
-    recall = reports.export.calibrated.recall
     if unknown := sorted(params.min_recall.keys() - recall.keys()):
         raise ParamsError(
             f"check.min_recall: {', '.join(unknown)}: no such class; there are "
@@ -135,12 +135,25 @@ def worst_group(params: Params, parts: Parts) -> dict[str, Gate]:
     return {"worst_group_accuracy": at_least(min(accuracies), params.min_worst_group_accuracy)}
 
 
-def asked(params: Params, reports: Reports) -> dict[str, Gate]:
-    """The gate on an operating point, if there is one and the gate is set."""
-    point = reports.export.operating_point
-    if params.max_asked is None or point is None:
+def promised(params: Params, point: Promise | None) -> dict[str, Gate]:
+    """The gates on an operating point, if there is one: those that are set.
+
+    Where a promise has no interval, a single image could fail a sound model.
+    """
+    if point is None:
         return {}
-    return {"asked": at_most(point.test.asked, params.max_asked)}
+    by_name = {}
+    if params.max_asked is not None:
+        by_name["asked"] = at_most(point.test.asked, params.max_asked)
+    margins = {
+        "recall_margin": point.recall_margin,
+        "false_alarm_margin": point.false_alarm_margin,
+    }
+    for name, margin in margins.items():
+        limit = params.min_promise_margin
+        if limit is not None and margin is not None and margin.low is not None:
+            by_name[name] = not_below(margin, limit)
+    return by_name
 
 
 def robustness(params: Params, reports: Reports) -> dict[str, Gate]:
@@ -168,9 +181,9 @@ def gates(params: Params, reports: Reports, parts: Parts, history: History) -> d
         "auroc": at_least(
             export.auroc, params.min_auroc, suggested=surely(export.gain_over_chance)
         ),
-        **recalls(params, reports),
+        **recalls(params, export.calibrated.recall),
         **worst_group(params, parts),
-        **asked(params, reports),
+        **promised(params, export.operating_point),
         "ece": at_most(ece, params.max_ece, suggested=ece * (1 + HEADROOM)),
         "finetuning_gain": not_below(teacher.finetuning_gain, params.min_finetuning_gain),
         "gain_over_teacher": not_below(export.gain_over_teacher, params.min_gain_over_teacher),
@@ -194,13 +207,15 @@ def gates(params: Params, reports: Reports, parts: Parts, history: History) -> d
 
 
 def _too_much_lost(params: Params, variant: Variant) -> str:
+    """Why another format may not ship, if so: what it loses, or a gate that it fails itself."""
     lost, split = max((variant.val_loss, "validation"), (variant.loss, "test"))
     limit = f"check.max_variant_loss is {params.max_variant_loss:g}"
     if lost > params.max_variant_loss:
         return f"its accuracy on the {split} split is lower by {lost:.4f}; {limit}"
     if not not_below(variant.gain, -params.max_variant_loss).passed:
         return f"its AUROC on the test split changes by {variant.gain}; {limit}"
-    return ""
+    own = recalls(params, variant.recall) | promised(params, variant.operating_point)
+    return "; ".join(shortfall(name, gate) for name, gate in own.items() if not gate.passed)
 
 
 def offers(params: Params, reports: Reports) -> dict[str, Offer]:

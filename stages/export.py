@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
+from onnxruntime import InferenceSession
 from pydantic import Field
 from scipy.special import softmax
 
@@ -35,7 +36,7 @@ from stages.core.nets.files import load_net
 from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import Net
 from stages.core.nets.onnx_export import Calibrated, export, metadata_of, write
-from stages.core.nets.onnx_run import EVIDENCE, Inputs, feed, probabilities, session
+from stages.core.nets.onnx_run import EVIDENCE, OUTPUT, Inputs, feed, probabilities, session
 from stages.core.nets.variants import (
     CALIBRATION_BATCH,
     CALIBRATION_IMAGES,
@@ -51,9 +52,16 @@ from stages.core.results import metrics, operating_point, predictions, report, r
 from stages.core.results.calibration import calibrate
 from stages.core.results.operating_point import OperatingPoint
 from stages.core.results.review import Probabilities
-from stages.core.results.schema.shipped import Disturbed, ExportMetrics, Parity, Thresholds, Variant
+from stages.core.results.schema.shipped import (
+    Disturbed,
+    ExportMetrics,
+    Parity,
+    Promise,
+    Thresholds,
+    Variant,
+)
 from stages.core.runner import runtime, stage
-from stages.core.runner.errors import Unavailable
+from stages.core.runner.errors import DataError, Unavailable
 from stages.core.runner.params import Section
 from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
@@ -167,27 +175,51 @@ class Judge:
         number, at = self.points[WANTED].number(self.data.classes), thresholds[WANTED]
         return {"thresholds": json.dumps([number, at.low, at.high])}
 
+    def promises(
+        self, thresholds: dict[str, Thresholds], on_test: Probabilities
+    ) -> dict[str, Promise]:
+        """What the thresholds do to a file's probabilities on the test split (N, K)."""
+        data, test = self.data, self.data.rows("test")
+        return {
+            name: point.promise(
+                data.classes, thresholds[name], on_test, data.labels[test], data.groups[test]
+            )
+            for name, point in self.points.items()
+        }
+
     def answers(self, model: Path | bytes) -> Answers:
         """A model's probabilities on the validation and on the test split."""
         data = self.data
         running = session(model, "cpu", threads=self.threads)
-        # By the names that users will go by.
-        names = json.loads(running.get_modelmeta().custom_metadata_map["classes"])
-        order = [names.index(name) for name in data.classes]
         on_val = probabilities(running, data.equivalent_inputs, data.rows("val"))
         on_test = probabilities(running, data.model_inputs, data.rows("test"))
-        return on_val[:, order], on_test[:, order]
+        return self._ordered(running, [on_val]), self._ordered(running, [on_test])
 
-    def by_evidence(self, model: Path, temperature: float) -> Probabilities:
-        """The probabilities on the test split that a model's evidence adds up to."""
+    def _ordered(self, running: InferenceSession, answers: list[Probabilities]) -> Probabilities:
+        """A model's answers by the names that users will go by, in the order of the classes."""
+        names = json.loads(running.get_modelmeta().custom_metadata_map["classes"])
+        order = [names.index(name) for name in self.data.classes]
+        return np.concatenate(answers)[:, order]
+
+    def evidence_parity(self, model: Path, temperature: float) -> Parity:
+        """Of a model's probabilities on the test split, and of what its evidence adds up to."""
         running = session(model, "cpu", threads=self.threads)
         test = self.data.rows("test")
-        logits = [
-            running.run([EVIDENCE], feed(self.data.model_inputs(test[i : i + 64])))[0].sum((2, 3))
-            for i in range(0, len(test), 64)
-        ]
+        answers, logits = [], []
+        for i in range(0, len(test), 64):
+            inputs = feed(self.data.model_inputs(test[i : i + 64]))
+            given, evidence = running.run([OUTPUT, EVIDENCE], inputs)
+            answers.append(given)
+            logits.append(evidence.sum((2, 3)))
         summed: Probabilities = softmax(np.concatenate(logits) / temperature, axis=1)
-        return summed
+        of_both = [
+            _parity(each, self.expected) for each in (self._ordered(running, answers), summed)
+        ]
+        return Parity(
+            images=len(test),
+            max_abs=max(each.max_abs for each in of_both),
+            decisions_changed=max(each.decisions_changed for each in of_both),
+        )
 
 
 def make_variant(
@@ -213,7 +245,8 @@ def make_variant(
     if not all(np.isfinite(each).all() for each in after):
         raise Unavailable("its answers are no numbers")
     file = original.with_name(f"{name}.onnx")
-    write(model, file, metadata | judge.as_metadata(judge.thresholds(after[0])))
+    thresholds = judge.thresholds(after[0])
+    write(model, file, metadata | judge.as_metadata(thresholds))
     labels = {split: data.labels[data.rows(split)] for split in ("val", "test")}
     val_loss, loss = (
         float((old.argmax(1) == truth).mean() - (new.argmax(1) == truth).mean())
@@ -228,6 +261,7 @@ def make_variant(
         loss=loss,
         gain=metrics.paired_gain(new_logits, old_logits, labels["test"], groups),
         recall=quality.recall,
+        operating_point=judge.promises(thresholds, after[1]).get(WANTED),
         parity=_parity(after[1], judge.expected),
     )
 
@@ -271,6 +305,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     val, test = data.rows("val"), data.rows("test")
     labels, groups = data.labels[test], data.groups[test]
     on_val = logits_of(net, views.plain, val)
+    logits = logits_of(net, views.plain, test)
+    if not (np.isfinite(on_val).all() and np.isfinite(logits).all()):
+        raise DataError(
+            f"{paths.refined}: found a network whose answers are no numbers (NaN or infinite), "
+            "expected finite logits; train it again, at a lower rate if it diverged"
+        )
     calibration = calibrate(on_val, data.labels[val], data.groups[val], params.max_temperature)
     temperature, gain = calibration.temperature, calibration.gain
     verdict = "shown to help" if gain.is_shown else "not shown to help, so left out"
@@ -317,7 +357,6 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         explained=explained,
     )
 
-    logits = logits_of(net, views.plain, test)
     before = judge.answers(file)
     shipped = before[1]
     log_shipped = np.log(shipped + 1e-12)
@@ -331,10 +370,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         for kind in get_args(Disturbed)
     }
     others, failed = variants(params.variants, judge, file, before)
-    promises = {
-        name: point.promise(data.classes, thresholds[name], shipped, labels)
-        for name, point in points.items()
-    }
+    promises = judge.promises(thresholds, shipped)
     report.write_metrics(
         paths.metrics,
         ExportMetrics(
@@ -344,9 +380,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             bytes=file.stat().st_size,
             test_files=contents_of(paths.validated, test),
             parity=_parity(shipped, expected),
-            evidence_parity=_parity(judge.by_evidence(explained, temperature), expected),
+            evidence_parity=judge.evidence_parity(explained, temperature),
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
-            calibrated=metrics.classification(logits / temperature, labels, groups, data.classes),
+            calibrated=metrics.classification(log_shipped, labels, groups, data.classes),
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),
             operating_point=promises.pop(WANTED, None),
             promises=promises,

@@ -35,6 +35,8 @@ PROMISE: dict[str, Any] = {
     "label": "defective", "min_recall": 0.95, "max_false_alarms": 0.1,
     "thresholds": {"low": 0.1234, "high": 2.0},
     "test": {"recall": 0.91, "false_alarms": 0.0, "asked": 0.4321},
+    "recall_margin": {"gain": -0.04, "low": -0.1, "high": 0.011},
+    "false_alarm_margin": {"gain": 0.1, "low": 0.08, "high": 0.1},
 }  # fmt: skip
 PARITY = {"max_abs": 1e-7, "decisions_changed": 0, "images": 100}
 PARTS = """kind,name,images,accuracy,auroc

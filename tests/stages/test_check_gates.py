@@ -17,7 +17,17 @@ from stages.core.results.predictions import logits
 from stages.core.runner.errors import GateFailed, ParamsError
 from stages.core.runner.params import load_yaml
 from tests.conftest import ROOT
-from tests.helpers.imagined import NOT_SHOWN, PARTS, change, predicted, reported, run
+from tests.helpers.imagined import (
+    GAIN,
+    NOT_SHOWN,
+    PARITY,
+    PARTS,
+    PROMISE,
+    change,
+    predicted,
+    reported,
+    run,
+)
 
 
 @pytest.fixture
@@ -103,6 +113,61 @@ def test_classes_and_groups_may_have_gates_of_their_own(paths: check.Paths) -> N
     assert run(paths, min_worst_group_accuracy=0.6)["worst_group_accuracy"]["value"] == 0.9
     with pytest.raises(ParamsError, match=r"min_recall: cat: no such class; there are func"):
         run(paths, min_recall={"cat": 0.5})
+
+
+@pytest.mark.parametrize("side", ["recall", "false_alarm"])
+def test_a_promise_that_is_clearly_broken_ships_nothing(paths: check.Paths, side: str) -> None:
+    assert not any(name.endswith("_margin") for name in run(paths)), "nothing is promised"
+    file = paths.export / "metrics.json"
+    change(file, "operating_point", PROMISE)
+    gates = run(paths)
+    assert {"recall_margin", "false_alarm_margin"} <= gates.keys()
+    assert gates["recall_margin"]["value"] == -0.04, "missed, but not clearly"
+    broken = {"gain": -0.09, "low": -0.12, "high": -0.001}
+    change(file, f"operating_point.{side}_margin", broken)
+    with pytest.raises(GateFailed, match=r"export\.operating_point promises is -0\.09 \["):
+        run(paths)
+    assert f"{side}_margin" in run(paths, min_promise_margin=-0.01)
+    assert f"{side}_margin" not in run(paths, min_promise_margin=None)
+    for nothing in (None, {"gain": -0.09, "low": None, "high": None}):
+        change(file, f"operating_point.{side}_margin", nothing)
+        assert f"{side}_margin" not in run(paths), "promised to nobody, or by too few groups"
+
+
+def test_a_format_has_to_keep_floors_and_promises_too(paths: check.Paths) -> None:
+    broken = {"gain": -0.09, "low": -0.12, "high": -0.001}
+    variant = {
+        "bytes": 9, "val_loss": 0.0, "loss": 0.0, "gain": GAIN, "parity": PARITY,
+        "recall": {"functional": 0.9, "defective": 0.6}, "operating_point": PROMISE,
+    }  # fmt: skip
+    file = paths.export / "metrics.json"
+    change(file, "operating_point", PROMISE)
+    change(file, "variants", {"int8": variant})
+    metrics = json.loads((paths.benchmark / "metrics.json").read_text())
+    usual = metrics["rows"]["student_ort_cpu_b1"]
+    quick = {**usual, "precision": "int8", "rounds_ms": {"1": 0.45, "2": 0.45}}
+    change(
+        paths.benchmark / "metrics.json",
+        "rows",
+        metrics["rows"] | {"student_ort_cpu_b1_int8": quick},
+    )
+    (paths.onnx / "int8.onnx").write_bytes(b"int8")
+
+    def reason(**changes: Any) -> str:
+        run(paths, **changes)
+        words: str = json.loads(paths.metrics.read_text())["offers"]["int8"]["reason"]
+        return words
+
+    assert reason() == ""
+    assert "recall of defective is 0.6, but check.min_recall" in reason(
+        min_recall={"defective": 0.65}
+    )
+    change(
+        file,
+        "variants",
+        {"int8": variant | {"operating_point": PROMISE | {"recall_margin": broken}}},
+    )
+    assert "how far recall is above what export.operating_point promises is -0.09" in reason()
 
 
 def test_disturbed_images_may_have_gates(paths: check.Paths) -> None:

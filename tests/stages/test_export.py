@@ -245,6 +245,12 @@ def test_other_formats_are_measured_and_decide_by_thresholds_of_their_own(
         assert model.thresholds == pytest.approx(
             (data.classes.index("functional"), at.low, at.high), rel=1e-5
         )
+        promise = variant.operating_point
+        assert promise is not None
+        assert promise.thresholds.model_dump() == pytest.approx(at.model_dump(), rel=1e-5)
+        number = data.classes.index("functional")
+        own_decisions = decisions(own, data.labels[test], number, promise.thresholds)
+        assert promise.test.model_dump() == pytest.approx(own_decisions.model_dump())
         right = own.argmax(1) == data.labels[test]
         before = expected.argmax(1) == data.labels[test]
         assert variant.loss == pytest.approx(before.mean() - right.mean())

@@ -17,6 +17,7 @@ from stages.core.dataset.background import DARKEST, FLAT
 from stages.core.dataset.data import load_dataset
 from stages.core.intake.contract import Contract
 from stages.core.nets import onnx_export
+from stages.core.runner.errors import DataError
 from stages.core.runner.params import load_yaml
 from tests.conftest import ROOT, MakeFolder, draw_images
 from tests.helpers.front_door import run as validate
@@ -160,3 +161,31 @@ def test_parity_catches_a_broken_model(
     monkeypatch.setattr(onnx_export, "write", breaks)
     result = parity(exported(tmp_path, in_colour.validated, network(data)))
     assert result.parity.max_abs > LIMIT
+
+
+def test_the_file_with_evidence_is_caught_by_its_labels_too(
+    tmp_path: Path, in_colour: InColour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its evidence adds up, but people go by the names of its probabilities."""
+    data, writes = load_dataset(in_colour.validated), onnx_export.write
+
+    def breaks(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
+        if path.stem == "evidence":
+            metadata = metadata | {"classes": json.dumps(data.classes[::-1])}
+        writes(model, path, metadata)
+
+    monkeypatch.setattr(onnx_export, "as_model", lambda *_, **__: copy.deepcopy(in_colour.model))
+    monkeypatch.setattr(onnx_export, "write", breaks)
+    result = parity(exported(tmp_path, in_colour.validated, network(data)))
+    assert result.parity.max_abs < LIMIT
+    assert result.evidence_parity.max_abs > LIMIT
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_whose_answers_are_no_numbers_is_an_error(
+    tmp_path: Path, in_colour: InColour, value: float
+) -> None:
+    net = network(load_dataset(in_colour.validated))
+    torch.nn.init.constant_(net.head.linear.bias, value)
+    with pytest.raises(DataError, match=r"refined: found a network whose answers are no numbers"):
+        exported(tmp_path, in_colour.validated, net)

@@ -28,6 +28,10 @@ class Meaning(NamedTuple):
 # Of any model, when nothing else is known.
 MORE = "label more images, of more groups, or train a stronger teacher (teacher.recipe, backbones)"
 LESSON = "give the student more views (targets.view_count) or unlabelled images, or another alpha"
+ODD_GROUPS = (
+    "look for an odd group in the report's table, and give validation more groups like it "
+    "(validate.val_folds), or promise less (export.operating_point)"
+)
 FAULT = "a fault of the export: keep the file, and report it"
 MEANINGS = {
     "auroc": Meaning("min_auroc", "AUROC of the exported model", MORE),
@@ -50,6 +54,16 @@ MEANINGS = {
         "max_asked",
         "share of images that are left to a person",
         "promise less (export.operating_point), or give validation more groups (val_folds)",
+    ),
+    "recall_margin": Meaning(
+        "min_promise_margin",
+        "how far recall is above what export.operating_point promises",
+        ODD_GROUPS,
+    ),
+    "false_alarm_margin": Meaning(
+        "min_promise_margin",
+        "how far false alarms are below what export.operating_point promises",
+        ODD_GROUPS,
     ),
     "finetuning_gain": Meaning(
         "min_finetuning_gain",

@@ -1,5 +1,6 @@
 """What a benchmark ran on, for those who read its figures elsewhere."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 ARM_FLAGS = ("asimd", "asimddp", "i8mm", "bf16", "sve")
 PACKAGES = ("torch", "onnxruntime-gpu", "numpy")
+# What computes on a GPU, as far as it is installed.
+GPU_PACKAGES = ("nvidia-cuda-runtime", "nvidia-cudnn-cu13", "nvidia-cublas", "tensorrt")
 
 
 def _cpu_flags() -> str:
@@ -28,6 +31,14 @@ def _gpu() -> str:
     return ended.stdout.splitlines()[0] if ended.returncode == 0 and ended.stdout else ""
 
 
+def _installed(names: tuple[str, ...]) -> dict[str, str]:
+    versions = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
 def description() -> dict[str, str]:
     """The machine and its software, by what it is."""
     gpu = _gpu()
@@ -37,5 +48,6 @@ def description() -> dict[str, str]:
         **({"GPU, driver": gpu} if gpu else {}),
         "system": platform.system(),
         "Python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
+        **_installed(PACKAGES),
+        **(_installed(GPU_PACKAGES) if gpu else {}),
     }

@@ -5,11 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from typing import Any
 
 from stages.core.runner.errors import Unavailable
 from stages.core.speed import worker
 from stages.core.speed.engines import Job
+
+# Of one answer. TensorRT may build an engine for minutes.
+LIMIT_S = 1800
 
 
 class Process:
@@ -39,14 +43,20 @@ class Process:
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        limit = threading.Timer(LIMIT_S, self._process.kill)
+        limit.start()
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = ""
+        is_late = not limit.is_alive()
+        limit.cancel()
         if not answer:
             status = self._process.wait()
+            if is_late:
+                raise Unavailable(f"its process gave no answer in {LIMIT_S} s, and was killed")
             how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
             raise Unavailable(f"its process {how}")
         try:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy.special import expit
 from scipy.stats import beta, t
 
@@ -16,7 +17,9 @@ from stages.core.runner.errors import ParamsError
 CLASSES = ["good", "bad"]
 
 
-def point(recall: float = 0.95, false_alarms: float = 0.05, label: Any = None) -> OperatingPoint:
+def point(
+    recall: float | None = 0.95, false_alarms: float | None = 0.05, label: Any = None
+) -> OperatingPoint:
     return OperatingPoint(label=label, min_recall=recall, max_false_alarms=false_alarms)
 
 
@@ -100,6 +103,70 @@ def test_it_asks_more_where_groups_are_few_or_differ() -> None:
 
     assert asked(25, 0.3) < asked(6, 0.3)
     assert asked(25, 0.1) < asked(25, 1.0)
+
+
+def test_a_single_promise_asks_nobody() -> None:
+    p, label, group = images(0, 10)
+    both = choose(point(), CLASSES, p, label, group)
+    at = choose(point(false_alarms=None), CLASSES, p, label, group)
+    assert at.low == at.high == both.low
+    at = choose(point(recall=None), CLASSES, p, label, group)
+    assert at.low == at.high == both.high
+    for alone in (point(false_alarms=None), point(recall=None)):
+        few = choose(alone, CLASSES, *images(0, 3))
+        assert (few.low, few.high) == (0, 2), "nothing can be promised: a person sees all"
+        said = operating_point.cannot_be_promised(alone, CLASSES, *images(0, 3)[1:])
+        assert len(said) == 1
+        at = choose(alone, CLASSES, p, label, group)
+        promise = alone.promise(CLASSES, at, p, label, group)
+        assert promise.test.asked == 0
+        assert (promise.recall_margin is None) == (alone.min_recall is None)
+        assert (promise.false_alarm_margin is None) == (alone.max_false_alarms is None)
+        assert " and " not in promise.words
+    with pytest.raises(ValidationError, match="a number for min_recall, max_false_alarms, or both"):
+        point(None, None)
+
+
+def test_margins_say_how_promises_are_kept() -> None:
+    p, label, group = images(0, 20)
+    at = Thresholds(low=0.3, high=0.8)
+    promise = point(0.9, 0.2).promise(CLASSES, at, p, label, group)
+    recall, alarms = promise.recall_margin, promise.false_alarm_margin
+    assert recall is not None
+    assert alarms is not None
+    assert recall.gain == pytest.approx(promise.test.recall - 0.9)
+    assert alarms.gain == pytest.approx(0.2 - promise.test.false_alarms)
+    for each in (recall, alarms):
+        assert each.low is not None
+        assert each.high is not None
+        assert each.low < each.gain < each.high
+    assert operating_point.margin(label == 1, np.zeros(len(label), np.int64), 0.5).low is None
+    # Without a hit, and with nothing but hits, Clopper and Pearson's bounds.
+    for hits in (np.zeros(60, bool), np.ones(60, bool)):
+        sure = operating_point.margin(hits, np.arange(60) // 6, 0.0)
+        ends = [-float(hits.mean()), -float(beta.ppf(0.975, 1, 60))]
+        ends = ends if not hits[0] else [ends[0], -float(beta.ppf(0.025, 60, 1))]
+        assert [sure.low, sure.high] == pytest.approx(sorted(ends), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [5, 11, 44])
+def test_margins_cover(groups: int) -> None:
+    """And a promise that is just kept is seldom called broken."""
+    at = Thresholds(low=0.2, high=0.8)
+    many = decisions(*images(0, 20_000, spread=0.5)[:2], 1, at)
+    wanted = point(round(many.recall, 6), round(many.false_alarms, 6))
+    covered, broken = [], []
+    for seed in range(1, 1001):
+        promise = wanted.promise(CLASSES, at, *images(seed, groups, spread=0.5))
+        for margin in (promise.recall_margin, promise.false_alarm_margin):
+            assert margin is not None
+            assert margin.low is not None
+            assert margin.high is not None
+            covered.append(margin.low <= 0 <= margin.high)
+            broken.append(margin.high < 0)
+    assert np.mean(covered) >= 0.93, np.mean(covered)
+    assert np.mean(broken) <= 0.03, np.mean(broken)
 
 
 def test_too_few_groups_leave_everything_to_a_person() -> None:

@@ -43,14 +43,30 @@ class Promise(Metrics):
 
     Attributes:
         label: name of the class.
+        min_recall, max_false_alarms: None for what is not promised.
         test: what the thresholds, chosen on the validation split, do on the test split.
+        recall_margin: how far recall there is above what was promised, with its 95 % interval over
+            groups; below 0 if the promise is broken. None where nothing was promised.
+        false_alarm_margin: how far false alarms are below, likewise.
     """
 
     label: str
-    min_recall: float
-    max_false_alarms: float
+    min_recall: float | None
+    max_false_alarms: float | None
     thresholds: Thresholds
     test: Decisions
+    recall_margin: Difference | None
+    false_alarm_margin: Difference | None
+
+    @property
+    def words(self) -> str:
+        """What is promised, for people."""
+        parts = []
+        if self.min_recall is not None:
+            parts.append(f"recall of {self.min_recall:.1%} at least")
+        if self.max_false_alarms is not None:
+            parts.append(f"false alarms of {self.max_false_alarms:.1%} at most")
+        return " and ".join(parts)
 
 
 class Variant(Metrics):
@@ -62,6 +78,7 @@ class Variant(Metrics):
         loss: the same on the test split.
         gain: in AUROC over the float32 file.
         recall: by class.
+        operating_point: what the file promises, by its own thresholds; None as in `ExportMetrics`.
         parity: with PyTorch.
     """
 
@@ -70,6 +87,7 @@ class Variant(Metrics):
     loss: float
     gain: Gain
     recall: dict[str, float]
+    operating_point: Promise | None
     parity: Parity
 
 
@@ -84,8 +102,10 @@ class ExportMetrics(Metrics):
             validation split that a temperature was not fitted on than without any.
         bytes: the file's size.
         test_files: md5 of the SHA-256 of the test images' files, in order.
-        evidence_parity: of the file that gives evidence maps, too.
-        uncalibrated, calibrated: PyTorch, before and after `temperature`.
+        evidence_parity: of the file that gives evidence maps, too: of its probabilities, and of
+            those that its evidence adds up to, the worse.
+        uncalibrated: PyTorch, before `temperature`.
+        calibrated: the file itself.
         auroc, auroc_within_groups: of the file itself; the latter as in `Auroc`.
         operating_point: what the file promises; None where its answer is the most probable class.
         promises: what others would cost, by a name for each; none where there is no class to make

@@ -3,9 +3,14 @@
 The head is linear in mean, deviation and maximum of feature maps, and each of these is a sum over
 positions, so a logit is one, too: nothing is estimated or trained. Zhou et al. 2016 (arXiv
 1512.04150) have this for the mean alone (class activation maps).
+
+Fine feature maps are pooled first, and the statistics computed from what is left, so that a map
+costs little more than the logits alone.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,48 +18,100 @@ from torch.nn import functional as F
 
 from stages.core.nets.net import VARIANCE_FLOOR, Net
 
+# Of a map's side, as far as the network has them: more cells cost time and tell a person no more.
+FEWEST_CELLS = 16
 
-def place_of_maximum(feature_map: Tensor) -> Tensor:
-    """(B, C, H, W) to the first of the H x W positions with the maximum, (B, C).
 
-    By rows and then in one row: ONNX Runtime finds maxima several times faster than their places.
+def cells(sides: Sequence[int]) -> int:
+    """Side of the map, for feature maps of these sides, the finest first.
+
+    That of the coarsest one that has `FEWEST_CELLS` or more, and that all finer ones can be pooled
+    to; else of the finest one.
     """
-    row = feature_map.amax(3).argmax(2)
-    index = row[:, :, None, None].expand(-1, -1, 1, feature_map.shape[3])
-    return row * feature_map.shape[3] + feature_map.gather(2, index).squeeze(2).argmax(2)
+    fit = [
+        side
+        for side in sides
+        if side >= FEWEST_CELLS
+        and all((side - 1) * -(-finer // side) < finer for finer in sides if finer > side)
+    ]
+    return min(fit, default=max(sides))
 
 
-def contributions(feature_map: Tensor, weight: Tensor) -> Tensor:
-    """What each position adds to `weight @ statistics(feature_map)`: (B, K, H, W).
+def _pooled(
+    x: Tensor, side: int, pool: Callable[[Tensor, int], Tensor], *, outside: float
+) -> Tensor:
+    """(B, C, H, W) to (B, C, side, side); cells at the edge may reach outside the image."""
+    window = -(-x.shape[2] // side)
+    if missing := window * side - x.shape[2]:
+        x = F.pad(x, (0, missing, 0, missing), value=outside)
+    return x if window == 1 else pool(x, window)
 
-    With mean m, deviation s and N positions, a value x adds x / N to the mean and
-    ((x - m)^2 + floor) / (N s) to the deviation; the first position with the maximum adds it.
 
-    Args:
-        feature_map: (B, C, H, W).
-        weight: (K, 3 C), of mean, deviation and maximum.
+@dataclass(frozen=True)
+class Summary:
+    """What some feature maps, of C channels together, hold in each of S x S cells.
+
+    Attributes:
+        sums: (B, 2 C, S * S), the sum of the values, and of their squares; both times `share`.
+        share: (2 C,), so that over the cells they add up to means.
+        maxima: (B, C, S * S).
     """
-    channels, height, width = feature_map.shape[1:]
-    of_mean, of_deviation, of_maximum = (
-        weight[:, kind * channels : (kind + 1) * channels] for kind in range(3)
-    )
-    # Step for step what `statistics` does, so that ONNX Runtime computes it once for both.
-    mean = feature_map.mean((2, 3))
-    squares = (feature_map - mean[:, :, None, None]).square()
-    deviation = (squares.mean((2, 3)) + VARIANCE_FLOOR).sqrt()
-    by_deviation = of_deviation / (height * width * deviation[:, None, :])
-    x = feature_map.flatten(2)
-    total = torch.matmul(of_mean / (height * width), x)
-    total = total + torch.matmul(by_deviation, squares.flatten(2))
-    total = total + VARIANCE_FLOOR * by_deviation.sum(2, keepdim=True)
-    added = of_maximum * feature_map.amax((2, 3))[:, None, :]
-    total = total.scatter_add(2, place_of_maximum(feature_map)[:, None, :].expand_as(added), added)
-    return total.reshape(-1, total.shape[1], height, width)
+
+    sums: Tensor
+    share: Tensor
+    maxima: Tensor
+
+    @classmethod
+    def of(cls, maps: Sequence[Tensor], side: int) -> "Summary":
+        """Of feature maps (B, C, H, W) that are no coarser."""
+        means = [_pooled(x, side, F.avg_pool2d, outside=0.0) for x in maps]
+        squares = [_pooled(x * x, side, F.avg_pool2d, outside=0.0) for x in maps]
+        maxima = [_pooled(x, side, F.max_pool2d, outside=-torch.inf) for x in maps]
+        share = torch.cat([
+            x.new_full((x.shape[1],), (-(-x.shape[2] // side)) ** 2 / (x.shape[2] * x.shape[3]))
+            for x in maps
+        ])  # fmt: skip
+        return cls(
+            torch.cat([*means, *squares], 1).flatten(2),
+            torch.cat([share, share]),
+            torch.cat(maxima, 1).flatten(2),
+        )
+
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, deviation and maximum of each channel, (B, C) each; see `net.statistics`."""
+        mean, square = (self.sums.sum(2) * self.share).chunk(2, 1)
+        variance = (square - mean.square()).clamp(min=0)
+        return mean, (variance + VARIANCE_FLOOR).sqrt(), self.maxima.amax(2)
+
+    def contributions(self, weight: Tensor) -> Tensor:
+        """What each cell adds to `weight @ cat(statistics())`: (B, K, S, S).
+
+        With mean m, deviation s and N positions, a value x adds x / N to the mean and
+        ((x - m)^2 + floor) / (N s) to the deviation; the first cell with the maximum adds it.
+
+        Args:
+            weight: (K, 3 C), of means, deviations and maxima.
+        """
+        mean, deviation, maximum = self.statistics()
+        of_mean, of_deviation, of_maximum = weight.chunk(3, 1)
+        count = self.maxima.shape[2]
+        # (x - m)^2 = x^2 - 2 m x + m^2
+        of_square = of_deviation / deviation[:, None, :]
+        of_value = of_mean - 2 * of_square * mean[:, None, :]
+        total = torch.matmul(torch.cat([of_value, of_square], 2) * self.share, self.sums)
+        even = (of_square * (mean.square() + VARIANCE_FLOOR)[:, None, :]).sum(2, keepdim=True)
+        total = total + even / count
+        added = of_maximum * maximum[:, None, :]
+        first = self.maxima.argmax(2)[:, None, :].expand_as(added)
+        side = math.isqrt(count)
+        return total.scatter_add(2, first, added).reshape(-1, weight.shape[0], side, side)
 
 
 def enlarged(values: Tensor, side: torch.Size) -> Tensor:
     """(B, K, h, w) to (B, K, H, W) with the same sum: each value is shared among its pixels."""
     (height, width), (more_rows, more_columns) = values.shape[2:], side
+    if (height, width) == (more_rows, more_columns):
+        return values
     down, right = more_rows // height, more_columns // width
     if (down * height, right * width) == (more_rows, more_columns):
         channels = values.shape[1]
@@ -70,9 +127,9 @@ def enlarged(values: Tensor, side: torch.Size) -> Tensor:
 class Evidence(nn.Module):
     """uint8 (B, P, P, C) images to evidence (B, K, S, S), which sums to the logits over S x S.
 
-    S is the side of the first feature map that the head reads. Deeper maps are enlarged to it, each
-    value shared among its pixels. What no position has given (the head's bias, and the means that
-    it subtracts) is spread evenly.
+    S is as `cells` has it. What coarser feature maps give is shared among the cells that lie in one
+    of their positions. What no position has given (the head's bias, and the means that it
+    subtracts) is spread evenly.
     """
 
     def __init__(self, net: Net) -> None:
@@ -80,22 +137,28 @@ class Evidence(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.of_maps(self.net.backbone(self.net.prepare(images)))
+        return self.logits_and_evidence(images)[1]
 
-    def of_maps(self, maps: Sequence[Tensor]) -> Tensor:
-        """The same, of the feature maps that the head reads."""
-        head = self.net.head
+    def logits_and_evidence(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and the evidence that they are the sums of."""
+        maps, head = self.net.backbone(self.net.prepare(images)), self.net.head
+        side = cells([x.shape[2] for x in maps])
+        fine = [number for number, x in enumerate(maps) if x.shape[2] >= side]
+        alike = [fine, *([number] for number in range(len(fine), len(maps)))]
+        # The head has means, deviations and maxima of one map after the other.
+        widths = [3 * x.shape[1] for x in maps]
+        of_map = [part.reshape(3, -1) for part in torch.split(torch.arange(sum(widths)), widths)]
+        columns = [torch.cat([of_map[number] for number in each], 1).flatten() for each in alike]
+        summaries = [
+            Summary.of([maps[number] for number in each], min(side, maps[each[0]].shape[2]))
+            for each in alike
+        ]
+        found = torch.cat([part for each in summaries for part in each.statistics()], 1)
+        logits = head(found[:, torch.cat(columns).argsort()])
         weight = head.linear.weight / head.std
-        parts, start = [], 0
-        for feature_map in maps:
-            end = start + 3 * feature_map.shape[1]
-            parts.append(contributions(feature_map, weight[:, start:end]))
-            start = end
-        # From the deepest upwards, so that most of the work is done on small maps.
-        total = parts.pop()
         constant = head.linear.bias - weight @ head.mean
-        total = total + constant[None, :, None, None] / (total.shape[2] * total.shape[3])
-        while parts:
-            finer = parts.pop()
-            total = finer + enlarged(total, finer.shape[2:])
-        return total
+        evidence = constant[None, :, None, None] / side**2
+        for each, own in zip(summaries, columns, strict=True):
+            part = each.contributions(weight[:, own])
+            evidence = evidence + enlarged(part, torch.Size((side, side)))
+        return logits, evidence

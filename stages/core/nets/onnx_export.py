@@ -19,7 +19,7 @@ from stages.core.dataset.background import divided
 from stages.core.dataset.data import BackgroundKind
 from stages.core.nets.evidence import Evidence
 from stages.core.nets.faster import faster
-from stages.core.nets.net import AnyNet, Net, statistics
+from stages.core.nets.net import AnyNet, Net
 from stages.core.nets.onnx_run import EVIDENCE, INPUTS, OUTPUT
 from stages.core.runner.errors import ParamsError
 
@@ -49,10 +49,8 @@ class Explained(nn.Module):
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        net = self.evidence.net
-        maps = net.backbone(net.prepare(images))
-        logits = net.head(torch.cat([statistics(feature_map) for feature_map in maps], 1))
-        return torch.softmax(logits / self.temperature, 1), self.evidence.of_maps(maps)
+        logits, evidence = self.evidence.logits_and_evidence(images)
+        return torch.softmax(logits / self.temperature, 1), evidence
 
 
 class Divided(nn.Module):

@@ -342,6 +342,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "bit_depth": str(data.rules.bit_depth),
         "max_pixels": str(data.rules.max_pixels),
         "fit": data.rules.fit,
+        "min_source_px": str(data.rules.min_source_px),
+        "min_contrast": repr(data.rules.min_contrast),
         **judge.as_metadata(thresholds),
     }
     background = data.rules.background

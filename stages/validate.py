@@ -240,6 +240,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             params.fit,
             background=params.divides,
             background_images=params.min_background_images if divided else None,
+            min_source_px=params.min_source_px,
+            min_contrast=params.min_contrast,
         )
         pixels = save(paths.validated, table, classes, rules, symmetries, cache, grounds)
         cache.keep_only(set(look["sha256"]))

@@ -76,6 +76,19 @@ def test_the_release_divides_as_validation_did(
     assert np.abs(answers[6:] - expected[6:]).max() > 1e-3
 
 
+def test_the_release_asks_of_images_what_validation_asked(shipped: Shipped, tmp_path: Path) -> None:
+    model = predict.Model(shipped.root / "release" / "model.onnx")
+    assert (model.min_source_px, model.min_contrast) == (16, 1.0)
+    Image.new("L", (8, 8)).save(shipped.copy("g1", tmp_path / "in") / "black.png")
+    answers, errors = shipped.predict("in", at=tmp_path, status=1)
+    # The background of the others is theirs alone.
+    np.testing.assert_allclose(answers, shipped.expected("g1"), atol=1e-5)
+    assert errors[0].startswith("error: in/black.png: width = 8 (expected at least 16 px")
+    # What is named as a background is no image to be judged.
+    answers, errors = shipped.predict("in/g1_3.png", "--background", "in/black.png", at=tmp_path)
+    assert (len(answers), errors) == (1, [])
+
+
 def test_the_file_keeps_the_thresholds_that_validation_chose(
     tmp_path: Path, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,8 @@ class FileRules:
         background: with `group`, networks see images divided by the median of their group's; with
             `both`, three channels: the image, that quotient, and the median. None: images alone.
         background_images: of how many images that median is made, at least.
+        min_source_px, min_contrast: width and height of a file, and deviation of an image's grey
+            values, at least.
     """
 
     bit_depth: int
@@ -41,6 +43,8 @@ class FileRules:
     fit: str
     background: BackgroundKind | None = None
     background_images: int | None = None
+    min_source_px: int = 1
+    min_contrast: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -101,25 +101,21 @@ def perceptual_hash(grey: Image.Image) -> bytes:
     return np.packbits(low > np.median(low)).tobytes()
 
 
-def _grey(pixels: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels.squeeze()).convert("L")
-
-
 def hash_of(pixels: NDArray[np.uint8]) -> bytes:
     """The perceptual hash of a packed image (P, P, C)."""
-    return perceptual_hash(_grey(pixels))
+    return perceptual_hash(predict.grey(pixels))
 
 
 def _statistics(pixels: NDArray[np.uint8]) -> dict[str, Any]:
     """Those facts of a look that a packed image (P, P, C) gives."""
-    packed = _grey(pixels)
+    packed = predict.grey(pixels)
     grey = np.asarray(packed, dtype=np.float32)
     laplacian = (
         grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
     )
     return {
         "mean": round(float(grey.mean()), 3),
-        "contrast": round(float(grey.std()), 3),
+        "contrast": predict.contrast(packed),
         "sharpness": round(float(laplacian.var()), 3),
         "phash": perceptual_hash(packed),
     }

@@ -4,6 +4,7 @@ import pandas as pd
 
 from stages.core.dataset.data import SPLITS, UNLABELLED
 from stages.core.intake.contract import Expectation, Suite, Violation
+from stages.core.release import predict
 
 
 def image_suite(
@@ -12,13 +13,8 @@ def image_suite(
     """Every single image: there, readable, of a class if labelled, large enough, not blank."""
     import great_expectations.expectations as gxe  # see contract.py
 
-    def at_least(column: str, limit: float, words: str, advice: str) -> Expectation:
-        return gxe.ExpectColumnValuesToBeBetween(
-            column=column, min_value=limit, meta={"expected": words, "do": advice}
-        )
-
-    larger = (f"at least {min_source_px} px", "leave it out, or lower min_source_px")
-    expectations = [
+    measures = predict.least(min_source_px, min_contrast)
+    expectations: list[Expectation] = [
         gxe.ExpectColumnValuesToBeNull(
             column="problem",
             meta={"expected": "a whole image inside the folder, listed once"},
@@ -31,13 +27,11 @@ def image_suite(
                 "do": "correct the label, or the classes (classes.txt, validate.classes)",
             },
         ),
-        at_least("width", min_source_px, *larger),
-        at_least("height", min_source_px, *larger),
-        at_least(
-            "contrast",
-            min_contrast,
-            f"a deviation of at least {min_contrast:g} grey levels",
-            "it is blank: leave it out, or lower min_contrast",
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=column, min_value=limit, meta={"expected": words, "do": advice}
+            )
+            for column, (limit, words, advice) in measures.items()
         ),
     ]
     # Great Expectations asks nothing of a cell that is null.

@@ -633,8 +633,33 @@ def as_input(picture: Picture, channels: int, bit_depth: int) -> NDArray[np.uint
     if pixels.shape[2] < channels:
         return np.repeat(pixels, channels, 2)
     if pixels.shape[2] > channels:
-        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+        return np.asarray(grey(pixels))[..., None]
     return pixels
+
+
+def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+
+
+def grey(pixels: NDArray[np.uint8]) -> Image.Image:
+    """The grey values of an image (P, P, C)."""
+    return _as_image(pixels).convert("L")
+
+
+def contrast(image: Image.Image) -> float:
+    """Standard deviation of a grey image's values (0 to 255)."""
+    return round(float(np.asarray(image, np.float32).std()), 3)
+
+
+def least(min_source_px: int, min_contrast: float) -> dict[str, tuple[float, str, str]]:
+    """By measure: what an image has at least; that in words, and what to do about less.
+
+    Width and height are in pixels, as stored; the contrast is that of the image that models see.
+    """
+    side = (min_source_px, f"at least {min_source_px} px", "leave it out, or lower min_source_px")
+    deviation = f"a deviation of at least {min_contrast:g} grey levels"
+    blank = "it is blank: leave it out, or lower min_contrast"
+    return {"width": side, "height": side, "contrast": (min_contrast, deviation, blank)}
 
 
 def spread(items: Sequence[T]) -> list[T]:
@@ -707,6 +732,8 @@ class Model:
         max_pixels: width times height of an image, at most.
         fit: what becomes of an image that is not square; models from before that was a choice do
             not say, and stretch it.
+        min_source_px, min_contrast: what an image has at least, see `least`; older models do not
+            say, and ask for nothing.
         background_images: of how many images of its group, at least, the background is made that an
             image is divided by; 0: the model takes no background.
         explains: whether it gives a map of evidence per class, too.
@@ -776,6 +803,11 @@ class Model:
         if fit not in fits:
             raise ValueError(f"its metadata say fit = {fit[:50]!r}; expected {', '.join(fits)}")
         self.fit = fits[fit]
+        self.min_source_px, self.min_contrast = 1, 0.0
+        if "min_source_px" in metadata:
+            self.min_source_px = number("min_source_px", range(1, 10**15), "a number of pixels")
+        if "min_contrast" in metadata:
+            self.min_contrast = _contrast(metadata["min_contrast"])
         self.background_images = 0
         if "background_images" in metadata:
             allowed = range(1, MEDIAN_OF + 1)
@@ -831,6 +863,27 @@ class Model:
             content: of the file.
             name: of the file: its extension has to fit.
         """
+        picture, pixels = self._opened(content, name)
+        measures = {
+            "width": picture.width,
+            "height": picture.height,
+            "contrast": contrast(grey(pixels)),
+        }
+        limits = least(self.min_source_px, self.min_contrast)
+        problems = [
+            f"{measure} = {measures[measure]} (expected {words}: {advice})"
+            for measure, (limit, words, advice) in limits.items()
+            if measures[measure] < limit
+        ]
+        if problems:
+            raise Refused("; ".join(problems))
+        return pixels
+
+    def background(self, content: bytes, name: str) -> NDArray[np.uint8]:
+        """The same of a background's file, which may be small, or of one grey."""
+        return self._opened(content, name)[1]
+
+    def _opened(self, content: bytes, name: str | None) -> tuple[Picture, NDArray[np.uint8]]:
         picture = read(
             content,
             image_px=self.image_px,
@@ -840,7 +893,7 @@ class Model:
         )
         if name is not None and (problem := wrong_extension(name, picture.format)):
             raise Refused(problem)
-        return as_input(picture, self.channels, self.bit_depth)
+        return picture, as_input(picture, self.channels, self.bit_depth)
 
     def probabilities(
         self, images: Sequence[NDArray[np.uint8]], backgrounds: Sequence[NDArray[np.uint8]] = ()
@@ -873,6 +926,17 @@ class Model:
         if actual != shapes:
             raise BadModel(f"the model's answers are of shape {actual}; expected {shapes}")
         return outputs
+
+
+def _contrast(text: str) -> float:
+    """A least contrast, from a model's metadata. Raises: ValueError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 128:  # no grey values deviate more
+        raise ValueError(f"its metadata say min_contrast = {text[:50]!r}; expected 0 to 128")
+    return value
 
 
 def _thresholds(text: str, classes: int) -> tuple[int, float, float]:
@@ -978,13 +1042,14 @@ ALONE = (
 Decoded = tuple[Any, str]
 
 
-def _read_by(model: Model, file: File) -> Decoded:
+def _read_by(model: Model, file: File, *, is_background: bool = False) -> Decoded:
     if file.problem:
         return None, file.problem
     try:
         if problem := too_large(file.path.stat().st_size, model.max_pixels):
             return None, problem
-        return model.pixels(file.path.read_bytes(), file.path.name), ""
+        decode = model.background if is_background else model.pixels
+        return decode(file.path.read_bytes(), file.path.name), ""
     except OSError as error:
         return None, f"cannot be read ({error.strerror})"
     except MemoryError:
@@ -1032,7 +1097,7 @@ def given_background(model: Model, path: Path) -> Background:
     if os.path.isdir(path):  # noqa: PTH112, as above
         ground = background_of(model, path, [file for file in files if file.folder == path])
     else:
-        ground = Background(*_read_by(model, files[0]), {})
+        ground = Background(*_read_by(model, files[0], is_background=True), {})
     if ground.image is None:
         raise Refused(f"--background {path}: {ground.problem}")
     return ground
@@ -1127,14 +1192,14 @@ def explained(seen: Seen, row: NDArray[np.float32], first: int) -> Image.Image:
         Image.fromarray(values.astype(np.uint8)).resize(side, Image.Resampling.BILINEAR)
         for values in channels
     )
-    image = Image.fromarray(seen.pixels.squeeze(2) if seen.pixels.shape[2] == 1 else seen.pixels)
-    grey = image.convert("L").convert("RGB")
     none = Image.new("L", side)
     over = Image.composite(
-        Image.merge("RGB", (red, none, blue)), grey, opaque.point(lambda v: v // 2)
+        Image.merge("RGB", (red, none, blue)),
+        grey(seen.pixels).convert("RGB"),
+        opaque.point(lambda v: v // 2),
     )
     both = Image.new("RGB", (2 * side[0], side[1]))
-    both.paste(image.convert("RGB"), (0, 0))
+    both.paste(_as_image(seen.pixels).convert("RGB"), (0, 0))
     both.paste(over, (side[0], 0))
     return both
 

@@ -3,6 +3,7 @@
 import re
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from stages.core.dataset.data import load_dataset
 from stages.core.intake.images import look
 from stages.core.release import predict
+from tests.conftest import MakeFolder
+from tests.helpers.front_door import append, quarantined
+from tests.helpers.front_door import run as validate
+from tests.helpers.released import call, lines, with_metadata
 from tests.helpers.scenes import LIMIT, PX, naive, saved, scene
 
 # Pillow's, of what stands beside the pixels: those who call `read` leave them out.
@@ -523,6 +529,78 @@ def test_more_bits_than_in_training_are_refused() -> None:
     assert predict.as_input(picture, 3, 14).shape == (PX, PX, 3)
     with pytest.raises(predict.Refused, match=r"^its values need 12 bits; expected at most 8, as"):
         predict.as_input(picture, 1, 8)
+
+
+def wave(strength: float, bits: int = 8) -> Image.Image:
+    """Grey values that deviate by `strength`, of 255 that eight bits have."""
+    y, x = np.mgrid[:64, :64]
+    values = 100 + strength * np.sqrt(2) * np.sin((x + 2 * y) / 3)
+    scaled = values * (2**bits - 1) / 255
+    return Image.fromarray(scaled.round().astype(np.uint8 if bits == 8 else np.uint16))
+
+
+# Images of the measures that validation asks for, or not quite.
+MEASURED = {
+    "one_pixel.png": saved(Image.new("L", (1, 1)), "PNG"),
+    "narrow.png": saved(wave(30).resize((15, 64)), "PNG"),
+    "flat.jpg": saved(wave(30).resize((64, 15)), "JPEG", exif=b"Exif\0\0" + exif(6)),
+    "just_large_enough.png": saved(wave(30).resize((16, 16)), "PNG"),
+    "black.png": saved(Image.new("L", (64, 64)), "PNG"),
+    "black_in_colour.png": saved(Image.new("RGB", (64, 64)), "PNG"),
+    "small_and_white.png": saved(Image.new("L", (8, 70), 255), "PNG"),
+    "nearly_blank.png": saved(wave(1.8), "PNG"),
+    "not_quite_blank.png": saved(wave(2.2), "PNG"),
+    "nearly_blank_deep.png": saved(wave(1.8, 12), "PNG"),
+    "not_quite_blank_deep.png": saved(wave(2.2, 12), "PNG"),
+}
+
+
+@pytest.mark.usefixtures("quick")
+def test_small_and_blank_images_are_refused_as_validation_does(
+    release: Path, image_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = image_folder()
+    for name, content in MEASURED.items():
+        (folder / name).write_bytes(content)
+        append(name)(tmp_path)
+    limits: dict[str, Any] = {"min_source_px": 16, "min_contrast": 2.0}
+    out = validate(tmp_path, image_px=64, on_bad_image="quarantine", bit_depth=12, **limits)
+    expected = {row["file_name"]: row["reason"] for row in quarantined(out)}
+    assert MEASURED.keys() - expected.keys() == {
+        "just_large_enough.png", "not_quite_blank.png", "not_quite_blank_deep.png",
+    }  # fmt: skip
+    rules = load_dataset(out / "validated").rules
+    assert {name: getattr(rules, name) for name in limits} == limits
+    told = {name: repr(limit) for name, limit in limits.items()}
+    model = predict.Model(with_metadata(release, tmp_path, **told))
+    given = {}
+    for file in sorted(folder.glob("*.*g")):
+        try:
+            model.pixels(file.read_bytes(), file.name)
+        except predict.Refused as error:
+            given[file.name] = str(error)
+    assert given == expected
+
+
+def test_small_and_blank_images_do_not_end_the_batch(release: Path, tmp_path: Path) -> None:
+    names = ["black.png", "not_quite_blank.png", "one_pixel.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(MEASURED[name])
+    ended = call(release, *names, at=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, b""), "a model of before asks for nothing"
+    (tmp_path / "release").mkdir()
+    with_metadata(release, tmp_path / "release", min_source_px="16", min_contrast="1.0")
+    (tmp_path / "release" / "predict.py").write_bytes((release / "predict.py").read_bytes())
+    ended = call(tmp_path / "release", *names, at=tmp_path)
+    assert ended.returncode == 1
+    assert [line.split("\t")[2] for line in lines(ended.stdout)] == ["not_quite_blank.png"]
+    blank, small, count = lines(ended.stderr)
+    assert blank == (
+        "error: black.png: contrast = 0.0 (expected a deviation of at least 1 grey levels: it is "
+        "blank: leave it out, or lower min_contrast)"
+    )
+    assert small.startswith("error: one_pixel.png: width = 1 (expected at least 16 px: leave it ")
+    assert count == "2 files could not be used"
 
 
 def test_refusals_are_one_line() -> None:

@@ -11,6 +11,22 @@ from tests.helpers.scenes import saved, scene
 
 CLASSES = ["functional", "defective"]
 SOUND = saved(scene(), "PNG")
+# What may stand in a manifest.json that nobody can use.
+ODD_MANIFESTS = {
+    "a list": b"[]",
+    "a number": b"5",
+    "null": b"null",
+    "a text": b'"sha256"',
+    "no hashes": b'{"md5": {}}',
+    "hashes in a list": b'{"sha256": ["model.onnx"]}',
+    "no hashes at all": b'{"sha256": null}',
+    "numbers for hashes": b'{"sha256": {"model.onnx": 5}}',
+    "nested": b'{"sha256": {"model.onnx": {"sha256": "5e88"}}}',
+    "too deep": b"[" * 100_000,
+    "broken UTF-8": b'{"sha256": {"\xff": ""}}',
+    "cut": b'{"sha256": {',
+    "empty": b"",
+}
 
 
 def call(

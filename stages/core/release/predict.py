@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -722,6 +723,44 @@ def _listed(values: Iterable[tuple[str, str, list[Any]]]) -> str:
     )
 
 
+def hashes_in(manifest: Path) -> dict[str, str]:
+    """The SHA-256 of a release's files by name, from its manifest.json. Raises: BadModel."""
+    problem = _not_a_file(manifest)
+    try:
+        if not problem:
+            hashes = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+            if all(isinstance(value, str) for value in hashes.values()):
+                return dict(hashes)
+            problem = "a hash in it is no text"
+    except OSError as error:
+        problem = str(error.strerror)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        problem = 'expected JSON such as {"sha256": {"model.onnx": "5e88..."}}'
+    raise BadModel(f"{manifest}: not readable ({problem}); fetch the whole release again")
+
+
+def _as_released(path: Path) -> bytes:
+    """A file of a release, as the manifest.json beside it says, if there is one.
+
+    Raises: OSError, BadModel.
+    """
+    content = path.read_bytes()
+    manifest = path.with_name("manifest.json")
+    if os.path.lexists(manifest):
+        expected = hashes_in(manifest).get(path.name)
+        if expected is None:
+            raise BadModel(
+                f"{path}: not listed in the manifest.json beside it; fetch the whole release "
+                "again, or put a model of your own into another folder"
+            )
+        if expected != hashlib.sha256(content).hexdigest():
+            raise BadModel(
+                f"{path}: not the file that was released (its SHA-256 differs from that in "
+                "manifest.json); fetch the whole release again"
+            )
+    return content
+
+
 class Model:
     """A released ONNX model.
 
@@ -742,10 +781,10 @@ class Model:
     """
 
     def __init__(self, path: Path) -> None:
-        """Load it, and compare it with the labels.json beside it. Raises: BadModel."""
+        """Load it; compare it with manifest.json and labels.json beside it. Raises: BadModel."""
         import onnxruntime  # the pipeline uses this file's rules without it
 
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113, Path.is_file raises where access is denied
             raise BadModel(f"{path}: no such file; copy the whole release folder again")
         onnxruntime.set_default_logger_severity(4)
         try:
@@ -755,8 +794,10 @@ class Model:
                 "session.model_external_initializers_file_folder_path", os.devnull
             )
             self._session: Any = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
+                _as_released(path), options, providers=["CPUExecutionProvider"]
             )
+        except BadModel:
+            raise
         except Exception as error:  # onnxruntime's classes have no base of their own
             reason = " ".join(str(error).split())[:200]
             raise BadModel(
@@ -846,8 +887,8 @@ class Model:
         if not path.exists():
             return
         try:
-            labels = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            labels = json.loads(_as_released(path).decode())
+        except (OSError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise BadModel(f"{path}: not readable ({reason}); copy the release again") from None
         if labels != self.classes:

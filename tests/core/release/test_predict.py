@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from stages.core.release import predict
 from tests.conftest import ROOT, MakeFolder
 from tests.helpers.exported import METADATA, net
 from tests.helpers.front_door import run as validate
-from tests.helpers.released import CLASSES, SOUND, call, lines, with_metadata
+from tests.helpers.released import (
+    CLASSES,
+    ODD_MANIFESTS,
+    SOUND,
+    call,
+    lines,
+    with_metadata,
+)
 from tests.helpers.scenes import saved, scene
 
 LIMIT = int(METADATA["max_pixels"])
@@ -263,6 +271,8 @@ def broken_release(release: Path, at: Path, how: str) -> Path:
         labels.write_text(json.dumps(CLASSES[::-1]))
     elif how == "binary labels":
         labels.write_bytes(b"\xff\xfe")
+    elif how == "deep labels":
+        labels.write_text("[" * 100_000)
     return folder
 
 
@@ -332,6 +342,7 @@ def test_a_background_for_a_model_without(release: Path, tmp_path: Path) -> None
     ("cut labels", "labels.json: not readable ("),
     ("other labels", "labels.json: other classes than the model's (functional, defective)"),
     ("binary labels", "labels.json: not readable ("),
+    ("deep labels", "labels.json: not readable ("),
 ])  # fmt: skip
 def test_a_broken_release_is_one_line(release: Path, tmp_path: Path, how: str, words: str) -> None:
     (tmp_path / "x.png").write_bytes(SOUND)
@@ -341,6 +352,68 @@ def test_a_broken_release_is_one_line(release: Path, tmp_path: Path, how: str, w
     (line,) = lines(ended.stderr)
     assert line.startswith("error: ")
     assert words in line
+
+
+def with_manifest(release: Path, folder: Path) -> Path:
+    """A copy that has a manifest.json, as the check stage writes it, and another format."""
+    shutil.copytree(release, folder)
+    shutil.copyfile(release / "model.onnx", folder / "model_int8_cpu.onnx")
+    hashes = {file.name: sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8_cpu.onnx", "labels.json"])
+def test_a_file_that_differs_from_the_manifest_is_refused(
+    release: Path, tmp_path: Path, name: str
+) -> None:
+    folder = with_manifest(release, tmp_path / "release")
+    (tmp_path / "x.png").write_bytes(SOUND)
+    variant = ["--model", str(folder / name)] if "int8" in name else []
+    assert call(folder, "x.png", *variant, at=tmp_path).returncode == 0
+    # Both would load: metadata stand at a model's end, blanks at that of the labels.
+    with (folder / name).open("ab") as file:
+        file.write(b" " if name == "labels.json" else b"\x72\x00")
+    ended = call(folder, "x.png", *variant, at=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert lines(ended.stderr) == [
+        f"error: {folder / name}: not the file that was released (its SHA-256 differs from that in "
+        "manifest.json); fetch the whole release again"
+    ]
+    # A model that is copied alone has nothing to be held against.
+    (folder / "manifest.json").unlink()
+    assert call(folder, "x.png", *variant, at=tmp_path).returncode == 0
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(release: Path, tmp_path: Path) -> None:
+    folder = with_manifest(release, tmp_path / "release")
+    shutil.copyfile(folder / "model.onnx", folder / "mine.onnx")
+    with pytest.raises(predict.BadModel, match=r"mine\.onnx: not listed in the manifest\.json "):
+        predict.Model(folder / "mine.onnx")
+
+
+@pytest.mark.parametrize("content", ODD_MANIFESTS.values(), ids=list(ODD_MANIFESTS))
+def test_an_odd_manifest_is_one_line(release: Path, tmp_path: Path, content: bytes) -> None:
+    folder = with_manifest(release, tmp_path / "release")
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(predict.BadModel) as caught:
+        predict.Model(folder / "model.onnx")
+    assert str(caught.value).startswith(f"{folder / 'manifest.json'}: not readable (")
+    assert str(caught.value).endswith("); fetch the whole release again")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_is_no_file_is_one_line(release: Path, tmp_path: Path) -> None:
+    """A pipe would block for ever."""
+    folder = with_manifest(release, tmp_path / "release")
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+    ended = call(folder, "x.png", at=tmp_path)
+    assert ended.returncode == 2
+    assert lines(ended.stderr) == [
+        f"error: {folder / 'manifest.json'}: not readable (not a plain file); fetch the whole "
+        "release again"
+    ]
 
 
 @pytest.mark.usefixtures("quick")

@@ -30,6 +30,7 @@ from flows.graph import Graph
 from flows.repo import one_line, open_repo
 from flows.sweep import run_flow
 from flows.workspace import git
+from stages.core.release import predict
 from stages.core.results import predictions
 from stages.core.results.champion import (
     SHIPPED,
@@ -71,8 +72,8 @@ def check_files(folder: Path) -> None:
     """Compare a release with its manifest. Raises: ReleaseRefused for any difference."""
     manifest = folder / "manifest.json"
     try:
-        expected: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = predict.hashes_in(manifest)
+    except predict.BadModel:
         raise ReleaseRefused(
             f"{folder}: no manifest.json that could be read; make the release again with `make run`"
         ) from None
@@ -245,7 +246,8 @@ def release(root: Path, part: Part) -> str:
     Raises: ReleaseRefused, WorkspaceBusy, WorkspaceFailed.
     """
     with lock.held(root, "a release"):
-        champion, own = load(root / ACCEPTED), digest.md5(root / RELEASE)
+        champion, folder = load(root / ACCEPTED), root / RELEASE
+        own = digest.md5(folder) if folder.exists() else ""
         check_commit(root)
         if champion is not None and champion.release == own:
             version = champion.version

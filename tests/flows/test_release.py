@@ -17,6 +17,7 @@ from stages.core.runner.errors import ReleaseRefused, WorkspaceFailed
 from tests.conftest import ROOT
 from tests.helpers.checked import Project
 from tests.helpers.imagined import change
+from tests.helpers.released import ODD_MANIFESTS
 
 IDENTITY = ["-c", "user.name=n", "-c", "user.email=e"]
 
@@ -56,7 +57,6 @@ def folder_with_manifest(folder: Path) -> Path:
         (lambda f: (f / "labels.json").unlink(), "labels.json: not as the run wrote it"),
         (lambda f: (f / "more.txt").write_text(""), "more.txt: not as the run wrote it"),
         (lambda f: (f / "manifest.json").unlink(), "no manifest.json that could be read"),
-        (lambda f: (f / "manifest.json").write_text("[]"), "no manifest.json that could be read"),
     ],
 )
 def test_a_release_that_was_changed_is_refused(
@@ -67,6 +67,25 @@ def test_a_release_that_was_changed_is_refused(
     spoil(folder)
     with pytest.raises(ReleaseRefused, match=words):
         check_files(folder)
+
+
+@pytest.mark.parametrize("content", ODD_MANIFESTS.values(), ids=list(ODD_MANIFESTS))
+def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = folder_with_manifest(tmp_path / "release")
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(ReleaseRefused) as caught:
+        check_files(folder)
+    assert str(caught.value) == (
+        f"{folder}: no manifest.json that could be read; make the release again with `make run`"
+    )
+
+
+def test_without_a_candidate_there_is_nothing_to_release(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / ACCEPTED).parent.mkdir()
+    (tmp_path / ACCEPTED).write_text("{}\n")
+    with pytest.raises(ReleaseRefused, match="there is nothing to release: `make run`"):
+        release.release(tmp_path, "minor")
 
 
 class Repository(Project):

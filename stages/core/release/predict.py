@@ -1324,6 +1324,12 @@ def _write(form: str, model: Model, rows: Iterable[Answer]) -> int:
     return problems
 
 
+def _path(name: str) -> Path:
+    if not name:  # which pathlib takes for the current folder
+        raise Refused("an empty name among the arguments; name a file or a folder")
+    return Path(name)
+
+
 def main() -> int:
     """Print a line per image: its class, the probability, the file. Returns the exit status."""
     for name in ("stdout", "stderr"):  # closed ones, as `2>&-` has them, are None
@@ -1333,35 +1339,35 @@ def main() -> int:
         description="Classify images. A file that cannot be used is named on stderr, and the "
         "others go on: the exit status is 1 then."
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("paths", nargs="+", type=_path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument(
         "--background",
-        type=Path,
+        type=_path,
         metavar="FOLDER_OR_IMAGE",
         help="for a model that divides images by their background: an image of it, or the folder "
         "whose images' median it is; without this, each folder's images have their own median",
     )
     parser.add_argument(
         "--model",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="another file of the release, as MODEL_CARD.md names them; default: model.onnx",
     )
     parser.add_argument(
         "--evidence",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="write each image into this folder, beside what of it speaks for the answer (red) and "
         "against it (blue); takes evidence.onnx in place of model.onnx",
     )
-    arguments = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what stands beside the pixels
         try:
+            arguments = parser.parse_args()
             usual = "model.onnx" if arguments.evidence is None else "evidence.onnx"
             model = Model(arguments.model or Path(__file__).with_name(usual))
             if arguments.evidence is not None and not model.explains:

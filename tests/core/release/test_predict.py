@@ -232,6 +232,21 @@ def test_too_little_memory_does_not_end_the_batch(tmp_path: Path) -> None:
     assert second.problem == ""
 
 
+@pytest.mark.parametrize("arguments", [
+    [""], ["x.png", ""], ["x.png", "--background", ""], ["x.png", "--model", ""],
+    ["x.png", "--evidence", ""],
+])  # fmt: skip
+def test_an_empty_name_is_not_the_current_folder(
+    release: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "x.png").write_bytes(SOUND)
+    ended = call(release, *arguments, at=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert lines(ended.stderr) == [
+        "error: an empty name among the arguments; name a file or a folder"
+    ]
+
+
 def broken_release(release: Path, at: Path, how: str) -> Path:
     folder = at / "release"
     shutil.copytree(release, folder)

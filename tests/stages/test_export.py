@@ -146,10 +146,15 @@ def test_the_release_draws_what_it_goes_by(shipped: Shipped, tmp_path: Path) -> 
     np.testing.assert_allclose(answers, plain, atol=1e-5)
     assert len(errors) == 2
     names = sorted(file.name for file in (tmp_path / "out" / "maps").iterdir())
-    assert names == [f"{n + 1:05d}_g1_{n}.png" for n in range(1, 6)]
+    assert names == [f"{n + 1:05d}_g1_{n}.evidence.png" for n in range(1, 6)]
     picture = np.asarray(Image.open(tmp_path / "out" / "maps" / names[0]).convert("RGB"), int)
     px = shipped.data.image_px
     assert picture.shape == (px, 2 * px, 3)
+    # They are no images to be looked at in their turn.
+    shutil.copytree(tmp_path / "out" / "maps", tmp_path / "in" / "maps")
+    again, _ = shipped.predict("in", at=tmp_path, status=1)
+    np.testing.assert_array_equal(again, plain)
+    shutil.rmtree(tmp_path / "in" / "maps")
     left, right = picture[:, :px], picture[:, px:]
     assert (left[..., 0] == left[..., 2]).all()
     assert (right[..., 0] != right[..., 2]).mean() > 0.1

@@ -3,7 +3,7 @@
 import re
 from pathlib import PurePosixPath
 
-from stages.core.release.predict import EXTENSIONS
+from stages.core.release.predict import EVIDENCE_ENDING, EXTENSIONS
 
 # Bytes of a file that tell its format.
 HEAD_BYTES = 140
@@ -72,7 +72,7 @@ _LEFT_FILES = {
 _LEFT_STARTS = ("~$", "synofile_thumb", "synophoto_thumb", "syno@", "paxheaders.", "gnusparsefile.")
 _LEFT_ENDS = (
     ".thm", ".ctg", ".aae", "@synoeastream", "@synoresource", ".lnk", ".crdownload", ".part",
-    ".filepart", ".!sync", ".bts",
+    ".filepart", ".!sync", ".bts", EVIDENCE_ENDING,
 )  # fmt: skip
 
 

@@ -59,6 +59,8 @@ EXTENSIONS = (
     ".k25", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw",
     ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
 )  # fmt: skip
+# So end the names of the pictures that `--evidence` draws, which are no images to look at again.
+EVIDENCE_ENDING = ".evidence.png"
 # Bits per value that cameras have. A 16-bit file may hold any of them.
 BIT_DEPTHS = (8, 9, 10, 12, 14, 16)
 # Of a 16-bit image's values, this share may be hot pixels, which do not count as its brightest.
@@ -1038,8 +1040,8 @@ class File(NamedTuple):
 def files_in(paths: Iterable[Path]) -> Iterator[File]:
     """The files to look at, in order.
 
-    Of a folder, all images in it and below: what has an extension of an image and is not hidden.
-    Links to folders are named, and not followed.
+    Of a folder, all images in it and below: what has an extension of an image, is not hidden, and
+    was not drawn by `--evidence`. Links to folders are named, and not followed.
     """
     for path in paths:
         if not os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises where access is denied
@@ -1055,7 +1057,10 @@ def files_in(paths: Iterable[Path]) -> Iterator[File]:
                     problem = "a link to a folder, which is not followed; name it as well"
                     yield File(file, problem, Path(root))
             for name in sorted(names):
-                if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                low = name.lower()
+                if low.startswith(".") or low.endswith(EVIDENCE_ENDING):
+                    continue
+                if low.endswith(EXTENSIONS):
                     empty = False
                     yield File(Path(root, name), _not_a_file(Path(root, name)), Path(root))
         for error in problems:
@@ -1266,7 +1271,8 @@ def drawn(model: Model, rows: Iterable[Answer], folder: Path) -> Iterator[Answer
     """The same answers; a PNG of each image and its evidence is written on the way.
 
     Where a person should look, the evidence is that for the most probable class.
-    In `folder` their names are numbered as the images come, and end as theirs do.
+    In `folder` their names are numbered as the images come, then hold the end of theirs, then
+    `EVIDENCE_ENDING`.
 
     Raises: Refused for a folder that cannot be written.
     """
@@ -1279,7 +1285,7 @@ def drawn(model: Model, rows: Iterable[Answer], folder: Path) -> Iterator[Answer
             picture = explained(answer.seen, answer.probabilities, first)
             try:
                 # New files alone: nothing that is there, or that a link names, is overwritten.
-                with (folder / f"{number:05d}_{stem}.png").open("xb") as file:
+                with (folder / f"{number:05d}_{stem}{EVIDENCE_ENDING}").open("xb") as file:
                     picture.save(file, "PNG")
             except OSError as error:
                 raise Refused(
@@ -1359,7 +1365,8 @@ def main() -> int:
         type=_path,
         metavar="FOLDER",
         help="write each image into this folder, beside what of it speaks for the answer (red) and "
-        "against it (blue); takes evidence.onnx in place of model.onnx",
+        "against it (blue); takes evidence.onnx in place of model.onnx. Later calls pass over "
+        f"these pictures, whose names end in {EVIDENCE_ENDING}",
     )
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped
         if isinstance(stream, io.TextIOWrapper):

@@ -60,13 +60,16 @@ def test_trimmed() -> None:
 @pytest.mark.parametrize(
     "path",
     ["__MACOSX/1.jpg", "a/._1.jpg", "@eaDir/x/1.jpg", "a/Thumbs.db", "x/lost+found/1.jpg",
-     "FOUND.000/1.jpg", "FOUND.001/1.jpg", "~snapshot/daily/1.jpg", "LOST.DIR/1.jpg"],
+     "FOUND.000/1.jpg", "FOUND.001/1.jpg", "~snapshot/daily/1.jpg", "LOST.DIR/1.jpg",
+     "maps/00001_a.evidence.png"],
 )  # fmt: skip
 def test_leftovers(path: str) -> None:
     assert in_leftover(path)
 
 
-@pytest.mark.parametrize("path", ["a/1.jpg", "recycled/1.jpg", "misc/1.jpg", "found.7/1.jpg"])
+@pytest.mark.parametrize(
+    "path", ["a/1.jpg", "recycled/1.jpg", "misc/1.jpg", "found.7/1.jpg", "evidence.png"]
+)
 def test_no_leftovers(path: str) -> None:
     assert not in_leftover(path)
 

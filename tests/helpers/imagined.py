@@ -184,3 +184,11 @@ def change(file: Path, key: str, value: Any) -> None:
         inner = inner[parent]
     inner[last] = value
     file.write_text(json.dumps(metrics))
+
+
+def rename(paths: check.Paths, old: str, new: str) -> None:
+    """Give a class another name in the metrics of all stages."""
+    for name in STAGES:
+        file = getattr(paths, name) / "metrics.json"
+        renamed = file.read_text().replace(f'"{old}"', json.dumps(new))
+        file.write_text(renamed)

@@ -111,15 +111,23 @@ def within_groups(params: Params, reports: Reports) -> dict[str, Gate]:
     return by_name
 
 
-def recalls(params: Params, recall: dict[str, float]) -> dict[str, Gate]:
-    """The gates on single classes. Raises: ParamsError for a class that the data lacks."""
+def unknown_classes(params: Params, reports: Reports) -> str:
+    """What is wrong with gates on classes that the data lacks, or ""."""
+    recall = reports.export.calibrated.recall
     if unknown := sorted(params.min_recall.keys() - recall.keys()):
-        raise ParamsError(
+        return (
             f"check.min_recall: {', '.join(unknown)}: no such class; there are "
             f"{', '.join(list(recall)[:20])}"
         )
+    return ""
+
+
+def recalls(params: Params, recall: dict[str, float]) -> dict[str, Gate]:
+    """The gates on single classes, for those that are there; see `unknown_classes`."""
     return {
-        f"recall {name}": at_least(recall[name], limit) for name, limit in params.min_recall.items()
+        f"recall {name}": at_least(recall[name], limit)
+        for name, limit in params.min_recall.items()
+        if name in recall
     }
 
 
@@ -172,7 +180,7 @@ def over_champion(params: Params, history: History) -> dict[str, Gate]:
 
 
 def gates(params: Params, reports: Reports, parts: Parts, history: History) -> dict[str, Gate]:
-    """Every gate by name. Raises: ParamsError for a class that the data lacks."""
+    """Every gate by name."""
     teacher, distill, export = reports.teacher, reports.distill, reports.export
     speed = reports.benchmark.speed_up["student_ort_over_teacher_torch_b1"]
     megabytes, share = export.bytes / 1e6, distill.parameters / teacher.parameters
@@ -292,14 +300,21 @@ def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
-    """Judge, report, release. Raises: GateFailed, after report and metrics are written."""
+    """Judge, report, release.
+
+    Raises: ParamsError for a gate on a class that the data lacks; GateFailed. Report and metrics
+    are written before.
+    """
     folders = {name: getattr(paths, name) for name in every_stage.STAGES}
     reports = every_stage.read_reports(folders)
     parts = page.read_parts(paths.export)
     history = compare(paths.accepted, paths.export / "predictions.csv", reports.export.test_files)
     verdicts = gates(params, reports, parts, history)
     failed = [name for name, gate in verdicts.items() if not gate.passed]
-    verdict = CheckMetrics(passed=not failed, gates=verdicts, offers=offers(params, reports))
+    unknown = unknown_classes(params, reports)
+    verdict = CheckMetrics(
+        passed=not (failed or unknown), gates=verdicts, offers=offers(params, reports)
+    )
     for name, gate in verdicts.items():
         print(
             f"{gate.verdict:<8}{name}: {gate.value:.4g} "
@@ -309,8 +324,11 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     report.write_metrics(paths.metrics, verdict)
     advice = {name: meaning(name).advice for name in failed}
     paths.page.write_text(
-        page.report_page(folders, reports, parts, history, verdict, advice), encoding="utf-8"
+        page.report_page(folders, reports, parts, history, verdict, advice, unknown),
+        encoding="utf-8",
     )
+    if unknown:
+        raise ParamsError(unknown)
     if failed:
         raise GateFailed(
             f"{'; '.join(shortfall(name, verdicts[name]) for name in failed)}. No release was "

@@ -111,8 +111,18 @@ def test_classes_and_groups_may_have_gates_of_their_own(paths: check.Paths) -> N
     small = PARTS.replace(",40,", f",{LEAST_GROUP - 1},")
     (paths.export / "parts.csv").write_text(small)
     assert run(paths, min_worst_group_accuracy=0.6)["worst_group_accuracy"]["value"] == 0.9
+
+
+def test_a_misspelt_class_costs_no_report(paths: check.Paths) -> None:
     with pytest.raises(ParamsError, match=r"min_recall: cat: no such class; there are func"):
-        run(paths, min_recall={"cat": 0.5})
+        run(paths, min_recall={"cat": 0.5, "defective": 0.5})
+    verdict = json.loads(paths.metrics.read_text())
+    assert verdict["passed"] is False
+    assert [name for name in verdict["gates"] if "recall" in name] == ["recall defective"]
+    page = paths.page.read_text()
+    assert "not passed" in page
+    assert "check.min_recall: cat: no such class; there are functional, defective." in page
+    assert not paths.release.exists()
 
 
 @pytest.mark.parametrize("side", ["recall", "false_alarm"])

@@ -118,8 +118,14 @@ def report_page(
     history: History,
     check: CheckMetrics,
     advice: Mapping[str, str],
+    fault: str = "",
 ) -> str:
-    """The whole report as one HTML page without outside references."""
+    """The whole report as one HTML page without outside references.
+
+    Args:
+        advice: what to try, by the names of the gates that failed.
+        fault: of the params, which keeps a gate from being checked.
+    """
     pictures = {
         f"{stage}_{path.stem}": _picture(path)
         for stage, folder in folders.items()
@@ -133,6 +139,7 @@ def report_page(
         parts=parts,
         history=history,
         advice=advice,
+        fault=fault,
         choices=choices(reports),
     )
 

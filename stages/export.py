@@ -51,7 +51,7 @@ from stages.core.nets.variants import (
 from stages.core.results import metrics, operating_point, predictions, report, review
 from stages.core.results.calibration import calibrate
 from stages.core.results.operating_point import OperatingPoint
-from stages.core.results.review import Probabilities
+from stages.core.results.review import Cut, Probabilities
 from stages.core.results.schema.shipped import (
     Disturbed,
     ExportMetrics,
@@ -99,7 +99,9 @@ class Paths(stage.Paths):
     mistakes: Path = stage.writes()
 
 
-def review_test_split(paths: Paths, data: Dataset, net: Net, shipped: Probabilities) -> None:
+def review_test_split(
+    paths: Paths, data: Dataset, net: Net, shipped: Probabilities, cut: Cut | None
+) -> None:
     """Write and draw what the model answers (N of the test split, K), right and wrong."""
     test = data.rows("test")
     labels = data.labels[test]
@@ -108,7 +110,7 @@ def review_test_split(paths: Paths, data: Dataset, net: Net, shipped: Probabilit
     review.by_part(shipped, labels, parts).to_csv(
         paths.parts, index=False, float_format="%.4f", lineterminator="\n"
     )
-    review.draw_ranking(paths.ranking, shipped, labels, data.classes)
+    review.draw_ranking(paths.ranking, shipped, labels, data.classes, cut)
     review.draw_reliability(paths.reliability, shipped, labels)
     worst = review.mistakes(shipped, labels)
     images = data.pixels[test[worst]]
@@ -168,12 +170,17 @@ class Judge:
             for name, point in self.points.items()
         }
 
-    def as_metadata(self, thresholds: dict[str, Thresholds]) -> dict[str, str]:
-        """Those that a file decides by, if it does."""
+    def cut(self, thresholds: dict[str, Thresholds]) -> Cut | None:
+        """What a file decides by, if not for the most probable class."""
         if WANTED not in self.points:
-            return {}
-        number, at = self.points[WANTED].number(self.data.classes), thresholds[WANTED]
-        return {"thresholds": json.dumps([number, at.low, at.high])}
+            return None
+        at = thresholds[WANTED]
+        return Cut(self.points[WANTED].number(self.data.classes), at.low, at.high)
+
+    def as_metadata(self, thresholds: dict[str, Thresholds]) -> dict[str, str]:
+        """The same, for the file itself."""
+        cut = self.cut(thresholds)
+        return {} if cut is None else {"thresholds": json.dumps(cut)}
 
     def promises(
         self, thresholds: dict[str, Thresholds], on_test: Probabilities
@@ -365,7 +372,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     teacher = load_targets(paths.targets, data).plain[test]
     models = {"uncalibrated": logits, "shipped": log_shipped}
     predictions.write(paths.predictions, data, test, models)
-    review_test_split(paths, data, net, shipped)
+    cut = judge.cut(thresholds)
+    review_test_split(paths, data, net, shipped, cut)
     running = session(file, "cpu", threads=judge.threads)
     under = {
         kind: np.log(probabilities(running, partial(_disturbed, data, kind), test) + 1e-12)
@@ -388,7 +396,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),
             operating_point=promises.pop(WANTED, None),
             promises=promises,
-            confusion=review.confusion(shipped, labels, data.classes),
+            confusion=review.confusion(shipped, labels, data.classes, cut),
             gain_over_chance=metrics.paired_gain(
                 log_shipped, np.zeros_like(log_shipped), labels, groups
             ),

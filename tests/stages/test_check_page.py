@@ -226,12 +226,22 @@ def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:
     assert "ask a person" not in (paths.release / "MODEL_CARD.md").read_text()
 
     change(paths.export / "metrics.json", "operating_point", PROMISE)
+    confusion = {
+        "functional": {"functional": 30, "defective": 0, "": 30},
+        "defective": {"functional": 4, "defective": 0, "": 36},
+    }
+    change(paths.export / "metrics.json", "confusion", confusion)
     run(paths, max_asked=0.5)
     with pytest.raises(GateFailed, match=r"left to a person is 0\.4321, but"):
         run(paths, max_asked=0.4)
     page = paths.page.read_text()
     assert "The model decides by the promise in the first line." in page
     assert '<td class="n bad">91.0 %</td>' in page
+    header = '<th class="n">defective</th><th class="n">left to a person</th>'
+    assert f'{header}<th class="n">answered right</th></tr>' in page
+    row = "".join(f'<td class="n">{cell}</td>' for cell in (30, 0, 30, "0.500"))
+    assert f"<tr><td>functional</td>{row}</tr>" in page
+    assert "decided by the promise about defective: the triangles are" in page
     card = (paths.release / "MODEL_CARD.md").read_text()
     assert 'below 0.123, another class is; in between, `predict.py` says "ask a person".' in card
     assert "it was 91.0 % and 0.0 %, with 43.2 % of all images left to a person." in card

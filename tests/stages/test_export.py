@@ -116,8 +116,11 @@ def test_the_file_keeps_the_thresholds_that_validation_chose(
     answers = {predict.decision(model, row) for row in shipped}
     assert len(answers) > 1
     assert (None in answers) == (promise.test.asked > 0)
+    asked = sum(row[""] for row in result.confusion.values())
+    assert asked == round(promise.test.asked * len(table))
     (tmp_path / "none").mkdir()
-    exported(tmp_path / "none", validated, network(data))
+    plain = parity(exported(tmp_path / "none", validated, network(data)))
+    assert all(list(row) == data.classes for row in plain.confusion.values())
     silent = predict.Model(tmp_path / "none" / "export" / "onnx" / "fp32.onnx")
     assert silent.thresholds is None
 

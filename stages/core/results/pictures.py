@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -96,22 +97,34 @@ def captioned(
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def ranking_curves(
-    path: Path, by_class: Mapping[str, tuple[Line, Line, tuple[float, float, float]]]
-) -> None:
+class Mark(NamedTuple):
+    """A place on both curves of a class: rates 0 to 1; and how it is drawn.
+
+    Attributes:
+        name: in the legend; "" for none.
+    """
+
+    false_alarms: float
+    recall: float
+    precision: float
+    marker: str = "o"
+    name: str = ""
+
+
+def ranking_curves(path: Path, by_class: Mapping[str, tuple[Line, Line, Sequence[Mark]]]) -> None:
     """ROC and precision-recall curves side by side.
 
     Args:
-        by_class: false alarms and recall; recall and precision; and those three (false alarms,
-            recall, precision) of the decisions.
+        by_class: false alarms and recall; recall and precision; and the decisions.
     """
     figure, (roc, precision_recall) = plt.subplots(1, 2, figsize=(8.2, 3.9))
-    for number, (name, (first, second, dot)) in enumerate(by_class.items()):
+    for number, (name, (first, second, marks)) in enumerate(by_class.items()):
         look = {"color": COLOURS[number % len(COLOURS)]}
         roc.plot(*first, label=short(name), **look)
         precision_recall.plot(*second, label=short(name), **look)
-        roc.plot(dot[0], dot[1], "o", **look)
-        precision_recall.plot(dot[1], dot[2], "o", **look)
+        for mark in marks:
+            roc.plot(mark.false_alarms, mark.recall, mark.marker, label=mark.name or None, **look)
+            precision_recall.plot(mark.recall, mark.precision, mark.marker, **look)
     roc.plot([0, 1], [0, 1], color="#999999", lw=1, ls=":")
     roc.set(xlabel="false alarms", ylabel="recall")
     precision_recall.set(xlabel="recall", ylabel="precision")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 from stages.core.results import pictures
 from stages.core.results.escape import spreadsheet_cell
 from stages.core.results.metrics import Labels, auroc
-from stages.core.results.pictures import Images
+from stages.core.results.pictures import Images, Mark
 from stages.core.runner.errors import DataError
 
 Probabilities = NDArray[np.floating[Any]]
@@ -21,14 +21,47 @@ Probabilities = NDArray[np.floating[Any]]
 MOST_LINES = len(pictures.COLOURS)
 # Images in the picture of mistakes.
 MOST_MISTAKES = 12
+# Among decisions, in place of a class: a person has to look. No class has such a number or name.
+ASKED, ASKED_NAME = -1, ""
 
 
-def confusion(probabilities: Probabilities, labels: Labels, classes: list[str]) -> dict[str, Any]:
-    """By true class and decision, the number of images."""
-    counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(classes)))
+class Cut(NamedTuple):
+    """An operating point: a class's number, and the thresholds on its probability.
+
+    See `schema.shipped.Thresholds`.
+    """
+
+    number: int
+    low: float
+    high: float
+
+
+def decide(probabilities: Probabilities, cut: Cut | None) -> Labels:
+    """What images (N, K) are answered with: numbers of classes, and ASKED (N,).
+
+    The most probable class where there is no operating point.
+    """
+    if cut is None:
+        decided: Labels = probabilities.argmax(1)
+        return decided
+    score = probabilities[:, cut.number].astype(np.float64)  # float32 would round the thresholds
+    others = probabilities.copy()
+    others[:, cut.number] = -1
+    decided = np.where(score < cut.low, others.argmax(1), ASKED)
+    return np.where(score >= cut.high, cut.number, decided)
+
+
+def confusion(
+    probabilities: Probabilities, labels: Labels, classes: list[str], cut: Cut | None = None
+) -> dict[str, Any]:
+    """By true class and decision, the number of images; at an operating point, ASKED_NAME last."""
+    numbers, names = [*range(len(classes))], classes
+    if cut is not None:
+        numbers, names = [*numbers, ASKED], [*classes, ASKED_NAME]
+    counts = confusion_matrix(labels, decide(probabilities, cut), labels=numbers)
     return {
-        truth: dict(zip(classes, row, strict=True))
-        for truth, row in zip(classes, counts.tolist(), strict=True)
+        truth: dict(zip(names, row, strict=True))
+        for truth, row in zip(classes, counts[: len(classes)].tolist(), strict=True)
     }
 
 
@@ -97,16 +130,47 @@ def draw_mistakes(
     pictures.captioned(path, images, maps.sum((2, 4)), captions)
 
 
+def _mark(chosen: NDArray[np.bool_], positive: NDArray[np.bool_], **look: str) -> Mark:
+    """Where it is on the curves of a class to answer `chosen` images with it."""
+    return Mark(
+        false_alarms=float((chosen & ~positive).sum() / (~positive).sum()),
+        recall=float((chosen & positive).sum() / positive.sum()),
+        precision=float((chosen & positive).sum() / max(chosen.sum(), 1)),
+        **look,
+    )
+
+
+def _thresholds(score: NDArray[np.float64], positive: NDArray[np.bool_], cut: Cut) -> list[Mark]:
+    """Where the thresholds of an operating point are on the curves of its class.
+
+    A threshold that no image of the test split reaches has no precision, and so no place.
+    """
+    named = {"low": (cut.low, "v"), "high": (cut.high, "^")}
+    return [
+        _mark(score >= at, positive, marker=marker, name=f"{name} threshold, {at:.3f}")
+        for name, (at, marker) in named.items()
+        if (score >= at).any()
+    ]
+
+
 def draw_ranking(
-    path: Path, probabilities: Probabilities, labels: Labels, classes: list[str]
+    path: Path,
+    probabilities: Probabilities,
+    labels: Labels,
+    classes: list[str],
+    cut: Cut | None = None,
 ) -> None:
     """ROC and precision-recall curves: of the last class for two, else of each against the rest.
 
     Of more than MOST_LINES classes, those with the most images are drawn. A dot marks what deciding
-    for the most probable class gives.
+    for the most probable class gives. At an operating point, its class is the first one and has
+    marks at both thresholds; dots of other classes are what is decided below the low one.
     """
     numbers = [1] if len(classes) == 2 else list(np.argsort(-np.bincount(labels), kind="stable"))
-    decided = probabilities.argmax(1)
+    if cut is not None:
+        others = [] if len(classes) == 2 else [k for k in numbers if k != cut.number]
+        numbers = [cut.number, *others]
+    decided = decide(probabilities, cut)
     curves = {}
     for k in numbers[:MOST_LINES]:
         positive = labels == k
@@ -114,13 +178,11 @@ def draw_ranking(
             continue
         false_alarms, recall, _ = roc_curve(positive, probabilities[:, k])
         precision, recall_again, _ = precision_recall_curve(positive, probabilities[:, k])
-        chosen = decided == k
-        at = (
-            float((chosen & ~positive).sum() / (~positive).sum()),
-            float((chosen & positive).sum() / positive.sum()),
-            float((chosen & positive).sum() / max(chosen.sum(), 1)),
-        )
-        curves[classes[k]] = ((false_alarms, recall), (recall_again, precision), at)
+        if cut is not None and k == cut.number:
+            marks = _thresholds(probabilities[:, k].astype(np.float64), positive, cut)
+        else:
+            marks = [_mark(decided == k, positive)]
+        curves[classes[k]] = ((false_alarms, recall), (recall_again, precision), marks)
     pictures.ranking_curves(path, curves)
 
 

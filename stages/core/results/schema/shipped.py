@@ -110,7 +110,8 @@ class ExportMetrics(Metrics):
         operating_point: what the file promises; None where its answer is the most probable class.
         promises: what others would cost, by a name for each; none where there is no class to make
             them about.
-        confusion: by true class and decision, the number of images.
+        confusion: by true class and decision, the number of images; with an operating point, the
+            decision "" counts those left to a person.
         gain_over_chance: of the file over a model that knows nothing, whose AUROC is 0.5.
         gain_over_teacher: of the file over the teacher.
         robustness: of the file on images to which something has happened over the same file on the

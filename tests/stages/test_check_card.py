@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from stages import check
-from tests.helpers.imagined import change, quality, rename, reported, run
+from tests.helpers.imagined import WITHIN, change, quality, rename, reported, run
 
 
 @pytest.fixture
@@ -42,3 +42,38 @@ def test_users_text_stays_text_in_every_table(paths: check.Paths, name: str) -> 
     assert ["int8", "", f"not: not written: ValueError: {line}"] in cells(paths)
     assert f"Synthetic images: refused, since all are {line}." in unescape(html(paths))
     assert "<script>" not in html(paths)
+
+
+def test_each_auroc_and_gain_has_its_interval(paths: check.Paths) -> None:
+    change(paths.export / "metrics.json", "gain_over_chance.high", 0.52)
+    gain = {"gain": -0.01, "low": None, "high": None, "within_groups": WITHIN}
+    change(paths.export / "metrics.json", "gain_over_teacher", gain)
+    run(paths)
+    control = "gain in AUROC, the distilled student over its control"
+    within, few = "+0.030 [+0.011, +0.050]", "no interval: too few groups"
+    rows = [
+        ["with its 95 % interval", "overall", "within groups"],
+        ["AUROC of this model", "0.860 [0.815, 1.000]", "0.810 [0.725, 0.890]"],
+        ["gain in AUROC, this model over its teacher", f"-0.010 [{few}]", within],
+        [control, "+0.020 [+0.001, +0.040]", within],
+    ]  # fmt: skip
+    at = cells(paths).index(rows[0])
+    assert cells(paths)[at : at + 4] == rows
+    assert "95 % intervals: 5;" in html(paths)
+    assert ["defective", "40", "0.700"] in cells(paths)
+
+    lonely = {"gain": 0.36, "low": None, "high": None}
+    change(paths.export / "metrics.json", "gain_over_chance", lonely)
+    run(paths)
+    assert ["AUROC of this model", f"0.860 [{few}]", ""] in cells(paths)
+
+
+def test_of_many_classes_those_recalled_least_are_listed(paths: check.Paths) -> None:
+    recall = {f"c{n}": n / 30 for n in range(25)}
+    change(paths.export / "metrics.json", "calibrated.recall", recall)
+    counts = {name: dict.fromkeys(recall, 1) for name in recall}
+    change(paths.export / "metrics.json", "confusion", counts)
+    run(paths)
+    assert "Recall by class, the lowest 20 of 25:" in html(paths)
+    assert ["c19", "25", "0.633"] in cells(paths)
+    assert "c20" not in {row[0] for row in cells(paths)}

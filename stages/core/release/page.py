@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.core.results.champion import History
 from stages.core.results.escape import markdown_cell
 from stages.core.results.every_stage import Reports
-from stages.core.results.schema.base import intervals_note
+from stages.core.results.schema.base import Difference, intervals_note
 from stages.core.results.schema.data import ValidateMetrics
 from stages.core.results.schema.verdict import CheckMetrics, Gate, Offer
 
@@ -39,6 +39,18 @@ def _test_split(validate: ValidateMetrics) -> str:
     return f"{images} of {groups} that training never saw"
 
 
+def _auroc(over_chance: Difference | None) -> str:
+    """A gain over a model that knows nothing as an AUROC, with its interval."""
+    if over_chance is None:
+        return ""
+    auroc, low, high = (
+        None if x is None else min(max(0.5 + x, 0.0), 1.0)
+        for x in (over_chance.gain, over_chance.low, over_chance.high)
+    )
+    interval = "no interval: too few groups" if low is None else f"{low:.3f}, {high:.3f}"
+    return f"{auroc:.3f} [{interval}]"
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -49,6 +61,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "auroc": _auroc,
         "cell": markdown_cell,
         "intervals_note": intervals_note,
         "test_split": _test_split,

@@ -26,7 +26,6 @@ from stages.core.results.champion import History, compare
 from stages.core.results.every_stage import Reports
 from stages.core.results.gates import (
     CHAMPION,
-    LEAST_GROUP,
     at_least,
     at_most,
     meaning,
@@ -133,14 +132,10 @@ def recalls(params: Params, recall: dict[str, float]) -> dict[str, Gate]:
 
 def worst_group(params: Params, parts: Parts) -> dict[str, Gate]:
     """The gate on the least accurate group, if it is set and a group is large enough."""
-    accuracies = [
-        float(row["accuracy"])
-        for row in parts.get("group", ())
-        if int(row["images"]) >= LEAST_GROUP
-    ]
+    accuracies = page.group_accuracies(parts)
     if params.min_worst_group_accuracy is None or not accuracies:
         return {}
-    return {"worst_group_accuracy": at_least(min(accuracies), params.min_worst_group_accuracy)}
+    return {"worst_group_accuracy": at_least(accuracies[0], params.min_worst_group_accuracy)}
 
 
 def promised(params: Params, point: Promise | None) -> dict[str, Gate]:
@@ -274,7 +269,7 @@ def offers(params: Params, reports: Reports) -> dict[str, Offer]:
     return judged
 
 
-def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
+def release(paths: Paths, reports: Reports, parts: Parts, verdict: CheckMetrics) -> None:
     """Write the folder that is handed on."""
     paths.release.mkdir()
     shutil.copyfile(paths.onnx / "fp32.onnx", paths.release / "model.onnx")
@@ -289,7 +284,7 @@ def release(paths: Paths, reports: Reports, verdict: CheckMetrics) -> None:
     )
     of_itself = {name: gate for name, gate in verdict.gates.items() if name != CHAMPION}
     (paths.release / "MODEL_CARD.md").write_text(
-        page.model_card(reports, of_itself, verdict.offers), encoding="utf-8"
+        page.model_card(reports, parts, of_itself, verdict.offers), encoding="utf-8"
     )
     shutil.copyfile(paths.export / "metrics.json", paths.release / "metrics.json")
     hashes = {
@@ -335,7 +330,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             "written, and an earlier one stays; the report shows what the model does. Train it "
             "better, or change the limit in params.yaml"
         )
-    release(paths, reports, verdict)
+    release(paths, reports, parts, verdict)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from stages import check
-from tests.helpers.imagined import WITHIN, change, quality, rename, reported, run
+from tests.helpers.imagined import PARTS, WITHIN, change, quality, rename, reported, run
 
 
 @pytest.fixture
@@ -77,3 +77,46 @@ def test_of_many_classes_those_recalled_least_are_listed(paths: check.Paths) -> 
     assert "Recall by class, the lowest 20 of 25:" in html(paths)
     assert ["c19", "25", "0.633"] in cells(paths)
     assert "c20" not in {row[0] for row in cells(paths)}
+
+
+OF_20 = "those with 20 test images or more: lowest"
+HEADER = "kind,name,images,accuracy,auroc\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ({}, "The test split has a single group."),
+        ({"a": (20, 0.5), "b": (19, 0.1)},
+         f"over 1 of 2, {OF_20} 0.500, median 0.500, highest 0.500."),
+        ({"a": (19, 0.5), "b": (5, 0.1)}, "none of 2 has 20 test images, too few to say."),
+        ({f"g{n}": (30 + n, n / 10) for n in range(5)},
+         f"over 5 of 5, {OF_20} 0.000, median 0.200, highest 0.400."),
+    ],
+)  # fmt: skip
+def test_groups_differ_without_being_named(
+    paths: check.Paths, groups: dict[str, tuple[int, float]], words: str
+) -> None:
+    rows = (f"group,ward {name},{n},{share},\n" for name, (n, share) in groups.items())
+    (paths.export / "parts.csv").write_text(HEADER + "".join(rows))
+    run(paths)
+    assert words in html(paths)
+    assert "ward" not in html(paths)
+    change(paths.validate / "metrics.json", "groups_given", False)
+    run(paths)
+    assert words not in html(paths)
+
+
+def test_each_domain_has_its_figures(paths: check.Paths) -> None:
+    run(paths)
+    assert "By domain" not in html(paths)
+    rows = "domain,a|b,70,0.8000,0.9111\ndomain,,30,0.9000,\n"
+    (paths.export / "parts.csv").write_text(PARTS + rows)
+    run(paths)
+    assert ["a|b", "70", "0.800", "0.911"] in cells(paths)
+    assert ["not given", "30", "0.900", "one class only"] in cells(paths)
+    many = "".join(f"domain,d{n},9,0.{n},\n" for n in range(10, 31))
+    (paths.export / "parts.csv").write_text(HEADER + many)
+    run(paths)
+    assert "By domain, the least accurate 20 of 21:" in html(paths)
+    assert {"d29", "d30"} & {row[0] for row in cells(paths)} == {"d29"}

@@ -5,12 +5,14 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.core.results.champion import History
 from stages.core.results.escape import markdown_cell
 from stages.core.results.every_stage import Reports
+from stages.core.results.gates import LEAST_GROUP
 from stages.core.results.schema.base import Difference, intervals_note
 from stages.core.results.schema.data import ValidateMetrics
 from stages.core.results.schema.verdict import CheckMetrics, Gate, Offer
@@ -64,6 +66,7 @@ def _environment() -> Environment:
         "auroc": _auroc,
         "cell": markdown_cell,
         "intervals_note": intervals_note,
+        "over_groups": _over_groups,
         "test_split": _test_split,
         "verdict": lambda is_shown: "shown" if is_shown else "not shown",
     }
@@ -81,6 +84,28 @@ def read_parts(folder: Path) -> Parts:
         for row in csv.DictReader(file):
             by_kind.setdefault(row["kind"], []).append(row)
     return by_kind
+
+
+def group_accuracies(parts: Parts) -> list[float]:
+    """The accuracies in groups that are large enough to have one, the lowest first."""
+    return sorted(
+        float(row["accuracy"])
+        for row in parts.get("group", ())
+        if int(row["images"]) >= LEAST_GROUP
+    )
+
+
+def _over_groups(parts: Parts) -> str:
+    """How accuracy differs between groups, without their names: these may be patients."""
+    count, each = len(parts.get("group", ())), group_accuracies(parts)
+    if not count:
+        return "The test split has a single group."
+    if not each:
+        return f"Accuracy by group: none of {count} has {LEAST_GROUP} test images, too few to say."
+    return (
+        f"Accuracy by group, over {len(each)} of {count}, those with {LEAST_GROUP} test images or "
+        f"more: lowest {each[0]:.3f}, median {median(each):.3f}, highest {each[-1]:.3f}."
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +182,9 @@ def report_page(
     )
 
 
-def model_card(reports: Reports, gates: Mapping[str, Gate], offers: Mapping[str, Offer]) -> str:
+def model_card(
+    reports: Reports, parts: Parts, gates: Mapping[str, Gate], offers: Mapping[str, Offer]
+) -> str:
     """The model card of a release, as Markdown."""
     template = _environment().get_template("model_card.md.j2")
-    return template.render(vars(reports), gates=gates, offers=offers)
+    return template.render(vars(reports), parts=parts, gates=gates, offers=offers)

@@ -4,6 +4,7 @@ import json
 import re
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -120,3 +121,35 @@ def test_each_domain_has_its_figures(paths: check.Paths) -> None:
     run(paths)
     assert "By domain, the least accurate 20 of 21:" in html(paths)
     assert {"d29", "d30"} & {row[0] for row in cells(paths)} == {"d29"}
+
+
+APART = "is on one side of the split: the figures below are for other groups"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "found 3 pairs of near duplicates, 1 across groups, 0 with two labels. Each group"),
+        ({"duplicates.near": 0}, "Validation found no near duplicates. Each group"),
+        ({"duplicates.near": 0, "duplicates.identical": 1}, "found 1 pair of near duplicates, 1"),
+        ({"split_tears_groups": True}, "The split is random and separates groups: the figures"),
+        (
+            {"groups_given": False},
+            "3 pairs of near duplicates, 0 with two labels. No groups are given: near duplicates "
+            "are on one side of the split, but other images of one object may be on both.",
+        ),
+        (
+            {"groups_given": False, "split_method": "random", "leaks.leaking": 4},
+            "The split is random and separates near duplicates: the figures",
+        ),
+    ],
+)  # fmt: skip
+def test_the_card_says_what_the_split_keeps_together(
+    paths: check.Paths, changes: dict[str, Any], words: str
+) -> None:
+    for key, value in changes.items():
+        change(paths.validate / "metrics.json", key, value)
+    run(paths)
+    assert words in html(paths)
+    is_apart = not changes.keys() & {"split_tears_groups", "groups_given"}
+    assert (APART in html(paths)) == is_apart

@@ -16,6 +16,7 @@ from stages.core.results.gates import LEAST_GROUP
 from stages.core.results.schema.base import Difference, intervals_note
 from stages.core.results.schema.data import ValidateMetrics
 from stages.core.results.schema.verdict import CheckMetrics, Gate, Offer
+from stages.core.runner.text import counted
 
 
 def _picture(path: Path) -> str:
@@ -39,6 +40,35 @@ def _test_split(validate: ValidateMetrics) -> str:
             "others of the same object"
         )
     return f"{images} of {groups} that training never saw"
+
+
+def _near_duplicates(validate: ValidateMetrics) -> str:
+    """How many pairs validation found, as one sentence."""
+    counts = validate.duplicates
+    pairs = counts.near + counts.identical
+    if not pairs:
+        return "Validation found no near duplicates."
+    across = f", {counts.across_groups} across groups" if validate.groups_given else ""
+    return (
+        f"Validation found {counted(pairs, 'pair')} of near duplicates{across}, "
+        f"{counts.contradicting} with two labels."
+    )
+
+
+def _sides(validate: ValidateMetrics) -> str:
+    """Whether the split keeps together what shows the same, as one sentence."""
+    if validate.split_tears_groups or validate.leaks.leaking:
+        torn = "groups" if validate.split_tears_groups else "near duplicates"
+        return f"The split is random and separates {torn}: the figures below are too good."
+    if not validate.groups_given:
+        return (
+            "No groups are given: near duplicates are on one side of the split, but other images "
+            "of one object may be on both."
+        )
+    return (
+        "Each group, and each pair of near duplicates, is on one side of the split: the figures "
+        "below are for other groups than it learned from."
+    )
 
 
 def _auroc(over_chance: Difference | None) -> str:
@@ -66,7 +96,9 @@ def _environment() -> Environment:
         "auroc": _auroc,
         "cell": markdown_cell,
         "intervals_note": intervals_note,
+        "near_duplicates": _near_duplicates,
         "over_groups": _over_groups,
+        "sides": _sides,
         "test_split": _test_split,
         "verdict": lambda is_shown: "shown" if is_shown else "not shown",
     }

@@ -1,8 +1,10 @@
 """What the gates of `check` let pass, and what they stop."""
 
 import json
+import re
+from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from stages.core.results.champion import Champion, fingerprint, pack
 from stages.core.results.every_stage import STAGES
 from stages.core.results.gates import LEAST_GROUP, MEANINGS
 from stages.core.results.predictions import logits
+from stages.core.results.schema.shipped import Disturbed
 from stages.core.runner.errors import GateFailed, ParamsError
 from stages.core.runner.params import load_yaml
 from tests.conftest import ROOT
@@ -217,6 +220,60 @@ def test_limits_are_suggested_that_a_run_as_good_clears(paths: check.Paths) -> N
     run(paths, **{name: limit for name, limit in limits.items() if limit is not None})
     change(paths.export / "metrics.json", "gain_over_chance.low", None)
     assert run(paths)["auroc"]["suggested"] is None
+
+
+def not_set(paths: check.Paths) -> dict[str, str]:
+    """The parameters of the gates that the report says are not set, and suggested limits."""
+    _, _, after = paths.page.read_text().partition("<p>Gates that are not set:</p>")
+    table = after.partition("</table>")[0]
+    rows = re.findall(r"<tr><td>(.*?)</td>.*?<td class=\"n soft\">(.*?)</td></tr>", table)
+    return {unescape(parameter): limit for parameter, limit in rows}
+
+
+def test_the_report_lists_gates_that_are_not_set(paths: check.Paths) -> None:
+    recall = {"min_recall['defective']": "0.62", "min_recall['functional']": "0.87"}
+    worst = {"min_worst_group_accuracy": "0.37"}
+    under = {f"min_gain_under['{kind}']": "0.001" for kind in get_args(Disturbed)}
+    run(paths)
+    assert not_set(paths) == recall | worst | under
+    text = paths.page.read_text()
+    assert "<td>recall of defective</td>" in text
+    assert "<td>lowest accuracy in a group of 20 images or more</td>" in text
+
+    # None that is set, nor one that says nothing here.
+    change(paths.export / "metrics.json", "operating_point", PROMISE)
+    change(paths.export / "metrics.json", "robustness.blur.low", -0.1234)
+    run(
+        paths,
+        min_recall={"defective": 0.62},
+        min_worst_group_accuracy=0.37,
+        min_auroc_within_groups=None,
+        min_gain_over_control_within_groups=None,
+    )
+    assert not_set(paths) == under | {
+        "min_gain_under['blur']": "-0.12", "max_asked": "0.54", "min_auroc_within_groups": "0.73",
+        "min_gain_over_control_within_groups": "",
+    }  # fmt: skip
+    (paths.export / "parts.csv").write_text(PARTS.splitlines(keepends=True)[0])
+    run(paths, min_gain_under=dict.fromkeys(get_args(Disturbed), 0.0), max_asked=0.54)
+    assert not_set(paths) == recall
+
+
+def test_a_suggested_limit_is_never_above_the_value(paths: check.Paths) -> None:
+    for value in (0.0, 0.1, 0.5, 0.994, 0.9961, 1.0):
+        change(paths.export / "metrics.json", "calibrated.recall.defective", value)
+        gate = run(paths, min_recall={"defective": 0.0})["recall defective"]
+        assert 0 <= gate["suggested"] <= value
+
+
+def test_of_many_classes_few_gates_are_offered(paths: check.Paths) -> None:
+    recall = {f"c{n}": n / 30 for n in range(25)}
+    change(paths.export / "metrics.json", "calibrated.recall", recall)
+    counts = {name: dict.fromkeys(recall, 1) for name in recall}
+    change(paths.export / "metrics.json", "confusion", counts)
+    run(paths)
+    offered = [name for name in not_set(paths) if name.startswith("min_recall")]
+    assert offered == [f"min_recall['c{n}']" for n in range(6)]
 
 
 def test_gates_within_groups_may_be_left_out(paths: check.Paths) -> None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.core.results.champion import History
 from stages.core.results.escape import markdown_cell
 from stages.core.results.every_stage import Reports
-from stages.core.results.gates import LEAST_GROUP
+from stages.core.results.gates import LEAST_GROUP, meaning
 from stages.core.results.schema.base import Difference, intervals_note
 from stages.core.results.schema.data import ValidateMetrics
 from stages.core.results.schema.verdict import CheckMetrics, Gate, Offer
@@ -96,6 +96,7 @@ def _environment() -> Environment:
         "auroc": _auroc,
         "cell": markdown_cell,
         "intervals_note": intervals_note,
+        "meaning": meaning,
         "near_duplicates": _near_duplicates,
         "over_groups": _over_groups,
         "sides": _sides,
@@ -188,12 +189,14 @@ def report_page(
     history: History,
     check: CheckMetrics,
     advice: Mapping[str, str],
+    unset: Mapping[str, Gate],
     fault: str = "",
 ) -> str:
     """The whole report as one HTML page without outside references.
 
     Args:
         advice: what to try, by the names of the gates that failed.
+        unset: gates that could be set and are not, by name; their limits mean nothing.
         fault: of the params, which keeps a gate from being checked.
     """
     pictures = {
@@ -209,6 +212,7 @@ def report_page(
         parts=parts,
         history=history,
         advice=advice,
+        unset=unset,
         fault=fault,
         choices=choices(reports),
     )

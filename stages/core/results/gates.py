@@ -165,13 +165,13 @@ def at_most(value: Number, limit: Number, *, suggested: Number | None = None) ->
     return _gate(value, limit, limit - value, suggested)
 
 
-def not_below(gain: Difference, limit: float) -> Gate:
+def not_below(gain: Difference, limit: float, *, suggested: Number | None = None) -> Gate:
     """A gate that fails where a gain is clearly below `limit`: all of its interval is.
 
     Where the groups are too few for an interval, the gain itself decides.
     """
     high = gain.gain if gain.high is None else gain.high
-    gate = _gate(gain.gain, limit, high - limit)
+    gate = _gate(gain.gain, limit, high - limit, suggested)
     return gate.model_copy(update={"low": gain.low, "high": gain.high})
 
 

@@ -38,6 +38,9 @@ PROMISE: dict[str, Any] = {
     "recall_margin": {"gain": -0.04, "low": -0.1, "high": 0.011},
     "false_alarm_margin": {"gain": 0.1, "low": 0.08, "high": 0.1},
 }  # fmt: skip
+EASIER = PROMISE | {
+    "min_recall": 0.9, "recall_margin": {"gain": 0.01, "low": -0.05, "high": 0.06},
+}  # fmt: skip
 PARITY = {"max_abs": 1e-7, "decisions_changed": 0, "images": 100}
 PARTS = """kind,name,images,accuracy,auroc
 group,<i>odd</i>,40,0.5000,
@@ -116,7 +119,7 @@ def reports(root: Path) -> None:
             "auroc": 0.86, "auroc_within_groups": 0.81, "bytes": 250_000, "test_files": "",
             "temperature": 1.0,
             "gain_over_chance": OVER_CHANCE, "gain_over_teacher": GAIN,
-            "operating_point": None, "promises": {"90%": PROMISE | {"min_recall": 0.9}},
+            "operating_point": None, "promises": {"90%": EASIER},
             "confusion": {
                 "functional": {"functional": 54, "defective": 6},
                 "defective": {"functional": 12, "defective": 28},

@@ -73,6 +73,7 @@ def test_another_format_ships_if_it_earns_it(
 ) -> None:
     variant = {
         "bytes": 99_000, "val_loss": 0.002, "loss": -0.001, "gain": GAIN, "recall": {"a": 1.0},
+        "operating_point": None,
         "parity": PARITY | {"max_abs": 0.03, "decisions_changed": 2}, **changes,
     }  # fmt: skip
     names = [INT8, f"{INT8}_float_ends", "fp16"]

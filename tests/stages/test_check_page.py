@@ -218,11 +218,13 @@ def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:
     run(paths)
     page = paths.page.read_text()
     assert "The model decides for the most probable class;" in page
-    ending = '<td class="n ">91.0 %</td><td class="n ">0.0 %</td><td class="n">43.2 %</td></tr>'
-    assert (
-        f'<td class="n">90 %</td><td class="n">10 %</td><td class="n">0.123 to none</td>{ending}'
-        in page
+    cells = (
+        '<td class="n">90 %</td><td class="n">10 %</td><td class="n">0.123 to none</td>',
+        '<td class="n ">91.0 % [85.0, 96.0]</td>',
+        '<td class="n ">0.0 % [0.0, 2.0]</td>',
+        '<td class="n">43.2 %</td></tr>',
     )
+    assert "".join(cells) in page.replace("\n", "")
     assert "ask a person" not in (paths.release / "MODEL_CARD.md").read_text()
 
     change(paths.export / "metrics.json", "operating_point", PROMISE)
@@ -235,8 +237,8 @@ def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:
     with pytest.raises(GateFailed, match=r"left to a person is 0\.4321, but"):
         run(paths, max_asked=0.4)
     page = paths.page.read_text()
-    assert "The model decides by the promise in the first line." in page
-    assert '<td class="n bad">91.0 %</td>' in page
+    assert "The model decides by the promise in the first line.\nAn image" in page
+    assert '<td class="n bad">91.0 % [85.0, 96.1]</td>' in page
     header = '<th class="n">defective</th><th class="n">left to a person</th>'
     assert f'{header}<th class="n">answered right</th></tr>' in page
     row = "".join(f'<td class="n">{cell}</td>' for cell in (30, 0, 30, "0.500"))
@@ -245,6 +247,20 @@ def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:
     card = (paths.release / "MODEL_CARD.md").read_text()
     assert 'below 0.123, another class is; in between, `predict.py` says "ask a person".' in card
     assert "it was 91.0 % and 0.0 %, with 43.2 % of all images left to a person." in card
+
+
+def test_a_promise_that_stands_alone_is_told_so(paths: check.Paths) -> None:
+    alone = {
+        "max_false_alarms": None, "false_alarm_margin": None,
+        "thresholds": {"low": 0.1234, "high": 0.1234},
+    }  # fmt: skip
+    change(paths.export / "metrics.json", "operating_point", PROMISE | alone)
+    run(paths)
+    assert '<td class="n">95 %</td><td class="n">-</td>' in paths.page.read_text()
+    card = (paths.release / "MODEL_CARD.md").read_text()
+    words = "a threshold on the probability of defective: from 0.123 on, that is the answer; below"
+    assert f"It decides by {words}, another class is. Promised: at least 95 % of its" in card
+    assert "its images are answered so. On the test split" in card
 
 
 def test_the_report_shows_where_the_model_errs(paths: check.Paths) -> None:

@@ -122,7 +122,6 @@ def test_a_single_promise_asks_nobody() -> None:
         assert promise.test.asked == 0
         assert (promise.recall_margin is None) == (alone.min_recall is None)
         assert (promise.false_alarm_margin is None) == (alone.max_false_alarms is None)
-        assert " and " not in promise.words
     with pytest.raises(ValidationError, match="a number for min_recall, max_false_alarms, or both"):
         point(None, None)
 

@@ -58,16 +58,6 @@ class Promise(Metrics):
     recall_margin: Difference | None
     false_alarm_margin: Difference | None
 
-    @property
-    def words(self) -> str:
-        """What is promised, for people."""
-        parts = []
-        if self.min_recall is not None:
-            parts.append(f"recall of {self.min_recall:.1%} at least")
-        if self.max_false_alarms is not None:
-            parts.append(f"false alarms of {self.max_false_alarms:.1%} at most")
-        return " and ".join(parts)
-
 
 class Variant(Metrics):
     """The ONNX file in another number format, on the test split where nothing else is said.

@@ -1,6 +1,7 @@
 """The shipped model's latency, as the benchmark stage measures it.
 
-Beside it are its teacher's in PyTorch, and that of a bare loop, which shows what measuring adds.
+Beside it are its teacher's in PyTorch, that of the file with evidence maps, and that of a bare
+loop, which shows what measuring adds.
 """
 
 import json
@@ -22,6 +23,7 @@ from tests.benchmarks.project import TEACHER, default_run, resources
 from tests.benchmarks.record import Result
 
 STUDENT = Path("data/models/onnx/fp32.onnx")
+EVIDENCE = Path("data/models/onnx/evidence.onnx")
 ROUNDS, SECONDS = 7, 2.0
 # What anybody would write, in a process of its own.
 BARE = """
@@ -45,7 +47,7 @@ for line in sys.stdin:
 
 
 def run(work: Path, scale: float) -> Iterator[Result]:
-    """Time the three in turn."""
+    """Time them in turn."""
     data, threads = default_run(), runtime.threads(resources())
     images = work / "images.npz"
     np.savez(images, *data.model_inputs(data.rows("test")[:1]))
@@ -54,6 +56,7 @@ def run(work: Path, scale: float) -> Iterator[Result]:
         "student": ("ort", STUDENT),
         "teacher": ("torch", TEACHER),
         "teacher in ONNX Runtime": ("ort", work / "teacher.onnx"),
+        "evidence": ("ort", EVIDENCE),
     }
     jobs = {
         name: Job(
@@ -92,5 +95,7 @@ def run(work: Path, scale: float) -> Iterator[Result]:
     what = "median latency at batch 1: the teacher in"
     yield Result("latency", f"{what} PyTorch over the student in ONNX Runtime", over("teacher"), 20)
     yield Result("latency_ort", f"{what} ONNX Runtime over it", over("teacher in ONNX Runtime"))
+    cost = [100 * (ratio - 1) for ratio in over("evidence")]
+    yield Result("latency_evidence", "median latency: with evidence maps over without", cost, 5, "%")
     more = [100 * (1 / ratio - 1) for ratio in over("bare")]
     yield Result("latency_bare", "median latency: the benchmark over a bare loop", more, 5, "%")

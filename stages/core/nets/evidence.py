@@ -80,7 +80,7 @@ class Summary:
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, deviation and maximum of each channel, (B, C) each; see `net.statistics`."""
         mean, square = (self.sums.sum(2) * self.share).chunk(2, 1)
-        variance = (square - mean.square()).clamp(min=0)
+        variance = (square - mean * mean).clamp(min=0)
         return mean, (variance + VARIANCE_FLOOR).sqrt(), self.maxima.amax(2)
 
     def contributions(self, weight: Tensor) -> Tensor:
@@ -94,17 +94,19 @@ class Summary:
         """
         mean, deviation, maximum = self.statistics()
         of_mean, of_deviation, of_maximum = weight.chunk(3, 1)
-        count = self.maxima.shape[2]
-        # (x - m)^2 = x^2 - 2 m x + m^2
-        of_square = of_deviation / deviation[:, None, :]
-        of_value = of_mean - 2 * of_square * mean[:, None, :]
-        total = torch.matmul(torch.cat([of_value, of_square], 2) * self.share, self.sums)
-        even = (of_square * (mean.square() + VARIANCE_FLOOR)[:, None, :]).sum(2, keepdim=True)
-        total = total + even / count
-        added = of_maximum * maximum[:, None, :]
-        first = self.maxima.argmax(2)[:, None, :].expand_as(added)
+        count, share = self.maxima.shape[2], self.share.chunk(2)[0]
+        # (x - m)^2 + floor = x^2 - 2 m x + (m^2 + floor). Whatever is the same for all images
+        # stands alone, so that an exporter can compute it.
+        inverse = 1 / deviation
+        of_square = (of_deviation * share) * inverse[:, None, :]
+        of_value = of_mean * share - (2 * of_deviation * share) * (mean * inverse)[:, None, :]
+        total = torch.matmul(torch.cat([of_value, of_square], 2), self.sums)
+        even = torch.matmul((mean * mean + VARIANCE_FLOOR) * inverse, of_deviation.T / count)
+        total = total + even[:, :, None]
+        first = self.maxima.argmax(2)[:, None, :].repeat(1, len(weight), 1)
+        total = total.scatter_add(2, first, of_maximum * maximum[:, None, :])
         side = math.isqrt(count)
-        return total.scatter_add(2, first, added).reshape(-1, weight.shape[0], side, side)
+        return total.reshape(-1, len(weight), side, side)
 
 
 def enlarged(values: Tensor, side: torch.Size) -> Tensor:
@@ -154,7 +156,10 @@ class Evidence(nn.Module):
             for each in alike
         ]
         found = torch.cat([part for each in summaries for part in each.statistics()], 1)
-        logits = head(found[:, torch.cat(columns).argsort()])
+        # The head's own order, as it is applied to features that stand in another one.
+        order = torch.cat(columns)
+        features = (found - head.mean[order]) / head.std[order]
+        logits = F.linear(features, head.linear.weight[:, order], head.linear.bias)
         weight = head.linear.weight / head.std
         constant = head.linear.bias - weight @ head.mean
         evidence = constant[None, :, None, None] / side**2

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +80,8 @@ class Summary:
 
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, deviation and maximum of each channel, (B, C) each; see `net.statistics`."""
-        mean, square = (self.sums.sum(2) * self.share).chunk(2, 1)
+        means, channels = self.sums.sum(2) * self.share, self.maxima.shape[1]
+        mean, square = means[:, :channels], means[:, channels:]
         variance = (square - mean * mean).clamp(min=0)
         return mean, (variance + VARIANCE_FLOOR).sqrt(), self.maxima.amax(2)
 
@@ -93,8 +95,11 @@ class Summary:
             weight: (K, 3 C), of means, deviations and maxima.
         """
         mean, deviation, maximum = self.statistics()
-        of_mean, of_deviation, of_maximum = weight.chunk(3, 1)
-        count, share = self.maxima.shape[2], self.share.chunk(2)[0]
+        channels, count = self.maxima.shape[1:]
+        of_mean, of_deviation, of_maximum = (
+            weight[:, kind * channels : (kind + 1) * channels] for kind in range(3)
+        )
+        share = self.share[:channels]
         # (x - m)^2 + floor = x^2 - 2 m x + (m^2 + floor). Whatever is the same for all images
         # stands alone, so that an exporter can compute it.
         inverse = 1 / deviation
@@ -148,22 +153,22 @@ class Evidence(nn.Module):
         fine = [number for number, x in enumerate(maps) if x.shape[2] >= side]
         alike = [fine, *([number] for number in range(len(fine), len(maps)))]
         # The head has means, deviations and maxima of one map after the other.
-        widths = [3 * x.shape[1] for x in maps]
-        of_map = [part.reshape(3, -1) for part in torch.split(torch.arange(sum(widths)), widths)]
-        columns = [torch.cat([of_map[number] for number in each], 1).flatten() for each in alike]
+        ends = np.cumsum([3 * x.shape[1] for x in maps])
+        of_map = [part.reshape(3, -1) for part in np.split(np.arange(ends[-1]), ends[:-1])]
+        columns = [np.concatenate([of_map[number] for number in each], 1).ravel() for each in alike]
         summaries = [
             Summary.of([maps[number] for number in each], min(side, maps[each[0]].shape[2]))
             for each in alike
         ]
         found = torch.cat([part for each in summaries for part in each.statistics()], 1)
         # The head's own order, as it is applied to features that stand in another one.
-        order = torch.cat(columns)
+        order = torch.from_numpy(np.concatenate(columns))
         features = (found - head.mean[order]) / head.std[order]
         logits = F.linear(features, head.linear.weight[:, order], head.linear.bias)
         weight = head.linear.weight / head.std
         constant = head.linear.bias - weight @ head.mean
         evidence = constant[None, :, None, None] / side**2
         for each, own in zip(summaries, columns, strict=True):
-            part = each.contributions(weight[:, own])
+            part = each.contributions(weight[:, torch.from_numpy(own)])
             evidence = evidence + enlarged(part, torch.Size((side, side)))
         return logits, evidence

@@ -178,22 +178,19 @@ def export(
     channels = 1 if background == "both" else spec.channels
     shape = (2, spec.image_px, spec.image_px, channels)
     examples = [torch.zeros(shape, dtype=torch.uint8) for _ in INPUTS[: 2 if background else 1]]
-    module = released(net, temperature, background, explained=explained is not None)
-    outputs = [OUTPUT] if explained is None else [OUTPUT, EVIDENCE]
-    model = faster(as_model(module, *examples, outputs=outputs))
-    _without_traces(model)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     own = {
         "classes": json.dumps(spec.classes),
         "image_px": str(spec.image_px),
         "channels": str(channels),
     }
-    if explained is not None:
-        write(model, explained, {**own, **metadata})
-        inputs = [value.name for value in model.graph.input]
-        model = onnx.utils.Extractor(model).extract_model(inputs, [OUTPUT])
-    write(model, path, {**own, **metadata})
+    files = {path: [OUTPUT]} | ({} if explained is None else {explained: [OUTPUT, EVIDENCE]})
+    for file, outputs in files.items():
+        module = released(net, temperature, background, explained=EVIDENCE in outputs)
+        model = faster(as_model(module, *examples, outputs=outputs))
+        _without_traces(model)
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        write(model, file, {**own, **metadata})
 
 
 def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:

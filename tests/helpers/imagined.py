@@ -195,3 +195,11 @@ def rename(paths: check.Paths, old: str, new: str) -> None:
         file = getattr(paths, name) / "metrics.json"
         renamed = file.read_text().replace(f'"{old}"', json.dumps(new))
         file.write_text(renamed)
+
+
+def recall_many(paths: check.Paths) -> None:
+    """Let the model have 25 classes, c0 to c24, with a recall of 0 to 24 of 30."""
+    recall = {f"c{n}": n / 30 for n in range(25)}
+    change(paths.export / "metrics.json", "calibrated.recall", recall)
+    counts = {name: dict.fromkeys(recall, 1) for name in recall}
+    change(paths.export / "metrics.json", "confusion", counts)

@@ -10,7 +10,16 @@ import pytest
 from markdown_it import MarkdownIt
 
 from stages import check
-from tests.helpers.imagined import PARTS, WITHIN, change, quality, rename, reported, run
+from tests.helpers.imagined import (
+    PARTS,
+    WITHIN,
+    change,
+    quality,
+    recall_many,
+    rename,
+    reported,
+    run,
+)
 
 
 @pytest.fixture
@@ -70,10 +79,7 @@ def test_each_auroc_and_gain_has_its_interval(paths: check.Paths) -> None:
 
 
 def test_of_many_classes_those_recalled_least_are_listed(paths: check.Paths) -> None:
-    recall = {f"c{n}": n / 30 for n in range(25)}
-    change(paths.export / "metrics.json", "calibrated.recall", recall)
-    counts = {name: dict.fromkeys(recall, 1) for name in recall}
-    change(paths.export / "metrics.json", "confusion", counts)
+    recall_many(paths)
     run(paths)
     assert "Recall by class, the lowest 20 of 25:" in html(paths)
     assert ["c19", "25", "0.633"] in cells(paths)

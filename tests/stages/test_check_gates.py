@@ -28,6 +28,7 @@ from tests.helpers.imagined import (
     PROMISE,
     change,
     predicted,
+    recall_many,
     reported,
     run,
 )
@@ -267,10 +268,7 @@ def test_a_suggested_limit_is_never_above_the_value(paths: check.Paths) -> None:
 
 
 def test_of_many_classes_few_gates_are_offered(paths: check.Paths) -> None:
-    recall = {f"c{n}": n / 30 for n in range(25)}
-    change(paths.export / "metrics.json", "calibrated.recall", recall)
-    counts = {name: dict.fromkeys(recall, 1) for name in recall}
-    change(paths.export / "metrics.json", "confusion", counts)
+    recall_many(paths)
     run(paths)
     offered = [name for name in not_set(paths) if name.startswith("min_recall")]
     assert offered == [f"min_recall['c{n}']" for n in range(6)]

@@ -245,7 +245,8 @@ def test_a_promise_is_told_and_its_price_has_a_gate(paths: check.Paths) -> None:
     assert f"<tr><td>functional</td>{row}</tr>" in page
     assert "decided by the promise about defective: the triangles are" in page
     card = (paths.release / "MODEL_CARD.md").read_text()
-    assert 'below 0.123, another class is; in between, `predict.py` says "ask a person".' in card
+    words = 'below 0.123, another class is; otherwise, `predict.py` says "ask a person".'
+    assert f"of defective: that is never the answer; {words}" in card
     assert "it was 91.0 % and 0.0 %, with 43.2 % of all images left to a person." in card
 
 
@@ -261,6 +262,11 @@ def test_a_promise_that_stands_alone_is_told_so(paths: check.Paths) -> None:
     words = "a threshold on the probability of defective: from 0.123 on, that is the answer; below"
     assert f"It decides by {words}, another class is. Promised: at least 95 % of its" in card
     assert "its images are answered so. On the test split" in card
+    nothing = {"thresholds": {"low": 0.0, "high": 2.0}}
+    change(paths.export / "metrics.json", "operating_point", PROMISE | alone | nothing)
+    run(paths)
+    card = (paths.release / "MODEL_CARD.md").read_text()
+    assert "that is never the answer; another class never is; otherwise, `predict.py` says" in card
 
 
 def test_the_report_shows_where_the_model_errs(paths: check.Paths) -> None:

@@ -34,18 +34,19 @@ LINKS = "reflink,hardlink,copy"
 def overlay_file(root: Path, overlay: str) -> Path:
     """The file of an overlay, named as `tiny`, `tiny.yaml` or by its path in the project.
 
-    The name may come from the form in the UI, so nothing outside the project is read, or shown in
-    an error. Raises: ParamsError.
+    Names are looked for in `flows/overlays`, then in the project's root. One may come from the form
+    in the UI, so nothing outside the project is read, or shown in an error. Raises: ParamsError.
     """
     root = root.resolve()
     name = overlay if overlay.endswith(".yaml") else f"{overlay}.yaml"
-    try:
-        file = (root / (name if "/" in name else OVERLAYS / name)).resolve()
-        is_inside = file.is_relative_to(root)
-        if is_inside and re.fullmatch(r"\w[\w.-]*\.yaml", file.name) and file.is_file():
-            return file
-    except (OSError, RuntimeError, ValueError):
-        pass  # Too long, a loop of links, a null byte: not a file name.
+    for folder in [root] if "/" in name else [root / OVERLAYS, root]:
+        try:
+            file = (folder / name).resolve()
+            is_inside = file.is_relative_to(root)
+            if is_inside and re.fullmatch(r"\w[\w.-]*\.yaml", file.name) and file.is_file():
+                return file
+        except (OSError, RuntimeError, ValueError):
+            pass  # Too long, a loop of links, a null byte: not a file name.
     overlays = ", ".join(sorted(file.stem for file in (root / OVERLAYS).glob("*.yaml")))
     raise ParamsError(
         f"overlay = {overlay!r}: expected one of {overlays} (in {OVERLAYS}), or the path of "

@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
-import onnx
 import pandas as pd
 import torch
-from onnxruntime import InferenceSession
 from pydantic import Field
 from scipy.special import softmax
 
@@ -32,47 +30,27 @@ from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.dataset.disturbances import disturbed
 from stages.core.dataset.views import Views
 from stages.core.nets.evidence import Evidence
+from stages.core.nets.exam import WANTED, Exam, VariantKind, parity, variants
 from stages.core.nets.files import load_net
 from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import Net
-from stages.core.nets.onnx_export import Calibrated, export, metadata_of, write
-from stages.core.nets.onnx_run import EVIDENCE, OUTPUT, Inputs, feed, probabilities, session
-from stages.core.nets.variants import (
-    CALIBRATION_BATCH,
-    CALIBRATION_IMAGES,
-    FP16,
-    FP32,
-    USUAL,
-    Int8,
-    as_fp16,
-    as_int8,
-    grid,
-)
+from stages.core.nets.onnx_export import Calibrated, export
+from stages.core.nets.onnx_run import EVIDENCE, Inputs, probabilities, session
+from stages.core.nets.variants import FP32
 from stages.core.results import metrics, operating_point, predictions, report, review
 from stages.core.results.calibration import calibrate
 from stages.core.results.operating_point import OperatingPoint
 from stages.core.results.review import Cut, Probabilities
-from stages.core.results.schema.shipped import (
-    Disturbed,
-    ExportMetrics,
-    Parity,
-    Promise,
-    Thresholds,
-    Variant,
-)
+from stages.core.results.schema.shipped import Disturbed, ExportMetrics
 from stages.core.runner import runtime, stage
-from stages.core.runner.errors import DataError, Unavailable
+from stages.core.runner.errors import DataError
 from stages.core.runner.params import Section
-from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
 from stages.core.runner.text import say
 from stages.core.training.targets import load_targets
 
-# Among the promises, that of the params.
-WANTED = "wanted"
 # What wrote the file.
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu")
-VariantKind = Literal["none", "few", "grid"]
 
 
 class Params(Section):
@@ -133,171 +111,6 @@ def _disturbed(data: Dataset, kind: str, rows: Rows) -> Inputs:
     return disturbed(images, kind), *backgrounds
 
 
-def _parity(shipped: Probabilities, expected: Probabilities) -> Parity:
-    return Parity(
-        images=len(shipped),
-        max_abs=float(np.abs(shipped - expected).max()),
-        decisions_changed=int((shipped.argmax(1) != expected.argmax(1)).sum()),
-    )
-
-
-# On the validation and on the test split.
-Answers = tuple[Probabilities, Probabilities]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What every file is held against.
-
-    Attributes:
-        points: what the files are asked to promise, by name.
-        expected: PyTorch's probabilities on the test split (N, K).
-        threads: of ONNX Runtime.
-    """
-
-    data: Dataset
-    points: dict[str, OperatingPoint]
-    expected: Probabilities
-    threads: int
-
-    def thresholds(self, on_val: Probabilities) -> dict[str, Thresholds]:
-        """What keeps each promise on the validation split, by the probabilities there (N, K)."""
-        data, val = self.data, self.data.rows("val")
-        return {
-            name: operating_point.choose(
-                point, data.classes, on_val, data.labels[val], data.groups[val]
-            )
-            for name, point in self.points.items()
-        }
-
-    def cut(self, thresholds: dict[str, Thresholds]) -> Cut | None:
-        """What a file decides by, if not for the most probable class."""
-        if WANTED not in self.points:
-            return None
-        at = thresholds[WANTED]
-        return Cut(self.points[WANTED].number(self.data.classes), at.low, at.high)
-
-    def as_metadata(self, thresholds: dict[str, Thresholds]) -> dict[str, str]:
-        """The same, for the file itself."""
-        cut = self.cut(thresholds)
-        return {} if cut is None else {"thresholds": json.dumps(cut)}
-
-    def promises(
-        self, thresholds: dict[str, Thresholds], on_test: Probabilities
-    ) -> dict[str, Promise]:
-        """What the thresholds do to a file's probabilities on the test split (N, K)."""
-        data, test = self.data, self.data.rows("test")
-        return {
-            name: point.promise(
-                data.classes, thresholds[name], on_test, data.labels[test], data.groups[test]
-            )
-            for name, point in self.points.items()
-        }
-
-    def answers(self, model: Path | bytes) -> Answers:
-        """A model's probabilities on the validation and on the test split."""
-        data = self.data
-        running = session(model, "cpu", threads=self.threads)
-        on_val = probabilities(running, data.equivalent_inputs, data.rows("val"))
-        on_test = probabilities(running, data.model_inputs, data.rows("test"))
-        return self._ordered(running, [on_val]), self._ordered(running, [on_test])
-
-    def _ordered(self, running: InferenceSession, answers: list[Probabilities]) -> Probabilities:
-        """A model's answers by the names that users will go by, in the order of the classes."""
-        names = json.loads(running.get_modelmeta().custom_metadata_map["classes"])
-        order = [names.index(name) for name in self.data.classes]
-        return np.concatenate(answers)[:, order]
-
-    def evidence_parity(self, model: Path, temperature: float) -> Parity:
-        """Of a model's probabilities on the test split, and of what its evidence adds up to."""
-        running = session(model, "cpu", threads=self.threads)
-        test = self.data.rows("test")
-        answers, logits = [], []
-        for i in range(0, len(test), 64):
-            inputs = feed(self.data.model_inputs(test[i : i + 64]))
-            given, evidence = running.run([OUTPUT, EVIDENCE], inputs)
-            answers.append(given)
-            logits.append(evidence.sum((2, 3)))
-        summed: Probabilities = softmax(np.concatenate(logits) / temperature, axis=1)
-        of_both = [
-            _parity(each, self.expected) for each in (self._ordered(running, answers), summed)
-        ]
-        return Parity(
-            images=len(test),
-            max_abs=max(each.max_abs for each in of_both),
-            decisions_changed=max(each.decisions_changed for each in of_both),
-        )
-
-
-def make_variant(
-    judge: Judge, original: Path, before: Answers, name: str, how: Int8 | None
-) -> Variant:
-    """Write the model in another format beside `original`, and compare the two.
-
-    Args:
-        before: what the original answers.
-        how: to quantise; None for float16.
-    """
-    data = judge.data
-    model = onnx.load(original)
-    metadata = metadata_of(model)
-    if how is None:
-        model = as_fp16(model)
-    else:
-        train = data.rows("train")
-        rows = train[np.linspace(0, len(train) - 1, CALIBRATION_IMAGES, dtype=np.int64)]
-        batches = np.array_split(rows, CALIBRATION_IMAGES // CALIBRATION_BATCH)
-        model = as_int8(model, how, [data.equivalent_inputs(batch) for batch in batches])
-    after = judge.answers(model.SerializeToString())
-    if not all(np.isfinite(each).all() for each in after):
-        raise Unavailable("its answers are no numbers")
-    file = original.with_name(f"{name}.onnx")
-    thresholds = judge.thresholds(after[0])
-    write(model, file, metadata | judge.as_metadata(thresholds))
-    labels = {split: data.labels[data.rows(split)] for split in ("val", "test")}
-    val_loss, loss = (
-        float((old.argmax(1) == truth).mean() - (new.argmax(1) == truth).mean())
-        for old, new, truth in zip(before, after, labels.values(), strict=True)
-    )
-    groups = data.groups[data.rows("test")]
-    new_logits, old_logits = (np.log(each[1] + 1e-12) for each in (after, before))
-    quality = metrics.classification(new_logits, labels["test"], groups, data.classes)
-    return Variant(
-        bytes=file.stat().st_size,
-        val_loss=val_loss,
-        loss=loss,
-        gain=metrics.paired_gain(new_logits, old_logits, labels["test"], groups),
-        recall=quality.recall,
-        operating_point=judge.promises(thresholds, after[1]).get(WANTED),
-        parity=_parity(after[1], judge.expected),
-    )
-
-
-def variants(
-    kind: VariantKind, judge: Judge, original: Path, before: Answers
-) -> tuple[dict[str, Variant], dict[str, str]]:
-    """Write and judge the model in other formats, by their names.
-
-    Returns: those; and why others could not be had, which ends no run: they are extras.
-    """
-    ways: dict[str, Int8 | None] = {}
-    if kind != "none":
-        ways[FP16] = None
-        ways |= {how.name: how for how in (grid() if kind == "grid" else [USUAL])}
-    progress = Progress("formats", len(ways))
-    judged, failed = {}, {}
-    for name, how in ways.items():
-        try:
-            judged[name] = make_variant(judge, original, before, name, how)
-        except Unavailable as error:
-            failed[name] = str(error)
-        except Exception as error:  # the converters raise whatever a network makes them raise
-            reason = " ".join(str(error).split())[:200]
-            failed[name] = f"{type(error).__name__}: {reason}"
-        progress.step(where=name)
-    return judged, failed
-
-
 def contents_of(validated: Path, rows: Rows) -> str:
     """See `ExportMetrics.test_files`."""
     manifest = pd.read_csv(validated / "manifest.csv", usecols=["sha256"], dtype=str)
@@ -336,8 +149,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             say(line)
     calibrated = Calibrated(net, temperature).eval()
     expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
-    judge = Judge(data, points, expected, runtime.threads(resources))
-    thresholds = judge.thresholds(softmax(on_val / temperature, axis=1))
+    exam = Exam(data, points, expected, runtime.threads(resources))
+    thresholds = exam.thresholds(softmax(on_val / temperature, axis=1))
 
     paths.onnx.mkdir()
     file = paths.onnx / f"{FP32}.onnx"
@@ -351,7 +164,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "fit": data.rules.fit,
         "min_source_px": str(data.rules.min_source_px),
         "min_contrast": repr(data.rules.min_contrast),
-        **judge.as_metadata(thresholds),
+        **exam.as_metadata(thresholds),
     }
     background = data.rules.background
     if background is not None:
@@ -366,21 +179,21 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         explained=explained,
     )
 
-    before = judge.answers(file)
+    before = exam.answers(file)
     shipped = before[1]
     log_shipped = np.log(shipped + 1e-12)
     teacher = load_targets(paths.targets, data).plain[test]
     models = {"uncalibrated": logits, "shipped": log_shipped}
     predictions.write(paths.predictions, data, test, models)
-    cut = judge.cut(thresholds)
+    cut = exam.cut(thresholds)
     review_test_split(paths, data, net, shipped, cut)
-    running = session(file, "cpu", threads=judge.threads)
+    running = session(file, "cpu", threads=exam.threads)
     under = {
         kind: np.log(probabilities(running, partial(_disturbed, data, kind), test) + 1e-12)
         for kind in get_args(Disturbed)
     }
-    others, failed = variants(params.variants, judge, file, before)
-    promises = judge.promises(thresholds, shipped)
+    others, failed = variants(params.variants, exam, file, before)
+    promises = exam.promises(thresholds, shipped)
     report.write_metrics(
         paths.metrics,
         ExportMetrics(
@@ -389,8 +202,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             val_calibration_gain=gain,
             bytes=file.stat().st_size,
             test_files=contents_of(paths.validated, test),
-            parity=_parity(shipped, expected),
-            evidence_parity=judge.evidence_parity(explained, temperature),
+            parity=parity(shipped, expected),
+            evidence_parity=exam.evidence_parity(explained, temperature),
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
             calibrated=metrics.classification(log_shipped, labels, groups, data.classes),
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),

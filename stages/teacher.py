@@ -65,6 +65,23 @@ class Params(Supervision):
     recipe: Recipe
     seed: int = Field(ge=0)
 
+    @field_validator("mode")
+    @classmethod
+    def _something_to_teach(cls, mode: str, info: ValidationInfo) -> str:
+        # A logistic regression knows none of these.
+        found = {
+            "soft_labels": info.data.get("soft_labels"),
+            "imbalance: focal": info.data.get("imbalance") == "focal",
+            "label_smoothing": info.data.get("label_smoothing"),
+            "mixup": info.data.get("mixup"),
+        }
+        if mode == "feature_extraction" and any(found.values()):
+            names = ", ".join(name for name, value in found.items() if value)
+            raise PydanticCustomError(
+                "probe", "a linear probe cannot learn with {names}: finetune does", {"names": names}
+            )
+        return mode
+
     @field_validator("adapt")
     @classmethod
     def _something_to_adapt(cls, adapt: str, info: ValidationInfo) -> str:
@@ -93,17 +110,24 @@ class Paths(stage.Paths):
     predictions: Path = stage.writes()
 
 
-def fit_probe(net: Net, features: NDArray[np.float32], labels: NDArray[np.int64], c: float) -> None:
+def fit_probe(
+    net: Net,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
+    c: float,
+) -> None:
     """Make the head a logistic regression.
 
     Args:
         features: (N, F) of plain images; the head's standardisation is fitted to them.
         labels: (N,).
+        weights: (N,), of the images; None: all have the same.
         c: inverse strength of the L2 penalty (scikit-learn's C).
     """
     standardized = net.head.standardize(torch.from_numpy(features).to(net.mean.device))
     regression = LogisticRegression(C=c, max_iter=3000)
-    regression.fit(standardized.cpu().numpy(), labels)
+    regression.fit(standardized.cpu().numpy(), labels, weights)
     weight, bias = regression.coef_, regression.intercept_
     if len(net.spec.classes) == 2:
         # scikit-learn gives one row for two classes: the difference of two logits.
@@ -145,7 +169,8 @@ class TeacherTrainer:
             dropout=params.dropout,
         ).to(self.trainer.device)
         rows, features = adapt_statistics(net, self.views.plain, self.train, params.own_statistics)
-        fit_probe(net, features, self.data.labels[rows], params.probe_c)
+        weights = params.image_weights(self.data, rows)
+        fit_probe(net, features, self.data.labels[rows], weights, params.probe_c)
         return net
 
     def fine_tune(self, net: Net, member: int, *, adapting: bool = False) -> None:

@@ -41,7 +41,7 @@ def test_summary(tmp_path: Path) -> None:
     assert list(table) == [("one", "over control"), ("two", "over control"), ("two", "over one")]
     assert table["one", "over control"][0].startswith("+0.3")
     assert table["two", "over one"][0].startswith("-0.253 [")
-    assert rest[-3] == "95 % intervals: 6; each misses the true gain one time in twenty."
+    assert rest[-3] == "95 % intervals: 6; each misses the true value one time in twenty."
     assert rest[-1].startswith("4 of 4 trials (commits c); mean")
 
 

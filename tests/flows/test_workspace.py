@@ -184,6 +184,14 @@ def test_an_overlay_from_elsewhere_is_refused_and_not_shown(overlays: Path, name
     assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["own", "own.yaml", "./own.yaml"])
+def test_an_overlay_may_lie_in_the_root(overlays: Path, name: str) -> None:
+    for file in ("own.yaml", "tiny.yaml"):
+        (overlays / file).write_text("a: 3\n")
+    assert overlay_file(overlays, name) == overlays.resolve() / "own.yaml"
+    assert overlay_file(overlays, "tiny.yaml").parent == overlays.resolve() / "flows/overlays"
+
+
 def test_two_overlays_of_one_name_have_two_workspaces(overlays: Path) -> None:
     assert path(overlays, "mine/tiny.yaml") != path(overlays, "tiny")
     assert path(overlays, "mine/tiny.yaml").parent == overlays / ".worktrees"

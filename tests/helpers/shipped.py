@@ -16,6 +16,7 @@ from stages import export
 from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.intake.contract import Contract
+from stages.core.nets.exam import VariantKind
 from stages.core.nets.files import save_net
 from stages.core.nets.net import build
 from stages.core.nets.onnx_export import Calibrated
@@ -79,7 +80,7 @@ def exported(
     net: Any,
     *,
     point: OperatingPoint | None = None,
-    variants: export.VariantKind = "none",
+    variants: VariantKind = "none",
 ) -> Any:
     """What a run of the export stage on this network leaves."""
     if not (root / "refined").exists():

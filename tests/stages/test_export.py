@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stages import benchmark, export
+from stages import benchmark
 from stages.core.dataset.data import load_dataset
+from stages.core.nets import exam
 from stages.core.nets.files import save_teacher
 from stages.core.nets.net import Ensemble
 from stages.core.nets.onnx_run import feed, session
@@ -227,7 +228,7 @@ def test_a_format_that_cannot_be_had_ends_no_run(
 
     image_folder()
     validated = validate(tmp_path) / "validated"
-    monkeypatch.setattr(export, "as_int8", fails)
+    monkeypatch.setattr(exam, "as_int8", fails)
     result = parity(exported(tmp_path, validated, network(load_dataset(validated)), variants="few"))
     assert list(result.variants) == ["fp16"]
     assert result.failed_variants == {USUAL.name: "RuntimeError: no such operator"}

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from stages import teacher
 from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
 from stages.core.nets.files import load_teacher
-from stages.core.nets.inference import logits_of
+from stages.core.nets.inference import features_of, logits_of
 from stages.core.nets.net import Net, count_macs, count_parameters
 from stages.core.results import metrics, predictions
 from stages.core.runner.errors import ParamsError
@@ -289,6 +290,50 @@ def test_adaptations_that_fit_are_not() -> None:
     params(adapt="mcc", own_statistics=0.5)
     params(adapt="dann", own_statistics=0.5)
     params(adapt="none", own_statistics=0.5, mode="feature_extraction")
+
+
+def test_a_probe_weighs_classes(teach: Teach) -> None:
+    """The regression of sklearn's own class weights; repeated images are the same to it."""
+    plain, weighed = (
+        teach(mode="feature_extraction"),
+        teach(mode="feature_extraction", imbalance="weights"),
+    )
+    assert weighed.predictions.equals(
+        teach(mode="feature_extraction", imbalance="balanced").predictions
+    )
+    rows = plain.rows["train"]
+    labels = plain.data.labels[rows]
+    counts = np.bincount(labels)
+    assert counts[0] != counts[1]
+    net = plain.probe(0)
+    features = features_of(net, Views(plain.data.pixels, 0, 0, "all").plain, rows)
+    known = net.head.standardize(torch.from_numpy(features)).numpy()
+    for result, weight in ((plain, None), (weighed, "balanced")):
+        sklearn = LogisticRegression(
+            C=result.params.probe_c, max_iter=3000, class_weight=weight
+        ).fit(known, labels)
+        logits = result.again(result.members[0])
+        unseen = features_of(net, Views(plain.data.pixels, 0, 0, "all").plain, plain.rows["test"])
+        expected = sklearn.decision_function(net.head.standardize(torch.from_numpy(unseen)).numpy())
+        assert logits[:, 1] - logits[:, 0] == pytest.approx(expected, abs=1e-3)
+    assert not np.allclose(plain.logits_by("probe"), weighed.logits_by("probe"), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"soft_labels": ["p"]}, "soft_labels"),
+        ({"imbalance": "focal"}, "imbalance: focal"),
+        ({"label_smoothing": 0.1}, "label_smoothing"),
+        ({"mixup": 0.2}, "mixup"),
+        ({"mixup": 0.2, "soft_labels": ["p"]}, "soft_labels, mixup"),
+    ],
+)
+def test_a_probe_refuses_what_it_cannot_learn_with(changes: dict[str, Any], name: str) -> None:
+    words = rf"teacher\.mode = 'feature_extraction': a linear probe cannot learn with {name}: "
+    with pytest.raises(ParamsError, match=words):
+        params(mode="feature_extraction", **changes)
+    params(**changes)
 
 
 @pytest.mark.parametrize("target", [True, False])

@@ -53,12 +53,13 @@ class Summary:
     """What some feature maps, of C channels together, hold in each of S x S cells.
 
     Attributes:
-        sums: (B, 2 C, S * S), the sum of the values, and of their squares; both times `share`.
-        share: (2 C,), so that over the cells they add up to means.
+        means: (B, 2 C, S * S), of the values and of their squares in each cell. A cell that
+            reaches outside the image has zeros there.
+        share: (2 C,), of a cell in the image; the means times this add up to those of the image.
         maxima: (B, C, S * S).
     """
 
-    sums: Tensor
+    means: Tensor
     share: Tensor
     maxima: Tensor
 
@@ -80,8 +81,8 @@ class Summary:
 
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, deviation and maximum of each channel, (B, C) each; see `net.statistics`."""
-        means, channels = self.sums.sum(2) * self.share, self.maxima.shape[1]
-        mean, square = means[:, :channels], means[:, channels:]
+        both, channels = self.means.sum(2) * self.share, self.maxima.shape[1]
+        mean, square = both[:, :channels], both[:, channels:]
         variance = (square - mean * mean).clamp(min=0)
         return mean, (variance + VARIANCE_FLOOR).sqrt(), self.maxima.amax(2)
 
@@ -105,7 +106,7 @@ class Summary:
         inverse = 1 / deviation
         of_square = (of_deviation * share) * inverse[:, None, :]
         of_value = of_mean * share - (2 * of_deviation * share) * (mean * inverse)[:, None, :]
-        total = torch.matmul(torch.cat([of_value, of_square], 2), self.sums)
+        total = torch.matmul(torch.cat([of_value, of_square], 2), self.means)
         even = torch.matmul((mean * mean + VARIANCE_FLOOR) * inverse, of_deviation.T / count)
         total = total + even[:, :, None]
         first = self.maxima.argmax(2)[:, None, :].repeat(1, len(weight), 1)

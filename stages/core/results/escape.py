@@ -6,7 +6,7 @@ import re
 # With which a cell is a formula to a spreadsheet (OWASP, "CSV Injection").
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
-_MARKUP = {ord(mark): f"\\{mark}" for mark in "\\`*[]~!#"}
+_MARKUP = {ord(mark): f"\\{mark}" for mark in "\\`*[]~!#$"}
 # Entities where a backslash would not do: in HTML, and between the cells of a table.
 _MARKUP |= {ord(mark): f"&#{ord(mark)};" for mark in "&<>|@"}
 
@@ -24,8 +24,8 @@ def spreadsheet_cell(text: str) -> str:
 def markdown_cell(text: object) -> str:
     """`text` as a Markdown document shows it letter by letter, on one line, in a table or outside.
 
-    HTML, tables' bars, code, emphasis, links, images and bare addresses lose their meaning; line
-    breaks and control characters become blanks.
+    HTML, tables' bars, code, emphasis, formulas, links, images and bare addresses lose their
+    meaning; line breaks and control characters become blanks.
     """
     line = "".join(char if char.isprintable() else " " for char in str(text))
     line = line.translate(_MARKUP).replace("://", "&#58;//")

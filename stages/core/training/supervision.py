@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,8 +66,19 @@ class Supervision(Section):
 
     def class_weights(self, data: Dataset) -> Tensor | None:
         """Inverse frequencies (K,) in the training split, with mean 1 over its images."""
-        if self.imbalance != "weights":
+        return self._inverse_frequencies(data) if self.imbalance == "weights" else None
+
+    def image_weights(self, data: Dataset, rows: Rows) -> NDArray[np.float64] | None:
+        """Of training images `rows` (n,), for a learner that sees all of them at once; None: none.
+
+        Class weights and repeated images come to the same there; focal loss has no weights.
+        """
+        if self.imbalance not in ("weights", "balanced"):
             return None
+        return self._inverse_frequencies(data).double().numpy()[data.labels[rows]]
+
+    @staticmethod
+    def _inverse_frequencies(data: Dataset) -> Tensor:
         counts = np.bincount(data.labels[data.rows("train")], minlength=len(data.classes))
         return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
 

@@ -11,13 +11,16 @@ TEXTS = [
     "<script>alert(1)</script>", "a|b", "`code`", "*a* _b_ __init__", "[a](javascript:alert(1))",
     "![a](http://b/c.png)", "<http://a.b>", "http://a.b", "www.a.b", "WWW.a.b", "~~a~~",
     "&lt;b&gt;", "a\\", "\\|", "# a", "me@a.b", "hot_spot", "_a", "a_", "<!-- a", "[a]: b",
+    "$a$", "$$a$$",
 ]  # fmt: skip
 
 
 def rendered(document: str) -> list[str]:
     """As a strict renderer has it, and as one with bare links has it."""
     strict = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    generous = mistune.create_markdown(escape=False, plugins=["table", "strikethrough", "url"])
+    generous = mistune.create_markdown(
+        escape=False, plugins=["table", "strikethrough", "url", "math"]
+    )
     return [str(strict.render(document)), str(generous(document))]
 
 

@@ -348,7 +348,7 @@ def test_the_probe_is_scikit_learns_regression(classes: int) -> None:
     features = (5 + 3 * draws.normal(size=(60, width))).astype(np.float32)
     features[:, :classes] += 4 * np.eye(classes, dtype=np.float32)[labels]
     net.head.fit_statistics(torch.from_numpy(features))
-    fit_probe(net, features, labels, 0.05)
+    fit_probe(net, features, labels, None, 0.05)
 
     standard = (features - features.mean(0)) / features.std(0, ddof=1)
     expected = LogisticRegression(C=0.05, max_iter=3000).fit(standard, labels)

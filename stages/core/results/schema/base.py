@@ -89,4 +89,4 @@ def count_intervals(gains: Iterable[Gain]) -> int:
 def intervals_note(gains: Iterable[Gain]) -> str:
     """A sentence that says how many intervals a table of gains holds, and what that means."""
     count = count_intervals(gains)
-    return f"95 % intervals: {count}; each misses the true gain one time in twenty."
+    return f"95 % intervals: {count}; each misses the true value one time in twenty."

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.nets.files import load_teacher
 from stages.core.nets.onnx_export import export
+from stages.core.nets.onnx_run import EVIDENCE
 from stages.core.results import pictures, report
 from stages.core.results.schema.speed import BenchmarkMetrics, Engine, Latency, Load, Model, Start
 from stages.core.runner import digest, runtime, stage
@@ -125,6 +126,8 @@ class Contender:
         return f"{self.model}, {self.engine}, {self.provider}{precision}{threads}"
 
 
+# What the ratios are of; without others, there is a row with the reason.
+NEEDED: tuple[Engine, ...] = ("torch", "ort")
 # What only a GPU runs.
 ON_CUDA: tuple[Engine, ...] = ("ort_graph", "tensorrt")
 
@@ -139,6 +142,8 @@ def contenders(params: Params, paths: Paths, all_threads: int) -> list[Contender
     threads = [number or all_threads for number in params.threads]
     listed = []
     for count, provider in product(threads, providers):
+        if provider == "cuda" and count != threads[0]:
+            continue
         for model, engine in product(in_onnx, params.engines):
             if engine in ON_CUDA and provider == "cpu":
                 continue
@@ -318,7 +323,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         for batch in each.batches(params)
     }
     for each in listed:
-        if each.provider == "cpu" and each.precision == FP32 and timings[each].missing:
+        is_needed = each.engine in NEEDED and each.provider == "cpu" and each.precision == FP32
+        if is_needed and each.is_usual and timings[each].missing:
             raise Unavailable(f"{each.words}: {timings[each].missing}; the gates need its time")
     median_ms = {name: each.p50_ms for name, each in rows.items() if each.p50_ms is not None}
     per_image = {
@@ -331,7 +337,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     single = {
         each.words: np.sort(np.concatenate(timings[each].rounds[1]))
         for each in listed
-        if not timings[each].missing
+        if not timings[each].missing and each.precision in (FP32, EVIDENCE)
     }
     load: dict[str, Load] = {}
     usual = next(each for each in listed if each.name() == "student_ort_cpu")

@@ -34,7 +34,7 @@ from stages.core.results.gates import (
     shortfall,
     surely,
 )
-from stages.core.results.schema.shipped import Disturbed, Promise, Variant
+from stages.core.results.schema.shipped import Disturbed, Promise, VariantOn
 from stages.core.results.schema.speed import Provider
 from stages.core.results.schema.verdict import CheckMetrics, Gate, Offer
 from stages.core.runner import stage
@@ -118,9 +118,14 @@ def lenient(share: float) -> float:
     return max(math.floor(100 - 100 * (1 - share) * (1 + HEADROOM)) / 100, 0.0)
 
 
-def unknown_classes(params: Params, reports: Reports) -> str:
-    """What is wrong with gates on classes that the data lacks, or ""."""
+def void_gates(params: Params, reports: Reports) -> str:
+    """What is wrong with gates that have nothing to look at, or ""."""
     recall = reports.export.calibrated.recall
+    if params.max_asked is not None and reports.export.operating_point is None:
+        return (
+            f"check.max_asked = {params.max_asked:g}: export.operating_point is null, so no image "
+            "is left to a person; set both or none"
+        )
     if unknown := sorted(params.min_recall.keys() - recall.keys()):
         return (
             f"check.min_recall: {', '.join(unknown)}: no such class; there are "
@@ -130,7 +135,7 @@ def unknown_classes(params: Params, reports: Reports) -> str:
 
 
 def recalls(params: Params, recall: dict[str, float]) -> dict[str, Gate]:
-    """The gates on single classes, for those that are there; see `unknown_classes`."""
+    """The gates on single classes, for those that are there; see `void_gates`."""
     return {
         f"recall {name}": at_least(recall[name], limit, suggested=lenient(recall[name]))
         for name, limit in params.min_recall.items()
@@ -237,7 +242,7 @@ def unset_gates(
     return {name: gate for name, gate in every.items() if name not in known}
 
 
-def _too_much_lost(params: Params, variant: Variant) -> str:
+def _too_much_lost(params: Params, variant: VariantOn) -> str:
     """Why another format may not ship, if so: what it loses, or a gate that it fails itself."""
     lost, split = max((variant.val_loss, "validation"), (variant.loss, "test"))
     limit = f"check.max_variant_loss is {params.max_variant_loss:g}"
@@ -249,52 +254,59 @@ def _too_much_lost(params: Params, variant: Variant) -> str:
     return "; ".join(shortfall(name, gate) for name, gate in own.items() if not gate.passed)
 
 
+def _why_not(params: Params, variant: VariantOn | None, speed_up: float | None) -> str:
+    """Why another format may not ship for a provider, if so."""
+    if variant is None:
+        return "its answers there were not measured"
+    if reason := _too_much_lost(params, variant):
+        return reason
+    if speed_up is None:
+        return "it could not be timed"
+    if speed_up < params.min_variant_speed_up:
+        return (
+            f"it is {speed_up:.2f} times as fast as float32; "
+            f"check.min_variant_speed_up is {params.min_variant_speed_up:g}"
+        )
+    return ""
+
+
 def offers(params: Params, reports: Reports) -> dict[str, Offer]:
-    """Which other formats ship: on each provider the fastest of those that lose little.
+    """Which other formats ship: for each provider the fastest of those that lose little there.
 
     A format has to lose little on the validation split, which chooses, and on the test split.
     """
     export = reports.export
-    ratios = {name: reports.benchmark.variant_speed_ups(name) for name in export.variants}
-    judged = {
-        name: Offer(
-            provider="cpu", speed_up=None, val_loss=None, file=None, reason=f"not written: {reason}"
+    judged = [
+        Offer(
+            precision=name, provider="cpu", speed_up=None, val_loss=None, file=None,
+            reason=f"not written: {reason}",
         )
         for name, reason in export.failed_variants.items()
-    }
-    for name, variant in export.variants.items():
-        provider: Provider = max(ratios[name], key=ratios[name].__getitem__, default="cpu")
-        speed_up = ratios[name].get(provider)
-        reason = _too_much_lost(params, variant)
-        if not reason and speed_up is None:
-            reason = "it could not be timed"
-        if not reason and speed_up is not None and speed_up < params.min_variant_speed_up:
-            reason = (
-                f"it is {speed_up:.2f} times as fast as float32; "
-                f"check.min_variant_speed_up is {params.min_variant_speed_up:g}"
-            )
-        judged[name] = Offer(
-            provider=provider,
-            speed_up=speed_up,
-            val_loss=variant.val_loss,
-            file=None,
-            reason=reason or "another is faster",
-        )
+    ]  # fmt: skip
     for provider in PROVIDERS:
-        fit = {
-            name: each[provider]
-            for name, each in ratios.items()
-            if each.get(provider, 0) >= params.min_variant_speed_up
-            and not _too_much_lost(params, export.variants[name])
-            and judged[name].file is None
-        }
-        if fit:
-            first = max(fit, key=fit.__getitem__)
-            file = f"model_{first.partition('_')[0]}_{provider}.onnx"
-            judged[first] = judged[first].model_copy(
-                update={"provider": provider, "speed_up": fit[first], "file": file, "reason": ""}
+        first: Offer | None = None
+        for name, variant in export.variants.items():
+            speed_up = reports.benchmark.variant_speed_ups(name).get(provider)
+            answers = variant.on.get(provider)
+            if speed_up is None and (answers is None or provider != "cpu"):
+                continue
+            reason = _why_not(params, answers, speed_up)
+            offer = Offer(
+                precision=name,
+                provider=provider,
+                speed_up=speed_up,
+                val_loss=None if answers is None else answers.val_loss,
+                file=None,
+                reason=reason or "another is faster",
             )
-    return judged
+            judged.append(offer)
+            if not reason and (first is None or (speed_up or 0) > (first.speed_up or 0)):
+                first = offer
+        if first is not None:
+            short = first.precision.partition("_")[0]
+            shipped = {"file": f"model_{short}_{provider}.onnx", "reason": ""}
+            judged[judged.index(first)] = first.model_copy(update=shipped)
+    return {f"{offer.precision}_{offer.provider}": offer for offer in judged}
 
 
 def release(paths: Paths, reports: Reports, parts: Parts, verdict: CheckMetrics) -> None:
@@ -302,9 +314,9 @@ def release(paths: Paths, reports: Reports, parts: Parts, verdict: CheckMetrics)
     paths.release.mkdir()
     shutil.copyfile(paths.onnx / "fp32.onnx", paths.release / "model.onnx")
     shutil.copyfile(paths.onnx / "evidence.onnx", paths.release / "evidence.onnx")
-    for name, offer in verdict.offers.items():
+    for offer in verdict.offers.values():
         if offer.file is not None:
-            shutil.copyfile(paths.onnx / f"{name}.onnx", paths.release / offer.file)
+            shutil.copyfile(paths.onnx / f"{offer.precision}.onnx", paths.release / offer.file)
     shutil.copyfile(Path(predict.__file__), paths.release / "predict.py")
     classes = list(reports.export.calibrated.recall)
     (paths.release / "labels.json").write_text(
@@ -325,7 +337,7 @@ def release(paths: Paths, reports: Reports, parts: Parts, verdict: CheckMetrics)
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Judge, report, release.
 
-    Raises: ParamsError for a gate on a class that the data lacks; GateFailed. Report and metrics
+    Raises: ParamsError for a gate that has nothing to look at; GateFailed. Report and metrics
     are written before.
     """
     folders = {name: getattr(paths, name) for name in every_stage.STAGES}
@@ -334,9 +346,9 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     history = compare(paths.accepted, paths.export / "predictions.csv", reports.export.test_files)
     verdicts = gates(params, reports, parts, history)
     failed = [name for name, gate in verdicts.items() if not gate.passed]
-    unknown = unknown_classes(params, reports)
+    void = void_gates(params, reports)
     verdict = CheckMetrics(
-        passed=not (failed or unknown), gates=verdicts, offers=offers(params, reports)
+        passed=not (failed or void), gates=verdicts, offers=offers(params, reports)
     )
     for name, gate in verdicts.items():
         print(
@@ -348,11 +360,11 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     advice = {name: meaning(name).advice for name in failed}
     unset = unset_gates(params, reports, parts, history)
     paths.page.write_text(
-        page.report_page(folders, reports, parts, history, verdict, advice, unset, unknown),
+        page.report_page(folders, reports, parts, history, verdict, advice, unset, void),
         encoding="utf-8",
     )
-    if unknown:
-        raise ParamsError(unknown)
+    if void:
+        raise ParamsError(void)
     if failed:
         raise GateFailed(
             f"{'; '.join(shortfall(name, verdicts[name]) for name in failed)}. No release was "

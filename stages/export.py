@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import onnx
 import pandas as pd
 import torch
 from pydantic import Field
-from scipy.special import softmax
 
 from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.dataset.disturbances import disturbed
@@ -34,7 +34,7 @@ from stages.core.nets.exam import WANTED, Exam, VariantKind, parity, variants
 from stages.core.nets.files import load_net
 from stages.core.nets.inference import logits_of, run_batched
 from stages.core.nets.net import Net
-from stages.core.nets.onnx_export import Calibrated, export
+from stages.core.nets.onnx_export import Calibrated, export, metadata_of, write
 from stages.core.nets.onnx_run import EVIDENCE, Inputs, probabilities, session
 from stages.core.nets.variants import FP32
 from stages.core.results import metrics, operating_point, predictions, report, review
@@ -118,7 +118,7 @@ def contents_of(validated: Path, rows: Rows) -> str:
 
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
-    """Calibrate, export, compare with PyTorch. Always on the CPU."""
+    """Calibrate, export, compare with PyTorch on the CPU."""
     data = load_dataset(paths.validated)
     net = load_net(paths.refined)
     views = Views(data.pixels, seed=0, jitter=0, symmetries=data.symmetries)
@@ -150,7 +150,6 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     calibrated = Calibrated(net, temperature).eval()
     expected = run_batched(calibrated, views.plain, test, torch.device("cpu"))
     exam = Exam(data, points, expected, runtime.threads(resources))
-    thresholds = exam.thresholds(softmax(on_val / temperature, axis=1))
 
     paths.onnx.mkdir()
     file = paths.onnx / f"{FP32}.onnx"
@@ -164,7 +163,6 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         "fit": data.rules.fit,
         "min_source_px": str(data.rules.min_source_px),
         "min_contrast": repr(data.rules.min_contrast),
-        **exam.as_metadata(thresholds),
     }
     background = data.rules.background
     if background is not None:
@@ -180,7 +178,12 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     )
 
     before = exam.answers(file)
-    shipped = before[1]
+    shipped_on_val, shipped = before["cpu"]
+    thresholds = exam.thresholds(shipped_on_val)
+    if deciding := exam.as_metadata(thresholds):
+        for each in (file, explained):
+            model = onnx.load(each)
+            write(model, each, metadata_of(model) | deciding)
     log_shipped = np.log(shipped + 1e-12)
     teacher = load_targets(paths.targets, data).plain[test]
     models = {"uncalibrated": logits, "shipped": log_shipped}
@@ -192,7 +195,7 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
         kind: np.log(probabilities(running, partial(_disturbed, data, kind), test) + 1e-12)
         for kind in get_args(Disturbed)
     }
-    others, failed = variants(params.variants, exam, file, before)
+    others, failed = variants(params.variants, exam, file, before["cpu"])
     promises = exam.promises(thresholds, shipped)
     report.write_metrics(
         paths.metrics,
@@ -202,8 +205,8 @@ def run(params: Params, *, paths: Paths, resources: Resources) -> None:
             val_calibration_gain=gain,
             bytes=file.stat().st_size,
             test_files=contents_of(paths.validated, test),
-            parity=parity(shipped, expected),
-            evidence_parity=exam.evidence_parity(explained, temperature),
+            parity=parity({name: each[1] for name, each in before.items()}, expected, cut),
+            evidence_parity=exam.evidence_parity(explained, temperature, cut),
             uncalibrated=metrics.classification(logits, labels, groups, data.classes),
             calibrated=metrics.classification(log_shipped, labels, groups, data.classes),
             **metrics.ranking(log_shipped, labels, groups).model_dump(exclude_unset=True),

@@ -41,7 +41,7 @@ PROMISE: dict[str, Any] = {
 EASIER = PROMISE | {
     "min_recall": 0.9, "recall_margin": {"gain": 0.01, "low": -0.05, "high": 0.06},
 }  # fmt: skip
-PARITY = {"max_abs": 1e-7, "decisions_changed": 0, "images": 100}
+PARITY = {"providers": "cpu", "max_abs": 1e-7, "decisions_changed": 0, "images": 100}
 PARTS = """kind,name,images,accuracy,auroc
 group,<i>odd</i>,40,0.5000,
 group,module 3,60,0.9000,0.9512

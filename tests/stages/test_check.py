@@ -71,11 +71,12 @@ INT8 = "int8_u8s8_channel_minmax"
 def test_another_format_ships_if_it_earns_it(
     paths: check.Paths, changes: dict[str, Any], ms: float | None, reason: str
 ) -> None:
-    variant = {
-        "bytes": 99_000, "val_loss": 0.002, "loss": -0.001, "gain": GAIN, "recall": {"a": 1.0},
+    answers = {
+        "val_loss": 0.002, "loss": -0.001, "gain": GAIN, "recall": {"a": 1.0},
         "operating_point": None,
         "parity": PARITY | {"max_abs": 0.03, "decisions_changed": 2}, **changes,
     }  # fmt: skip
+    variant = {"bytes": 99_000, "on": {"cpu": answers}}
     names = [INT8, f"{INT8}_float_ends", "fp16"]
     change(paths.export / "metrics.json", "variants", dict.fromkeys(names, variant))
     rows = json.loads((paths.benchmark / "metrics.json").read_text())["rows"]
@@ -88,9 +89,12 @@ def test_another_format_ships_if_it_earns_it(
             }  # fmt: skip
     change(paths.benchmark / "metrics.json", "rows", rows)
     run(paths)
-    offers = json.loads(paths.metrics.read_text())["offers"]
+    listed = json.loads(paths.metrics.read_text())["offers"]
+    offers = {offer["precision"]: offer for offer in listed.values()}
     card, page = (paths.release / "MODEL_CARD.md").read_text(), paths.page.read_text()
-    assert list(offers) == names
+    assert [(offer["precision"], offer["provider"]) for offer in listed.values()] == [
+        (name, "cpu") for name in names
+    ]
     assert "fp16 | 0.45, cpu | not: " in card
     file = paths.release / "model_int8_cpu.onnx"
     if reason:
@@ -111,6 +115,47 @@ def test_another_format_ships_if_it_earns_it(
     assert by_name["student, ort, fp16"].is_best == (ms is None)
     assert by_name[min(by_name, key=lambda name: by_name[name].ms)].is_best
     assert "Accuracy against latency" in page
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.02])
+def test_a_format_ships_for_the_provider_that_it_was_judged_on(
+    paths: check.Paths, loss: float
+) -> None:
+    answers = {
+        "val_loss": 0.0, "loss": 0.0, "gain": GAIN, "recall": {"a": 1.0}, "operating_point": None,
+        "parity": PARITY,
+    }  # fmt: skip
+    variants = {
+        "fp16": {"bytes": 9, "on": {"cpu": answers, "cuda": answers | {"loss": loss}}},
+        "int8": {"bytes": 9, "on": {"cpu": answers}},
+    }
+    change(paths.export / "metrics.json", "variants", variants)
+    rows = json.loads((paths.benchmark / "metrics.json").read_text())["rows"]
+    usual = rows["student_ort_cpu_b1"]
+    for provider, name, ms in (
+        ("cuda", "", 0.9), ("cpu", "_fp16", 0.3), ("cuda", "_fp16", 0.3), ("cpu", "_int8", 0.4),
+        ("cuda", "_int8", 0.2),
+    ):  # fmt: skip
+        rows[f"student_ort_{provider}_b1{name}"] = usual | {
+            "provider": provider, "precision": name[1:] or "fp32", "rounds_ms": {"1": ms, "2": ms},
+        }  # fmt: skip
+    change(paths.benchmark / "metrics.json", "rows", rows)
+    for name in variants:
+        (paths.onnx / f"{name}.onnx").write_bytes(name.encode())
+    run(paths)
+    offers = {
+        (offer["precision"], offer["provider"]): offer["file"] or offer["reason"]
+        for offer in json.loads(paths.metrics.read_text())["offers"].values()
+    }
+    lost = "its accuracy on the test split is lower by 0.0200; check.max_variant_loss is 0.005"
+    assert offers == {
+        ("fp16", "cpu"): "model_fp16_cpu.onnx",
+        ("int8", "cpu"): "another is faster",
+        ("fp16", "cuda"): lost if loss else "model_fp16_cuda.onnx",
+        ("int8", "cuda"): "its answers there were not measured",
+    }
+    assert (paths.release / "model_fp16_cpu.onnx").read_bytes() == b"fp16"
+    assert (paths.release / "model_fp16_cuda.onnx").exists() == (not loss)
 
 
 def folders(paths: check.Paths) -> dict[str, Path]:

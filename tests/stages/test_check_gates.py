@@ -150,13 +150,13 @@ def test_a_promise_that_is_clearly_broken_ships_nothing(paths: check.Paths, side
 
 def test_a_format_has_to_keep_floors_and_promises_too(paths: check.Paths) -> None:
     broken = {"gain": -0.09, "low": -0.12, "high": -0.001}
-    variant = {
-        "bytes": 9, "val_loss": 0.0, "loss": 0.0, "gain": GAIN, "parity": PARITY,
+    answers = {
+        "val_loss": 0.0, "loss": 0.0, "gain": GAIN, "parity": PARITY,
         "recall": {"functional": 0.9, "defective": 0.6}, "operating_point": PROMISE,
     }  # fmt: skip
     file = paths.export / "metrics.json"
     change(file, "operating_point", PROMISE)
-    change(file, "variants", {"int8": variant})
+    change(file, "variants", {"int8": {"bytes": 9, "on": {"cpu": answers}}})
     metrics = json.loads((paths.benchmark / "metrics.json").read_text())
     usual = metrics["rows"]["student_ort_cpu_b1"]
     quick = {**usual, "precision": "int8", "rounds_ms": {"1": 0.45, "2": 0.45}}
@@ -169,7 +169,7 @@ def test_a_format_has_to_keep_floors_and_promises_too(paths: check.Paths) -> Non
 
     def reason(**changes: Any) -> str:
         run(paths, **changes)
-        words: str = json.loads(paths.metrics.read_text())["offers"]["int8"]["reason"]
+        words: str = json.loads(paths.metrics.read_text())["offers"]["int8_cpu"]["reason"]
         return words
 
     assert reason() == ""
@@ -178,8 +178,8 @@ def test_a_format_has_to_keep_floors_and_promises_too(paths: check.Paths) -> Non
     )
     change(
         file,
-        "variants",
-        {"int8": variant | {"operating_point": PROMISE | {"recall_margin": broken}}},
+        "variants.int8.on.cpu.operating_point",
+        PROMISE | {"recall_margin": broken},
     )
     assert "how far recall is above what export.operating_point promises is -0.09" in reason()
 

@@ -26,6 +26,9 @@ from stages.core.nets.variants import USUAL
 from stages.core.release import predict
 from stages.core.results import metrics, operating_point, predictions
 from stages.core.results.operating_point import OperatingPoint, decisions
+from stages.core.runner.errors import Unavailable
+from stages.core.speed.engines import Job
+from stages.core.speed.process import Process
 from stages.core.training.targets import load_targets
 from tests.conftest import RESOURCES, MakeFolder
 from tests.helpers.classroom import filled
@@ -258,8 +261,10 @@ def test_other_formats_are_measured_and_decide_by_thresholds_of_their_own(
         assert (model.classes, model.fit) == (original.classes, original.fit)
         assert model.background_images == original.background_images
         own = model.probabilities(*(list(values) for values in data.model_inputs(test)))
-        assert variant.parity.max_abs == pytest.approx(np.abs(own - expected).max(), abs=1e-5)
-        assert 1e-6 < variant.parity.max_abs < 0.3
+        assert list(variant.on) == ["cpu"]
+        on_cpu = variant.on["cpu"]
+        assert on_cpu.parity.max_abs == pytest.approx(np.abs(own - expected).max(), abs=1e-5)
+        assert 1e-6 < on_cpu.parity.max_abs < 0.3
         assert variant.bytes == (paths.onnx / f"{name}.onnx").stat().st_size
         val = data.rows("val")
         on_val = model.probabilities(*(list(values) for values in data.equivalent_inputs(val)))
@@ -267,7 +272,7 @@ def test_other_formats_are_measured_and_decide_by_thresholds_of_their_own(
         assert model.thresholds == pytest.approx(
             (data.classes.index("functional"), at.low, at.high), rel=1e-5
         )
-        promise = variant.operating_point
+        promise = on_cpu.operating_point
         assert promise is not None
         assert promise.thresholds.model_dump() == pytest.approx(at.model_dump(), rel=1e-5)
         number = data.classes.index("functional")
@@ -275,7 +280,45 @@ def test_other_formats_are_measured_and_decide_by_thresholds_of_their_own(
         assert promise.test.model_dump() == pytest.approx(own_decisions.model_dump())
         right = own.argmax(1) == data.labels[test]
         before = expected.argmax(1) == data.labels[test]
-        assert variant.loss == pytest.approx(before.mean() - right.mean())
+        assert on_cpu.loss == pytest.approx(before.mean() - right.mean())
+
+
+@pytest.fixture
+def timed(tmp_path: Path, image_folder: MakeFolder) -> benchmark.Paths:
+    image_folder()
+    validated = validate(tmp_path) / "validated"
+    net = network(load_dataset(validated))
+    paths = exported(tmp_path, validated, net)
+    save_teacher(tmp_path / "teacher", Ensemble([net]).each())
+    inputs = {"refined": tmp_path / "refined", "teacher": tmp_path / "teacher"}
+    return filled(
+        benchmark.Paths, tmp_path / "bench", validated=validated, onnx=paths.onnx, **inputs
+    )
+
+
+@pytest.mark.parametrize("failing", ["compile", "ort"])
+def test_an_engine_that_no_ratio_needs_may_fail(
+    timed: benchmark.Paths, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def process(job: Job) -> Process:
+        if job.engine == failing:
+            raise Unavailable("no compiler")
+        return Process(job)
+
+    monkeypatch.setattr(benchmark, "Process", process)
+    params = benchmark.Params(
+        engines=["torch", "ort"], batches=[1], threads=[None], rounds=1,
+        seconds_per_round=0.01, load_seconds=0, max_p99_ms=10,
+    )  # fmt: skip
+    if failing == "ort":
+        with pytest.raises(Unavailable, match="ort, cpu: no compiler; the gates need its time"):
+            benchmark.run(params, paths=timed, resources=RESOURCES)
+        return
+    params = params.model_copy(update={"engines": ["torch", "compile", "ort"]})
+    benchmark.run(params, paths=timed, resources=RESOURCES)
+    rows = json.loads(timed.metrics.read_text())["rows"]
+    assert rows["student_compile_cpu_b1"]["unavailable"] == "no compiler"
+    assert rows["student_torch_cpu_b1"]["p50_ms"] > 0
 
 
 def test_both_inputs_are_timed(tmp_path: Path, image_folder: MakeFolder) -> None:

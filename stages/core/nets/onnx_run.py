@@ -1,6 +1,9 @@
 """ONNX Runtime sessions that run on the provider that was asked for, or not at all."""
 
 import ctypes
+import json
+import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +42,11 @@ def has_cuda_device() -> bool:
     )
 
 
+def providers() -> tuple[Literal["cpu", "cuda"], ...]:
+    """What models are run on: the CPU, and CUDA where there is a device."""
+    return ("cpu", "cuda") if has_cuda_device() else ("cpu",)
+
+
 def _provider_options(provider: Provider, cuda_graph: bool, cache: Path | None) -> list[Any]:
     """As ONNX Runtime takes them."""
     cuda = (NAMES["cuda"], {"use_tf32": "0", "enable_cuda_graph": "1" if cuda_graph else "0"})
@@ -65,6 +73,7 @@ def session(
     threads: int,
     cuda_graph: bool = False,
     cache: Path | None = None,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """A session of a model file, or of its content, with every node on `provider`.
 
@@ -74,11 +83,14 @@ def session(
         threads: of the CPU.
         cuda_graph: whether CUDA replays the first run; its inputs and outputs must stay in place.
         cache: a folder for what TensorRT builds.
+        profile: how the name of the profile begins that the session's end_profiling writes.
 
     Raises: Unavailable when ONNX Runtime would fall back to another provider.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # 4 = fatal: a missing CUDA library is our error below, not a line on the terminal.
     ort.set_default_logger_severity(4)
     options.log_severity_level = 4
@@ -98,6 +110,23 @@ def session(
     if inference.get_providers()[0] != NAMES[provider]:
         raise Unavailable(f"ONNX Runtime on {provider}: not on this machine")
     return inference
+
+
+def placement(
+    model: Path, provider: Provider, inputs: Inputs, *, threads: int, cache: Path | None = None
+) -> dict[str, int]:
+    """How many nodes each provider runs, by ONNX Runtime's name of it, in a session for `provider`.
+
+    From a profile of one run: what a session says of its providers is who may run nodes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        running = session(
+            model, provider, threads=threads, cache=cache, profile=Path(folder) / "run"
+        )
+        running.run(None, feed(inputs))
+        events = json.loads(Path(running.end_profiling()).read_text())
+    ran = [e["args"].get("provider") for e in events if e.get("cat") == "Node"]
+    return dict(Counter(name for name in ran if name))
 
 
 def feed(inputs: Inputs) -> dict[str, NDArray[np.uint8]]:

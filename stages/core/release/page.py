@@ -162,7 +162,10 @@ def choices(reports: Reports) -> list[Choice]:
     known = {
         ("teacher", "fp32"): teacher,
         ("student", "fp32"): export.auroc,
-        **{("student", name): export.auroc + v.gain.gain for name, v in export.variants.items()},
+        **{
+            ("student", name): export.auroc + variant.on["cpu"].gain.gain
+            for name, variant in export.variants.items()
+        },
     }
     points = [
         (f"{r.model}, {r.engine}, {r.precision}", r.p50_ms, known[r.model, r.precision])

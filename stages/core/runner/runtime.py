@@ -40,6 +40,8 @@ class Resources(Section):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # On a GPU some operations have no deterministic form; there it is no promise.
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+        # It would also fill each new tensor with NaN before it is written: a check, not a promise.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
 
     def check_device(self) -> None:

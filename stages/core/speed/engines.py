@@ -71,6 +71,8 @@ def _torch(job: Job) -> Running:
     from stages.core.runner.runtime import Resources
 
     Resources(device=job.provider, threads=job.threads, processes=1, cache_gb=0).apply()
+    # Nobody trains here, and users do not run models so.
+    torch.use_deterministic_algorithms(False)
     start = time.perf_counter()
     load: Callable[[Path], Any] = load_teacher if (job.model / "member_0").exists() else load_net
     device = torch.device(job.provider)
@@ -115,6 +117,14 @@ def _ort(job: Job) -> Running:
         cache=job.cache,
     )
     start_ms = (time.perf_counter() - start) * 1e3
+    if job.engine == "tensorrt":
+        with np.load(job.images) as images:
+            first = tuple(images[name][:1] for name in images.files)
+        nodes = onnx_run.placement(
+            job.model, "tensorrt", first, threads=job.threads, cache=job.cache
+        )
+        if not nodes.get(onnx_run.NAMES["tensorrt"]):
+            raise Unavailable(f"TensorRT runs none of the nodes: {nodes}")
     if job.provider == "cpu":
 
         def on_cpu(inputs: Arrays) -> Request:
@@ -132,10 +142,11 @@ def _ort(job: Job) -> Running:
         binding = session.io_binding()
         for name, value in given.items():
             binding.bind_ortvalue_input(name, value)
-        output = session.get_outputs()[0]
-        shape = [len(inputs[0]), *output.shape[1:]]
-        answer = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0)
-        binding.bind_ortvalue_output(output.name, answer)
+        answers = []
+        for output in session.get_outputs():
+            shape = [len(inputs[0]), *output.shape[1:]]
+            answers.append(ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0))
+            binding.bind_ortvalue_output(output.name, answers[-1])
 
         # A graph of its own for each batch size: one that was captured is replayed unseen.
         options = ort.RunOptions()
@@ -145,13 +156,13 @@ def _ort(job: Job) -> Running:
         def computation() -> object:
             session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
-            return answer
+            return answers
 
         def whole() -> object:
             for name, values in onnx_run.feed(inputs).items():
                 given[name].update_inplace(values)
             computation()
-            return answer.numpy()
+            return [answer.numpy() for answer in answers]
 
         return Request(whole, computation)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stages.core.results.pictures import COLOURS, save
 
+STYLES = ("-", ":", "--", "-.")
 # Powers as plain numbers: pictures have no mathematical text.
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
@@ -32,15 +33,15 @@ def latencies(
     )
     axis = axes[0, 0]
     for number, (name, values) in enumerate(samples.items()):
-        again, colour = divmod(number, len(COLOURS))
+        style, colour = divmod(number, len(COLOURS))
         slower = 1 - np.arange(len(values)) / len(values)
-        axis.plot(values, slower, label=name, color=COLOURS[colour], ls=":" if again else "-")
+        axis.plot(values, slower, label=name, color=COLOURS[colour], ls=STYLES[style % len(STYLES)])
     axis.set(xscale="log", yscale="log", xlabel="ms per call, batch 1")
     axis.set_ylabel("share of calls that take at least this long")
     for part in (axis.xaxis, axis.yaxis):
         part.set_major_formatter(PLAIN)
         part.set_minor_formatter(NullFormatter())
-    if 0 < len(samples) <= 2 * len(COLOURS):
+    if 0 < len(samples) <= len(STYLES) * len(COLOURS):
         axis.legend(frameon=False, fontsize=7, loc="lower left")
     if load:
         rates, medians, tails = zip(*load, strict=True)

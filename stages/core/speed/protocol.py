@@ -23,12 +23,11 @@ def timed(call: Call) -> float:
 def warm_up(call: Call) -> bool:
     """Call until the time of a call is stable; returns whether it became so."""
     end = time.perf_counter() + MOST_S
-    before = 0.0
-    while not before or time.perf_counter() < end:
-        median = float(np.median([timed(call) for _ in range(BLOCK)]))
-        if abs(median - before) <= STABLE * before:
+    medians: list[float] = []
+    while len(medians) < 2 or time.perf_counter() < end:
+        medians.append(float(np.median([timed(call) for _ in range(BLOCK)])))
+        if len(medians) > 1 and abs(medians[-1] - medians[-2]) <= STABLE * medians[-2]:
             return True
-        before = median
     return False
 
 

@@ -42,6 +42,11 @@ def test_warm_up_ends_when_two_blocks_agree(clock: Clock) -> None:
     assert clock.now == pytest.approx(sum(first), abs=1e-3)
 
 
+def test_slow_calls_have_two_blocks_to_become_stable(clock: Clock) -> None:
+    assert protocol.warm_up(taking(clock, iter([1.0] * 10))) is True
+    assert protocol.warm_up(taking(clock, iter([2.0] * 5 + [1.0] * 5))) is False
+
+
 def test_warm_up_says_when_it_never_became_stable(clock: Clock) -> None:
     assert protocol.warm_up(taking(clock, (1 / 1.1**n for n in range(100)))) is False
 

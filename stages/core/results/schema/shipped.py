@@ -3,12 +3,22 @@
 from typing import Literal
 
 from stages.core.results.schema.base import Difference, Gain, Metrics, Quality
+from stages.core.results.schema.speed import Provider
 
 
 class Parity(Metrics):
-    """The ONNX file against PyTorch: largest difference of a probability, decisions that differ."""
+    """The ONNX file against PyTorch.
+
+    Attributes:
+        images: number of images that were compared.
+        providers: what the file ran on, with commas between; the worst figures of them follow.
+        max_abs: largest difference of a probability.
+        decisions_changed: number of images that are answered differently, at the operating point
+            if there is one.
+    """
 
     images: int
+    providers: str
     max_abs: float
     decisions_changed: int
 
@@ -59,12 +69,13 @@ class Promise(Metrics):
     false_alarm_margin: Difference | None
 
 
-class Variant(Metrics):
-    """The ONNX file in another number format, on the test split where nothing else is said.
+class VariantOn(Metrics):
+    """What the ONNX file in another number format answers on one provider.
+
+    On the test split, and the most probable class, where nothing else is said.
 
     Attributes:
-        bytes: the file's size.
-        val_loss: on the validation split, the float32 file's accuracy less its own.
+        val_loss: on the validation split, the accuracy of the float32 file on the CPU less its own.
         loss: the same on the test split.
         gain: in AUROC over the float32 file.
         recall: by class.
@@ -72,13 +83,24 @@ class Variant(Metrics):
         parity: with PyTorch.
     """
 
-    bytes: int
     val_loss: float
     loss: float
     gain: Gain
     recall: dict[str, float]
     operating_point: Promise | None
     parity: Parity
+
+
+class Variant(Metrics):
+    """The ONNX file in another number format.
+
+    Attributes:
+        bytes: the file's size.
+        on: what it answers, by the providers that ran it; the CPU is one of them.
+    """
+
+    bytes: int
+    on: dict[Provider, VariantOn]
 
 
 class ExportMetrics(Metrics):

@@ -34,17 +34,18 @@ class Gate(Metrics):
 
 
 class Offer(Metrics):
-    """Whether a model in another number format ships beside the float32 one.
+    """Whether a model in another number format ships for a provider, beside the float32 one.
 
     Attributes:
-        provider: where it ships; or else where it is fastest, compared with float32.
-        speed_up: there, at batch 1, in the round where it is least ahead; None where nothing was
-            measured.
-        val_loss: as in `Variant`; None where it could not be written.
+        precision: the format, as in `ExportMetrics.variants`.
+        speed_up: at batch 1, in the round where it is least ahead of float32; None where it was not
+            timed.
+        val_loss: as in `VariantOn`; None where its answers were not measured.
         file: its name in the release, or None.
         reason: why it does not ship, or "".
     """
 
+    precision: str
     provider: Provider
     speed_up: float | None
     val_loss: float | None

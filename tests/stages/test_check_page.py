@@ -108,6 +108,12 @@ class Tags(HTMLParser):
         ({"split_tears_groups": True}, "100 images of 3 groups; the split is random", False),
         ({"groups_given": False}, "100 images that training never saw; no groups are", False),
         ({"groups_given": False, "split_method": "random"}, "no groups are given", False),
+        (
+            {"groups_given": False, "split_method": "random", "leaks.leaking": 4},
+            "100 images; the split is random and separates near duplicates: the figures",
+            False,
+        ),
+        ({"split_method": "random", "leaks.leaking": 4}, "100 images; the split is random", False),
     ],
 )
 def test_the_test_split_is_described_as_it_is(
@@ -122,6 +128,18 @@ def test_the_test_split_is_described_as_it_is(
         assert text in content
         assert ("that training never saw." in content) == never_seen
     assert ("the model has never met" in paths.page.read_text()) == never_seen
+
+
+def test_the_report_says_how_many_images_leak(paths: check.Paths) -> None:
+    run(paths)
+    assert "so that nothing leaks" in paths.page.read_text()
+    for key, value in (("split_method", "random"), ("leaks.leaking", 4)):
+        change(paths.validate / "metrics.json", key, value)
+    run(paths)
+    page = paths.page.read_text()
+    words = "near duplicates (4 images with one in another split): its figures are too good."
+    assert f'<b class="bad">The split is random and separates {words}</b>' in page
+    assert "so that nothing leaks" not in page
 
 
 @pytest.mark.parametrize(

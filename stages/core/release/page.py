@@ -34,6 +34,10 @@ def _test_split(validate: ValidateMetrics) -> str:
             f"{images} of {groups}; the split is random, and training saw images of the same "
             "groups: the figures are too good"
         )
+    if validate.leaks.leaking:
+        return (
+            f"{images}; the split is random and separates near duplicates: the figures are too good"
+        )
     if not validate.groups_given:
         return (
             f"{images} that training never saw; no groups are given, so training may have seen "
@@ -95,6 +99,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "auroc": _auroc,
         "cell": markdown_cell,
+        "counted": counted,
         "intervals_note": intervals_note,
         "meaning": meaning,
         "near_duplicates": _near_duplicates,

@@ -790,13 +790,16 @@ class Model:
             raise BadModel(f"{path}: no such file; copy the whole release folder again")
         onnxruntime.set_default_logger_severity(4)
         try:
-            # A model is one file: what it may name beside itself is not to be opened.
-            options = onnxruntime.SessionOptions()
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", os.devnull
-            )
+            content = _as_released(path)
+            # In protobuf, this key of external data follows its length: 8, padded or not. Old
+            # versions of onnxruntime would look for the data in the current folder.
+            if re.search(rb"[\x00\x08]location", content):
+                raise BadModel(
+                    f"{path}: keeps data in another file, and a released model is one file; fetch "
+                    "the whole release again"
+                )
             self._session: Any = onnxruntime.InferenceSession(
-                _as_released(path), options, providers=["CPUExecutionProvider"]
+                content, providers=["CPUExecutionProvider"]
             )
         except BadModel:
             raise

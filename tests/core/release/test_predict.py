@@ -276,6 +276,8 @@ def broken_release(release: Path, at: Path, how: str) -> Path:
         onnx.external_data_helper.set_external_data(weight, "inside.bin")
         weight.ClearField("raw_data")
         model.write_bytes(other.SerializeToString())
+    elif how == "data elsewhere, by a padded length":
+        model.write_bytes(b"\x0a\x88\x00location")
     elif how == "a text":
         model.write_text("version https://git-lfs.github.com/spec/v1")
     elif how == "a folder":
@@ -350,8 +352,9 @@ def test_a_background_for_a_model_without(release: Path, tmp_path: Path) -> None
     ("no model", "model.onnx: no such file; copy the whole release folder again"),
     ("cut model", "cannot load it ("),
     ("empty model", "cannot load it ("),
-    ("data elsewhere", "cannot load it ("),
-    ("data in the current folder", "cannot load it ("),
+    ("data elsewhere", "keeps data in another file, and a released model is one file; fetch"),
+    ("data in the current folder", "keeps data in another file, and a released model is one file"),
+    ("data elsewhere, by a padded length", "keeps data in another file"),
     ("a text", "cannot load it ("),
     ("a folder", "model.onnx: no such file; copy the whole release folder again"),
     ("another model", "model.onnx: no model of this project's (its metadata lack 'classes')"),
@@ -519,3 +522,10 @@ def test_the_oldest_software_that_the_card_names(release: Path, tmp_path: Path) 
         given = [[r["probabilities"][label] for label in CLASSES] for r in json.loads(ended.stdout)]
         assert np.abs(np.array(given) - expected).max() < limit, name
     assert len(list((tmp_path / "maps").iterdir())) == 5
+
+    # The oldest runtime has no guard of its own against data in the current folder.
+    broken = broken_release(release, tmp_path, "data in the current folder")
+    command[2] = str(broken / "predict.py")
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "keeps data in another file" in ended.stderr

@@ -1,8 +1,8 @@
 """Releases the model that the last run made: `python -m flows.release`.
 
 A run makes a candidate, data/release/. Releasing it accepts its data and its figures in
-data/accepted.json, commits these with what the run wrote, tags the commit `model@vX.Y.Z`, moves the
-tag `model@current` there, and pushes data and model to the DVC remote. `--rollback` takes the
+data/accepted.json, commits these with the stages' reports, tags the commit `model@vX.Y.Z`, moves
+the tag `model@current` there, and pushes data and model to the DVC remote. `--rollback` takes the
 release before the current one back into use.
 
 Who uses the model takes it by a tag, so a run changes nothing for them:
@@ -52,9 +52,9 @@ from stages.core.runner.text import terminal
 
 RELEASE, REPORTS = Path("data/release"), Path("data/reports")
 ACCEPTED, PROFILE = Path("data/accepted.json"), Path("data/validated/profile.json")
-# What a run, or a release, writes into git.
-WRITTEN = ("dvc.lock", REPORTS.as_posix(), ACCEPTED.as_posix())
-WRITTEN_INSIDE = f"{REPORTS.as_posix()}/"
+# What a run, or a release, writes into git, beside reports.
+WRITTEN = ("dvc.lock", ACCEPTED.as_posix())
+REPORTS_INSIDE = f"{REPORTS.as_posix()}/"
 # What else the model comes from; a new file among them must not be left out of the commit.
 SOURCES = (
     "stages", "flows", "dvc.yaml", "params.yaml",
@@ -126,7 +126,7 @@ def check_commit(root: Path) -> None:
     ).split("\0")
     new = git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *SOURCES).split("\0")
     names = [entry[3:] for entry in changed if entry] + [name for name in new if name]
-    others = [n for n in names if n not in WRITTEN and not n.startswith(WRITTEN_INSIDE)]
+    others = [n for n in names if n not in WRITTEN and not n.startswith(REPORTS_INSIDE)]
     if others:
         raise ReleaseRefused(
             f"{', '.join(others[:5])}: in no commit as they are now; `git add` and commit them, so "
@@ -170,6 +170,19 @@ def _write_accepted(root: Path, content: dict[str, Any]) -> None:
     settle(partial, root / ACCEPTED)
 
 
+def stage_reports(root: Path) -> list[str]:
+    """The stages' reports that git keeps, and the .gitignore that DVC keeps beside the others."""
+    with open_repo(root) as repo:
+        folder = Path(repo.root_dir)
+        outs = [(Path(out.fs_path), out.use_cache) for s in repo.index.stages for out in s.outs]
+    paths = {path.with_name(".gitignore") if is_cached else path for path, is_cached in outs}
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(paths)
+        if path.is_relative_to(folder / REPORTS) and path.exists()
+    ]
+
+
 def _commit(root: Path, message: str, *paths: str) -> None:
     git(root, "add", "--", *paths)
     if git(root, "status", "--porcelain", "--untracked-files=no", "--", *paths):
@@ -190,27 +203,30 @@ def _push(root: Path) -> None:
         ) from None
 
 
+def _champion_at(root: Path, revision: str) -> Champion | None:
+    return parse(git(root, "show", f"{revision}:{ACCEPTED.as_posix()}"), ACCEPTED.as_posix())
+
+
+def decisions(root: Path, test_split: str) -> int:
+    """How many of the released versions a test split has decided, rolled back or not."""
+    tagged = [_champion_at(root, f"{PREFIX}{'.'.join(map(str, v))}") for v in versions(root)]
+    return sum(champion is not None and champion.test_split == test_split for champion in tagged)
+
+
 def _champion(root: Path, version: str, own: str, before: Champion | None) -> Champion:
     """What accepted.json is to hold of the candidate."""
     export = read_metrics(root / REPORTS / "export" / "metrics.json", ExportMetrics)
     table = read_predictions(root / REPORTS / "export" / "predictions.csv")
-    again = (
-        before.decisions if before is not None and before.has_seen(table, export.test_files) else 0
-    )
+    test_split = fingerprint(table, export.test_files)
     return Champion(
         version=version,
         release=own,
         before=before.version if before is not None else None,
         auroc=export.auroc,
-        test_split=fingerprint(table, export.test_files),
+        test_split=test_split,
         logits=pack(predictions.logits(table, SHIPPED)),
-        decisions=again + 1,
+        decisions=decisions(root, test_split) + 1,
     )
-
-
-def _champion_at(root: Path, revision: str) -> Champion | None:
-    text = git(root, "show", f"{revision}:{ACCEPTED.as_posix()}")
-    return parse(text, ACCEPTED.as_posix())
 
 
 def check_tag(root: Path, champion: Champion) -> None:
@@ -265,7 +281,7 @@ def release(root: Path, part: Part) -> str:
             profile = json.loads((root / PROFILE).read_text(encoding="utf-8"))
             _write_accepted(root, {"data": profile, "champion": new.model_dump()})
         if _number(version) not in versions(root):
-            _commit(root, f"Release model v{version}", *WRITTEN)
+            _commit(root, f"Release model v{version}", *WRITTEN, *stage_reports(root))
             git(root, "tag", "--annotate", f"{PREFIX}{version}", "-m", f"Model v{version}")
         _push(root)
         # The last step: from here on, people use it.
@@ -292,9 +308,11 @@ def rollback(root: Path) -> str:
         tag = f"{PREFIX}{version}"
         if _number(version) not in versions(root):
             raise ReleaseRefused(f"{tag}: no such tag here; `{FETCH}`")
-        before = git(root, "show", f"{tag}:{ACCEPTED.as_posix()}")
-        parse(before, ACCEPTED.as_posix())
-        _write_accepted(root, json.loads(before))
+        text = git(root, "show", f"{tag}:{ACCEPTED.as_posix()}")
+        content, before = json.loads(text), parse(text, ACCEPTED.as_posix())
+        if before is not None:
+            content["champion"]["decisions"] = decisions(root, before.test_split)
+        _write_accepted(root, content)
         _commit(root, f"Go back to model v{version}", ACCEPTED.as_posix())
         git(root, "tag", "--force", CURRENT, f"{tag}^{{commit}}")
     return version
@@ -307,6 +325,13 @@ def release_flow(part: Part, back: bool) -> State[Any]:
         version = rollback(ROOT) if back else release(ROOT, part)
     except AtelierError as error:
         return Failed(message=terminal(str(error)))
+    except OSError as error:
+        return Failed(
+            message=terminal(
+                f"{error.filename or ROOT}: {error.strerror or error}; the model in use stays: "
+                "make room, or correct the permissions, and run this again"
+            )
+        )
     words = (
         f"model v{version} is in use{' again' if back else ''} ({CURRENT}); "
         f"`{SHARE}` shares it, `dvc get PROJECT data/release "

@@ -1,5 +1,6 @@
 """Releasing, in a project of git and DVC that has the check stage alone."""
 
+import errno
 import json
 import os
 import shutil
@@ -166,12 +167,88 @@ def test_release_next_release_and_back(project: Repository, tmp_path: Path) -> N
     assert project.in_use(tmp_path / "second") == b"a better model"
 
     assert release.rollback(project.root) == "1.0.0"
+    first["champion"]["decisions"] = 2
     assert project.accepted() == first
     assert project.git("log", "-1", "--format=%s").strip() == "Go back to model v1.0.0"
     assert project.in_use(tmp_path / "back") == b"a good model"
     assert project.git("tag", "--list", "model@v*").split() == ["model@v1.0.0", "model@v1.1.0"]
     with pytest.raises(ReleaseRefused, match=r"no release before 1\.0\.0"):
         release.rollback(project.root)
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """A project of git alone, and its releases: two decided by one test split, one by another."""
+    git(tmp_path, "init", "--quiet")
+    for setting in ("user.name", "user.email"):
+        git(tmp_path, "config", setting, "test")
+    (tmp_path / ACCEPTED).parent.mkdir()
+    before = None
+    for version, split, decisions in (("1.0.0", "a", 1), ("1.1.0", "b", 1), ("1.2.0", "a", 2)):
+        champion = {
+            "version": version, "release": version, "before": before, "auroc": 0.9,
+            "test_split": split, "decisions": decisions,
+        }  # fmt: skip
+        (tmp_path / ACCEPTED).write_text(json.dumps({"champion": champion}))
+        git(tmp_path, "add", "--", str(ACCEPTED))
+        git(tmp_path, "commit", "--quiet", "-m", version)
+        git(tmp_path, "tag", f"model@v{version}")
+        before = version
+    git(tmp_path, "tag", CURRENT)
+    return tmp_path
+
+
+def test_what_a_split_has_decided_is_counted_over_all_releases(released: Path) -> None:
+    assert [release.decisions(released, split) for split in ("a", "b", "c")] == [2, 1, 0]
+    assert release.rollback(released) == "1.1.0"
+    assert release.rollback(released) == "1.0.0"
+    champion = json.loads((released / ACCEPTED).read_text())["champion"]
+    assert (champion["version"], champion["decisions"]) == ("1.0.0", 2)
+    assert release.decisions(released, "a") == 2
+
+
+def test_a_full_disk_is_one_line_and_the_model_in_use_stays(
+    released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    accepted, current = (released / ACCEPTED).read_bytes(), git(released, "rev-parse", CURRENT)
+    monkeypatch.setattr(release, "ROOT", released)
+    monkeypatch.setattr(release, "settle", full)
+    state = release.release_flow.fn("minor", True)
+    assert state.is_failed()
+    assert state.message == (
+        f"{released}: No space left on device; the model in use stays: make room, or correct the "
+        "permissions, and run this again"
+    )
+    assert (released / ACCEPTED).read_bytes() == accepted
+    assert git(released, "rev-parse", CURRENT) == current
+
+
+def test_a_release_takes_only_the_reports_of_stages() -> None:
+    reports = set(release.stage_reports(ROOT))
+    assert {"data/reports/export/metrics.json", "data/reports/export/.gitignore"} <= reports
+    kept = set(git(ROOT, "ls-files", "--", str(release.REPORTS)).split())
+    assert reports <= kept
+    others = ("bench.json", "predict.txt", "report.png", "studies/")
+    assert kept - reports == {
+        name for name in kept if name[len("data/reports/") :].startswith(others)
+    }
+    git(ROOT, "check-ignore", "--quiet", "data/reports/out_of_fold/default.csv")
+
+
+@pytest.mark.slow
+def test_other_files_among_the_reports_stay_out_of_the_commit(project: Repository) -> None:
+    study = project.reports / "study.csv"
+    study.write_text("as measured\n")
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "-m", "a study")
+    study.write_text("by hand\n")
+    (project.reports / "names.csv").write_text("a patient\n")
+    release.release(project.root, "minor")
+    status = project.git("status", "--porcelain").splitlines()
+    assert status == [" M data/reports/study.csv", "?? data/reports/names.csv"]
 
 
 @pytest.mark.slow

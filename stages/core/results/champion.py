@@ -54,7 +54,8 @@ class Champion(BaseModel):
         auroc: on its test split.
         test_split: see `fingerprint`; "" in releases of version 0.2.0, which kept no logits.
         logits: on it, (N, K) float16, little-endian, in base64.
-        decisions: releases that this very test split has decided, this one among them.
+        decisions: releases that this very test split has decided, this one among them, and, after
+            a rollback, later ones.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)

@@ -223,6 +223,21 @@ def test_figures_within_groups_are_beside_the_overall_ones(paths: check.Paths) -
     assert "0.710, 0.820 and 0.810" in page
 
 
+@pytest.mark.parametrize(
+    ("calls", "tail"),
+    [(99, ("", "")), (100, ("3.00", "")), (999, ("3.00", "")), (1000, ("3.00", "4.00"))],
+)
+def test_a_rare_percentile_needs_enough_calls(
+    paths: check.Paths, calls: int, tail: tuple[str, str]
+) -> None:
+    for name, value in (("calls", calls), ("p99_ms", 3.0), ("p999_ms", 4.0)):
+        change(paths.benchmark / "metrics.json", f"rows.student_ort_cpu_b1.{name}", value)
+    run(paths)
+    cells = (calls, "0.90", "1.00", "1.00", *tail, "7.00", "", "1111")
+    row = "".join(f'<td class="n">{cell}</td>' for cell in cells)
+    assert f"{row}<td" in paths.page.read_text()
+
+
 def test_a_busy_machine_is_told_of(paths: check.Paths) -> None:
     run(paths)
     assert "Something else was busy" not in paths.page.read_text()

@@ -159,3 +159,22 @@ def test_the_card_says_what_the_split_keeps_together(
     assert words in html(paths)
     is_apart = not changes.keys() & {"split_tears_groups", "groups_given"}
     assert (APART in html(paths)) == is_apart
+
+
+MEASURED_ON_OTHERS = "They may be of other groups than it learned from: it was measured on such."
+
+
+def test_the_card_says_what_the_model_is_for(paths: check.Paths) -> None:
+    run(paths)
+    card = (paths.release / "MODEL_CARD.md").read_text()
+    assert "in grey images like those of its data, resized to 32 x 32 pixels." in card
+    assert MEASURED_ON_OTHERS in card
+    for file in paths.release.glob("*.onnx"):
+        assert f"`{file.name}`" in card
+    assert "--evidence FOLDER`" in card
+    change(paths.validate / "metrics.json", "channels", 3)
+    change(paths.validate / "metrics.json", "split_method", "random")
+    run(paths)
+    card = (paths.release / "MODEL_CARD.md").read_text()
+    assert "in colour images" in card
+    assert MEASURED_ON_OTHERS not in card

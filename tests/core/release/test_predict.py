@@ -466,7 +466,7 @@ def test_the_oldest_software_that_the_card_names(release: Path, tmp_path: Path) 
     assert [pin.split("==")[0] for pin in pins] == ["onnxruntime", "numpy", "pillow"]
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True)
     python = tmp_path / "bare" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *pins]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *pins]
     subprocess.run(install, check=True)
     (tmp_path / "images").mkdir()
     deep = np.asarray(scene("L")).astype(np.uint16) * 16

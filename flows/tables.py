@@ -157,8 +157,9 @@ class Figures:
     def gain(self, trial: str, heading: str) -> Gain | None:
         """Mean paired gain of one model over another, over seeds and the places on the grid.
 
-        Returns: None if a model would be compared with itself, if one of the two was not run
-            everywhere, or if they were tested on different images.
+        Returns: None if a model would be compared with itself, as where two trials share a cached
+            model, if one of the two was not run everywhere, or if they were tested on different
+            images.
         """
         models, rows = self._models(trial, heading), self._rows_of_pairs(trial, heading)
         if self.is_of_itself(trial, heading) or not rows:
@@ -179,6 +180,8 @@ class Figures:
             count = max(len(left), len(right))
             seeds = zip(*(x * (count // len(x)) for x in (left, right)), strict=True)
             pairs += [Paired(one, other, labels, groups) for one, other in seeds]
+        if all(np.array_equal(pair.better, pair.worse) for pair in pairs):
+            return None
         return mean_paired_gain(pairs)
 
     def is_of_itself(self, trial: str, heading: str) -> bool:

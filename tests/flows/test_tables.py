@@ -89,6 +89,19 @@ def test_gains_over_other_images_are_none(tmp_path: Path) -> None:
     assert all(cell.startswith("+0.") for cell in table["two", "over control"])
 
 
+def test_a_model_that_two_trials_share_has_no_gain(tmp_path: Path) -> None:
+    """Where they differ only in what comes after it; one other place on the grid is enough."""
+    results, (_, first, _, second) = Results(tmp_path, "s"), all_trials(STUDY)
+    for trial in all_trials(STUDY):
+        results.add(trial, ROW, predicted(3.0, seed=trial.place["a.seed"]))
+    lines = summary(STUDY, results).splitlines()
+    assert gains(lines)["two", "over one"] == ["-", "-"]
+    assert "95 % intervals: 4; each misses the true value one time in twenty." in lines
+    results.add(second, ROW, predicted(3.0, seed=2))
+    assert first.name == second.name == "two"
+    assert gains(summary(STUDY, results).splitlines())["two", "over one"][0] != "-"
+
+
 def test_the_front(tmp_path: Path) -> None:
     study = Study(
         question="?",
@@ -266,4 +279,4 @@ def test_without_groups_there_is_no_figure_within_them(tmp_path: Path) -> None:
     cells = gains(lines)["one", "over control"]
     assert cells[0].startswith("+0.")
     assert cells[1] == "-"
-    assert "95 % intervals: 3;" in lines[-3]
+    assert "95 % intervals: 2;" in lines[-3]

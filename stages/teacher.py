@@ -82,6 +82,23 @@ class Params(Supervision):
             )
         return mode
 
+    @field_validator("members")
+    @classmethod
+    def _each_its_own(cls, members: int, info: ValidationInfo) -> int:
+        backbones = info.data.get("backbones", [])
+        if members < len(backbones):
+            raise PydanticCustomError("members", "leaves backbones out: expected one for each")
+        pretrained = info.data.get("weights", "none") != "none"
+        probes = info.data.get("mode") == "feature_extraction" and pretrained
+        if probes and 0 < len(set(backbones)) < members:
+            raise PydanticCustomError(
+                "probes",
+                "a probe of the same backbone is the same network: expected at most {count}, one "
+                "per different backbone, or mode finetune",
+                {"count": len(set(backbones))},
+            )
+        return members
+
     @field_validator("adapt")
     @classmethod
     def _something_to_adapt(cls, adapt: str, info: ValidationInfo) -> str:

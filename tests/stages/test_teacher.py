@@ -336,6 +336,27 @@ def test_a_probe_refuses_what_it_cannot_learn_with(changes: dict[str, Any], name
     params(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"members": 2}, "same network: expected at most 1, one per different backbone"),
+        ({"members": 3, "backbones": LITES}, "expected at most 2"),
+        ({"members": 2, "backbones": LITES[:1] * 2}, "expected at most 1"),
+        ({"members": 1, "backbones": LITES}, "leaves backbones out: expected one for each"),
+        ({"members": 1, "backbones": LITES, "mode": "finetune"}, "leaves backbones out"),
+    ],
+)
+def test_members_that_are_no_others_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParamsError, match=rf"^here: teacher\.members = \d: .*{words}"):
+        params(**({"mode": "feature_extraction"} | changes))
+
+
+def test_members_that_differ_are_not() -> None:
+    params(mode="feature_extraction", members=2, backbones=LITES)
+    params(mode="feature_extraction", members=2, weights="none")
+    params(members=3, backbones=LITES)
+
+
 @pytest.mark.parametrize("target", [True, False])
 def test_class_weights_are_of_labelled_training_images(tmp_path: Path, target: bool) -> None:
     data = load_dataset(validated(tmp_path / "data", target=target))

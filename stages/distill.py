@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from stages.core.dataset.data import Dataset, Rows, load_dataset
 from stages.core.nets.files import load_teacher, save_net
@@ -61,6 +62,17 @@ class Params(Lesson):
     @classmethod
     def _known_source(cls, weights: str) -> str:
         return weights if weights == TEACHER else checked_source(weights)
+
+    @field_validator("frozen_groups")
+    @classmethod
+    def _something_to_keep(cls, groups: int, info: ValidationInfo) -> int:
+        thin = info.data.get("width", 1) < 1 or info.data.get("depth", 1) < 1
+        if groups and (thin or info.data.get("weights") == "none"):
+            weights = "a selection of weights (width, depth)" if thin else "random weights"
+            raise PydanticCustomError(
+                "frozen", "would freeze {weights}: expected 0", {"weights": weights}
+            )
+        return groups
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from sklearn.linear_model import LogisticRegression
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.core.dataset.data import Dataset, load_dataset
 from stages.core.dataset.views import Views
@@ -81,6 +82,16 @@ class Params(Supervision):
                 "probe", "a linear probe cannot learn with {names}: finetune does", {"names": names}
             )
         return mode
+
+    @field_validator("frozen_groups")
+    @classmethod
+    def _something_to_keep(cls, groups: int, info: ValidationInfo) -> int:
+        random = info.data.get("weights") == "none" and info.data.get("mode") == "finetune"
+        if groups and random:
+            raise PydanticCustomError(
+                "frozen", "would freeze random weights (weights: none): expected 0"
+            )
+        return groups
 
     @field_validator("members")
     @classmethod
@@ -185,6 +196,11 @@ class TeacherTrainer:
             data=self.data,
             dropout=params.dropout,
         ).to(self.trainer.device)
+        if params.adapt == "adabn" and not any(isinstance(m, _BatchNorm) for m in net.modules()):
+            raise ParamsError(
+                f"teacher.adapt = 'adabn': {backbone} has no BatchNorm, whose statistics adapt; "
+                "expected none, mcc or dann"
+            )
         rows, features = adapt_statistics(net, self.views.plain, self.train, params.own_statistics)
         weights = params.image_weights(self.data, rows)
         fit_probe(net, features, self.data.labels[rows], weights, params.probe_c)

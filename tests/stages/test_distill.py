@@ -58,11 +58,29 @@ def test_thin_students_can_start_from_a_selection_of_them(
     classroom: Classroom, heirs: tuple[Path, Tensors, Tensors]
 ) -> None:
     teacher, taught, _ = heirs
-    student = heir(classroom, teacher, width=0.5)
+    paths = dataclasses.replace(classroom.paths("thin heir"), teacher=teacher)
+    targets = load_targets(classroom.targets, classroom.data)
+    how = params(weights="teacher", width=0.5, frozen_groups=0)
+    trainer = distill.StudentTrainer(how, paths, classroom.data, targets, RESOURCES)
+    student = trainer.untrained(3).backbone.model.state_dict()
     name = "blocks.0.0.conv_pw.weight"
     rows, columns = (torch.linspace(0, n - 1, k).round().long() for n, k in ((16, 8), (32, 32)))
     assert student[name].shape == (8, 32, 1, 1)
     assert torch.equal(student[name], taught[name][rows][:, columns])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weights": "none"}, "random weights"),
+        ({"width": 0.5}, "a selection of weights"),
+        ({"depth": 0.5, "weights": "teacher"}, "a selection of weights"),
+    ],
+)
+def test_layers_that_must_learn_are_not_frozen(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParamsError, match=rf"distill\.frozen_groups = 2: would freeze {words}"):
+        params(**changes)
+    params(frozen_groups=0, **changes)
 
 
 def test_what_the_teacher_does_not_have_is_refused(

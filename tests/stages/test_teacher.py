@@ -319,6 +319,22 @@ def test_a_probe_weighs_classes(teach: Teach) -> None:
     assert not np.allclose(plain.logits_by("probe"), weighed.logits_by("probe"), atol=1e-3)
 
 
+def test_adabn_needs_batch_norm(tmp_path: Path) -> None:
+    how = params(
+        adapt="adabn", backbones=["convnext_atto"], weights="none", mode="feature_extraction"
+    )
+    paths = paths_of(tmp_path / "run", validated(tmp_path / "data"))
+    with pytest.raises(ParamsError, match=r"adapt = 'adabn': convnext_atto has no BatchNorm"):
+        teacher.run(how, paths=paths, resources=RESOURCES)
+
+
+def test_random_weights_are_not_frozen() -> None:
+    with pytest.raises(ParamsError, match=r"teacher\.frozen_groups = 2: would freeze random"):
+        params(weights="none")
+    params(weights="none", frozen_groups=0)
+    params(weights="none", mode="feature_extraction")
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from stages.core.dataset.data import Rows, load_dataset
@@ -29,7 +30,6 @@ from stages.core.results import metrics, report
 from stages.core.results.schema.training import TargetsMetrics
 from stages.core.runner import stage
 from stages.core.runner.checkpoint import Checkpoint
-from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section
 from stages.core.runner.progress import Progress
 from stages.core.runner.runtime import Resources
@@ -45,6 +45,30 @@ class Params(Section):
     mix: Mix
     average_views: bool
     seed: int = Field(ge=0)
+
+    @field_validator("mix")
+    @classmethod
+    def _some_view_is_mixed(cls, mix: Mix, info: ValidationInfo) -> Mix:
+        if mix != "none" and info.data.get("view_count") == 1:
+            raise PydanticCustomError(
+                "mix", "mixes every second view, but view_count is 1: expected 2 views or more"
+            )
+        return mix
+
+    @field_validator("average_views")
+    @classmethod
+    def _something_to_average(cls, average: bool, info: ValidationInfo) -> bool:
+        if average and info.data.get("mix", "none") != "none":
+            raise PydanticCustomError(
+                "average",
+                "an image is mixed with another one in each view, which no mean describes: set mix "
+                "to none",
+            )
+        if average and info.data.get("features"):
+            raise PydanticCustomError(
+                "average", "features are not averaged, only logits: set features to false"
+            )
+        return average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +133,11 @@ class FrozenTeacher:
 
 def run(params: Params, *, paths: Paths, resources: Resources) -> None:
     """Run the teacher over every view, a checkpoint per view."""
-    if params.average_views and params.mix != "none":
-        raise ParamsError(
-            f"targets.average_views: with targets.mix = {params.mix!r}, an image is mixed with "
-            "another one in each view, which no mean describes; set one of the two back"
-        )
     data = load_dataset(paths.validated)
     teacher = load_teacher(paths.teacher).to(resources.torch_device())
     rows, everything = data.distillation_rows, np.arange(len(data.labels))
-    views = Views(data.pixels, params.seed, params.jitter, data.symmetries, params.mix, rows)
+    partners = data.rows("train")
+    views = Views(data.pixels, params.seed, params.jitter, data.symmetries, params.mix, partners)
     checkpoints = [Checkpoint(paths.scratch, f"view_{v}") for v in range(params.view_count)]
     done = sum(checkpoint.path.exists() for checkpoint in checkpoints)
     total = params.view_count * len(rows) + len(everything)

@@ -11,6 +11,7 @@ from stages.core.dataset.views import Views
 from stages.core.nets.files import load_teacher
 from stages.core.results import metrics
 from stages.core.runner.errors import ParamsError
+from stages.core.runner.params import parse_section
 from stages.core.training.targets import load_targets
 from tests.conftest import RESOURCES
 from tests.helpers.classroom import VIEWS, Classroom, close, filled
@@ -19,8 +20,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def params(**changes: Any) -> targets.Params:
-    values = {"view_count": VIEWS, "features": True, "jitter": 0.1, "seed": 2}
-    return targets.Params(**{**values, "mix": "none", "average_views": False, **changes})
+    values: dict[str, Any] = {"view_count": VIEWS, "features": True, "jitter": 0.1, "seed": 2}
+    values |= {"mix": "none", "average_views": False}
+    return parse_section({"targets": values | changes}, "targets", targets.Params, source="here")
 
 
 @pytest.mark.parametrize("view", range(VIEWS))
@@ -82,15 +84,25 @@ def test_targets_have_every_image_as_it_is(classroom: Classroom) -> None:
 def test_targets_may_be_the_mean_over_the_views(classroom: Classroom, tmp_path: Path) -> None:
     inputs = {"validated": classroom.validated, "teacher": classroom.teacher}
     paths = filled(targets.Paths, tmp_path / "averaged", **inputs)
-    targets.run(params(average_views=True), paths=paths, resources=RESOURCES)
+    targets.run(params(average_views=True, features=False), paths=paths, resources=RESOURCES)
     each, averaged = (load_targets(at, classroom.data) for at in (classroom.targets, paths.targets))
     rows = classroom.data.distillation_rows
     mean = torch.stack([each.logits(rows, view) for view in range(VIEWS)]).mean(0)
     for view in range(VIEWS):
         assert close(averaged.logits(rows, view), mean, 0.01)
-        assert torch.equal(averaged.features(rows, view), each.features(rows, view))
-    with pytest.raises(ParamsError, match=r"^targets\.average_views: with targets\.mix = 'cutmix'"):
-        targets.run(params(average_views=True, mix="cutmix"), paths=paths, resources=RESOURCES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mix": "mixup", "view_count": 1}, "mix = 'mixup': .*view_count is 1: expected 2"),
+        ({"average_views": True, "mix": "cutmix"}, "average_views = True: .*: set mix to none"),
+        ({"average_views": True}, "average_views = True: .*: set features to false"),
+    ],
+)
+def test_what_has_no_effect_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParamsError, match=rf"^here: targets\.{words}"):
+        params(**changes)
 
 
 def test_the_teacher_sees_the_mixed_images(classroom: Classroom, tmp_path: Path) -> None:
@@ -101,7 +113,7 @@ def test_the_teacher_sees_the_mixed_images(classroom: Classroom, tmp_path: Path)
     each, mixed = (load_targets(at, data) for at in (classroom.targets, paths.targets))
     rows = data.distillation_rows
     assert torch.equal(mixed.logits(rows, 0), each.logits(rows, 0))
-    assert set(mixed.views.partners) == set(rows)
+    assert set(mixed.views.partners) == set(data.rows("train")) < set(rows)
     with torch.inference_mode():
         logits = load_teacher(classroom.teacher)(mixed.views.batch(rows, 1))
     assert close(mixed.logits(rows, 1), logits)

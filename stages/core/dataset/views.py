@@ -29,7 +29,7 @@ class Views:
         seed: views of different seeds are independent.
         jitter: 0 leaves the grey values alone.
         symmetries: of the dataset.
-        partners: what images are mixed with.
+        partners: what images are mixed with; labelled ones, for students.
     """
 
     pixels: NDArray[np.uint8]

@@ -27,7 +27,10 @@ class Meaning(NamedTuple):
 
 # Of any model, when nothing else is known.
 MORE = "label more images, of more groups, or train a stronger teacher (teacher.recipe, backbones)"
-LESSON = "give the student more views (targets.view_count) or unlabelled images, or another alpha"
+LESSON = (
+    "give the student more views and epochs (targets.view_count, distill.recipe.epochs), or "
+    "unlabelled images, or another alpha"
+)
 ODD_GROUPS = (
     "look for an odd group in the report's table, and give validation more groups like it "
     "(validate.val_folds), or promise less (export.operating_point)"

@@ -107,7 +107,9 @@ def distillation_loss(
 ) -> Loss:
     """Learn from labels and teacher on the teacher's views: epoch e shows view e modulo V.
 
-    The labels' part is a mean over labelled images: it weighs the same however few they are.
+    The labels' part is a mean over labelled images: it weighs the same however few they are. They
+    are mixed with labelled ones, so it weighs the same in mixed views; an unlabelled image that is
+    mixed with one learns nothing from its label, since the control has no such images.
 
     Args:
         control: learn on the same views from the labels alone.
@@ -121,6 +123,7 @@ def distillation_loss(
             return label_loss(logits, labels)
         shares = mixture.shares.to(logits.device)
         partners = all_labels[mixture.partners].to(logits.device)
+        partners = torch.where(labels < 0, labels, partners)
         return label_loss(logits, labels, shares) + label_loss(logits, partners, 1 - shares)
 
     def loss(net: Net, rows: Rows, epoch: int) -> Tensor:

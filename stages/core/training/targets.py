@@ -94,7 +94,14 @@ def load_targets(folder: Path, data: Dataset) -> Targets:
     assert logits.shape[1] == len(rows)
     place[rows] = np.arange(len(rows))
     return Targets(
-        views=Views(data.pixels, how["seed"], how["jitter"], data.symmetries, how["mix"], rows),
+        views=Views(
+            data.pixels,
+            how["seed"],
+            how["jitter"],
+            data.symmetries,
+            how["mix"],
+            data.rows("train"),
+        ),
         view_count=len(logits),
         plain=np.load(folder / "plain.npy"),
         _logits=torch.from_numpy(logits),

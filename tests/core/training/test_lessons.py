@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,30 @@ def test_the_labels_of_mixed_images_are_mixed_alike(
     )
     expected = hard if control else 0.7 * hard + 0.3 * soft
     assert result == pytest.approx(expected, rel=1e-5)
+
+
+def test_mixed_labels_weigh_as_much_where_few_have_one(tmp_path: Path) -> None:
+    """An unlabelled image learns nothing from the label of the one that it is mixed with."""
+    data = dataset(n=20, classes=3)
+    rows = data.rows("train")
+    labels, splits = data.labels.copy(), data.splits.copy()
+    labels[rows[3:]], splits[rows[3:]] = -1, "unlabelled"
+    few = replace(data, labels=labels, splits=splits)
+    targets_of(tmp_path / "targets", data)
+    how = json.dumps({"seed": 4, "jitter": 0.3, "mix": "cutmix"})
+    (tmp_path / "targets" / "views.json").write_text(how)
+    targets, net = load_targets(tmp_path / "targets", few), student(data)
+    inputs = Inputs(net, targets.views, rows, VIEWS, tmp_path, plain=rows[:0], most_gb=1)
+    mixture = targets.views.mixture(rows, 1)
+    assert mixture is not None
+    assert set(mixture.partners) <= set(rows[:3])
+    with torch.inference_mode():
+        log_p = log_softmax(net(targets.views.batch(rows, 1)).double().numpy(), axis=1)
+        control = distillation_loss(few, targets, inputs, lesson(), control=True)
+        result = float(control(net, rows, 1)) * len(rows)
+    shares, each = mixture.shares.numpy(), np.arange(3)
+    own, other = (log_p[each, labels[named]] for named in (rows[:3], mixture.partners[:3]))
+    assert result == pytest.approx(-(shares[:3] * own + (1 - shares[:3]) * other).sum(), rel=1e-5)
 
 
 def test_few_labels_weigh_as_much_as_many(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from stages.core.results import pictures, report
 from stages.core.results.escape import spreadsheet_cell
 from stages.core.results.schema.data import ValidateMetrics
 from stages.core.runner import stage
-from stages.core.runner.errors import DataError
+from stages.core.runner.errors import DataError, ParamsError
 from stages.core.runner.params import parse_section
 from stages.core.runner.runtime import Resources
 from stages.core.runner.text import counted, listed, say
@@ -118,6 +118,11 @@ def read_source(folder: Path, params: Params) -> Source:
                 f"{params.background}): add the column group to the metadata, or set "
                 "validate.background to none"
             )
+    if params.fold and (source.split_folders or params.split == "column"):
+        raise ParamsError(
+            f"validate.fold = {params.fold}: the test split of {folder} is given, so each fold is "
+            "the same; expected 0, or a folder in which validate makes the splits"
+        )
     is_split = set(source.table["split"]) - {"", UNLABELLED}
     if is_split and not source.split_folders and params.split != "column":
         say(f"the metadata's split is not used (validate.split: {params.split}; column uses it)")

@@ -1,4 +1,4 @@
-"""115 kinds of bad input: each is named in one line, and nothing is taken as done.
+"""116 kinds of bad input: each is named in one line, and nothing is taken as done.
 
 A long file, since it is one table: kind, breakage, words of the message.
 """
@@ -498,6 +498,11 @@ BROKEN: dict[str, tuple[Breakage, list[str], dict[str, Any]]] = {
         near_copy,
         ["near duplicates or groups in two places: g1_1.png and g2_1.png; expected none",
          "or set validate.on_leak to move"], {"on_leak": "refuse"},
+    ),
+    "groups that a random split tears apart": (
+        lambda root: None,
+        ["near duplicates or groups in two places: g", "expected none: set validate.split to anot"],
+        {"split": "random", "on_leak": "refuse"},
     ),
     "near duplicates in two given splits": (
         both(near_copy, column("split", split_by_group), edit("split", "train")),

@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from stages.core.dataset.data import load_dataset
+from stages.core.runner.errors import ParamsError
 from tests.conftest import MakeFolder
 from tests.helpers.front_door import (
     both,
@@ -115,6 +117,21 @@ def test_split_folders_are_respected(
     plain = {"Train": "train", "valid": "val", "test": "test"}
     assert (rows["file_name"].str.split("/").str[0].map(plain) == rows["split"]).all()
     assert quarantined(out) == []
+
+
+@pytest.mark.parametrize("given", ["folders", "column"])
+def test_splits_that_are_given_have_one_fold(
+    tmp_path: Path, image_folder: MakeFolder, given: Literal["folders", "column"]
+) -> None:
+    image_folder()
+    if given == "folders":
+        places = {f"g{g}": "test" if g < 2 else "train" for g in range(8)}
+        class_folders(tmp_path, tmp_path / "made", places)
+        as_images(tmp_path, tmp_path / "made")
+    else:
+        column("split", lambda t: "test")(tmp_path)
+    with pytest.raises(ParamsError, match=r"validate\.fold = 1: the test split of .* is given"):
+        run(tmp_path, fold=1, split="column" if given == "column" else "stratified_group")
 
 
 def test_grey_becomes_rgb_among_colours(tmp_path: Path, image_folder: MakeFolder) -> None:

@@ -135,8 +135,6 @@ def _split(
     leaks = leaking(placed, among(pairs, placed.index))
     reasons = "a near duplicate, or its group, is in the " + leaks + " split"
     refused = params.on_leak == "refuse"
-    if method == "random":
-        return table, {"groups_joined": 0, "left_out": 0, "leaking": len(leaks)}
     if refused and (len(leaks) or joined):
         left, right = (table["file_name"].iloc[pairs[:, side]].to_numpy() for side in (0, 1))
         across = groups.to_numpy()[pairs]
@@ -144,10 +142,13 @@ def _split(
             f"{a} and {b}" for a, b, g in zip(left, right, across, strict=True) if g[0] != g[1]
         ]
         rows = [f"{table.loc[i, 'file_name']} ({why})" for i, why in reasons.items()]
+        mend = "set validate.split to another" if method == "random" else "put them into one group"
         raise DataError(
             f"near duplicates or groups in two places: {'; '.join((rows or between)[:5])}; "
-            "expected none: put them into one group, leave one out, or set validate.on_leak to move"
+            f"expected none: {mend}, leave one out, or set validate.on_leak to move"
         )
+    if method == "random":
+        return table, {"groups_joined": 0, "left_out": 0, "leaking": len(leaks)}
     return quarantine.leave_out(table, reasons, "leak"), {
         "groups_joined": joined,
         "left_out": len(leaks),

@@ -15,6 +15,7 @@ from flows.ui import flatten
 from stages.core.results.every_stage import SCHEMA
 from stages.core.results.report import read_metrics
 from stages.core.runner.disk import settle
+from stages.core.runner.errors import ParamsError
 from stages.core.runner.params import Section, load_yaml, parse_section
 
 # Columns of predictions that hold names: `01` is no number there.
@@ -221,4 +222,11 @@ def collect(graph: Graph) -> tuple[dict[str, Any], pd.DataFrame | None]:
 
 def load(path: Path) -> Study:
     """A study's file. Raises: ParamsError."""
-    return parse_section({"study": load_yaml(path)}, "study", Study, source=path.name)
+    study = parse_section({"study": load_yaml(path)}, "study", Study, source=path.name)
+    for name, changes in study.trials.items():
+        if both := study.grid.keys() & flatten(changes).keys():
+            raise ParamsError(
+                f"{path.name}: study.trials.{name}: sets {', '.join(sorted(both))}, which the grid "
+                "would replace; take it out of one of the two"
+            )
+    return study

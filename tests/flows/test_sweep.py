@@ -140,6 +140,13 @@ def test_a_typo_in_a_study_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "s.yaml")
 
 
+def test_a_trial_that_the_grid_would_change_is_refused(tmp_path: Path) -> None:
+    text = "question: q\ntrials: {a: {b: {c: 1}}}\nshow: {x: y}\ngrid: {b.c: [2, 3]}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=r"^s\.yaml: study\.trials\.a: sets b\.c, which the grid"):
+        load(tmp_path / "s.yaml")
+
+
 def test_a_row_is_done_with_its_params_and_data(tmp_path: Path) -> None:
     """Whatever the code: the summary says so. A row may not tell its data."""
     results, (first, second, *_) = Results(tmp_path, "s"), all_trials(STUDY)

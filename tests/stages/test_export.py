@@ -300,12 +300,13 @@ def timed(tmp_path: Path, image_folder: MakeFolder) -> benchmark.Paths:
 def test_an_engine_that_no_ratio_needs_may_fail(
     timed: benchmark.Paths, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    def process(job: Job) -> Process:
-        if job.engine == failing:
-            raise Unavailable("no compiler")
-        return Process(job)
+    class Failing(Process):
+        def __init__(self, job: Job) -> None:
+            if job.engine == failing:
+                raise Unavailable("no compiler")
+            super().__init__(job)
 
-    monkeypatch.setattr(benchmark, "Process", process)
+    monkeypatch.setattr(benchmark, "Process", Failing)
     params = benchmark.Params(
         engines=["torch", "ort"], batches=[1], threads=[None], rounds=1,
         seconds_per_round=0.01, load_seconds=0, max_p99_ms=10,

@@ -191,13 +191,19 @@ def test_the_labels_of_mixed_images_are_mixed_alike(
     assert result == pytest.approx(expected, rel=1e-5)
 
 
-def test_mixed_labels_weigh_as_much_where_few_have_one(tmp_path: Path) -> None:
-    """An unlabelled image learns nothing from the label of the one that it is mixed with."""
+def with_three_labels() -> tuple[Dataset, Dataset]:
+    """A dataset, and the same with labels for three of its training images."""
     data = dataset(n=20, classes=3)
     rows = data.rows("train")
     labels, splits = data.labels.copy(), data.splits.copy()
     labels[rows[3:]], splits[rows[3:]] = -1, "unlabelled"
-    few = replace(data, labels=labels, splits=splits)
+    return data, replace(data, labels=labels, splits=splits)
+
+
+def test_mixed_labels_weigh_as_much_where_few_have_one(tmp_path: Path) -> None:
+    """An unlabelled image learns nothing from the label of the one that it is mixed with."""
+    data, few = with_three_labels()
+    rows = data.rows("train")
     targets_of(tmp_path / "targets", data)
     how = json.dumps({"seed": 4, "jitter": 0.3, "mix": "cutmix"})
     (tmp_path / "targets" / "views.json").write_text(how)
@@ -211,16 +217,13 @@ def test_mixed_labels_weigh_as_much_where_few_have_one(tmp_path: Path) -> None:
         control = distillation_loss(few, targets, inputs, lesson(), control=True)
         result = float(control(net, rows, 1)) * len(rows)
     shares, each = mixture.shares.numpy(), np.arange(3)
-    own, other = (log_p[each, labels[named]] for named in (rows[:3], mixture.partners[:3]))
+    own, other = (log_p[each, few.labels[named]] for named in (rows[:3], mixture.partners[:3]))
     assert result == pytest.approx(-(shares[:3] * own + (1 - shares[:3]) * other).sum(), rel=1e-5)
 
 
 def test_few_labels_weigh_as_much_as_many(tmp_path: Path) -> None:
-    data = dataset(n=20, classes=3)
+    data, few = with_three_labels()
     rows = data.rows("train")
-    labels, splits = data.labels.copy(), data.splits.copy()
-    labels[rows[3:]], splits[rows[3:]] = -1, "unlabelled"
-    few = replace(data, labels=labels, splits=splits)
     value, net, targets = loss_of(tmp_path, data, lesson())
     inputs = Inputs(net, targets.views, rows, VIEWS, tmp_path, plain=rows[:0], most_gb=1)
     loss = distillation_loss(few, targets, inputs, lesson())
